@@ -1,0 +1,45 @@
+# make demo     the main job on a small rendered world, with a report in runs/demo
+# make test     the tests, but for the slow ones (make slow)
+# make lint     style, types and the floors of the house
+# PYTHON=python3.12 make test    with another interpreter (when .venv is made)
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# DeepSpeed looks for ninja on the path when it compiles.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: demo test slow lint install clean
+
+demo: $(INSTALLED)
+	$(BIN)/python -m tests.e2e.demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+install: $(INSTALLED)
+
+# The tested versions are of Python 3.11; some of them have no release for 3.10, where pip takes the newest that has.
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV): about 6 GB, mostly torch; 2 to 5 minutes with a good line."
+	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; \
+	then $(BIN)/pip install -c constraints.txt -e '.[dev]'; \
+	else $(BIN)/pip install -e '.[dev]'; fi
+	@echo "Making DeepSpeed ready: what it has to compile on this machine, it compiles now."
+	$(BIN)/python -m vlp.train.build
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,44 @@
+"""The door of `vlp-data`. A user's mistake ends in one plain sentence and an exit code, never in a traceback."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from data_tools.coco import coco
+from data_tools.folder import folder
+from data_tools.index import index
+from data_tools.inspect import inspect
+from data_tools.shapes import shapes
+from data_tools.tokenizer import tokenizer
+from data_tools.tsv import tsv
+from vlp.errors import VlpError
+
+app = typer.Typer(
+    name="vlp-data",
+    help="Make shards and indexes from datasets, and look into them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (coco, tsv, folder, shapes, tokenizer, index, inspect):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run `vlp-data` and exit: 0 done, 1 failed, 2 used wrongly."""
+    try:
+        app()
+    except VlpError as error:
+        print(f"vlp-data: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"vlp-data: {place}{error.strerror or error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

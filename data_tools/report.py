@@ -1,0 +1,97 @@
+"""What an import read, wrote, skipped and why: on the terminal and as `import_report.json` beside the shards."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from data_tools.writer import REPORT
+
+_KEPT = 100
+"""Names kept per reason; the counts are exact."""
+_SHOWN = 3
+
+
+@dataclass
+class Skipped:
+    count: int = 0
+    names: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Report:
+    """Counted while an import runs."""
+
+    source: dict[str, Any]
+    """The command and its arguments."""
+    read: dict[str, int] = field(default_factory=dict)
+    written: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, Skipped] = field(default_factory=dict)
+    """By reason."""
+    notes: dict[str, Skipped] = field(default_factory=dict)
+    """What was written although something about it should be known, by reason."""
+
+    def count(self, what: str, number: int = 1) -> None:
+        """Something was read."""
+        self.read[what] = self.read.get(what, 0) + number
+
+    def wrote(self, what: str, number: int = 1) -> None:
+        self.written[what] = self.written.get(what, 0) + number
+
+    def skip(self, reason: str, name: str) -> None:
+        """Something was left out."""
+        _add(self.skipped, reason, name)
+
+    def note(self, reason: str, name: str) -> None:
+        """Something was written, with a flaw."""
+        _add(self.notes, reason, name)
+
+    def save(self, out: Path) -> None:
+        """Write `import_report.json`."""
+        record = {
+            "source": self.source,
+            "read": self.read,
+            "written": self.written,
+            "skipped": _plain(self.skipped),
+            "notes": _plain(self.notes),
+        }
+        text = json.dumps(record, indent=1, ensure_ascii=False)
+        (out / REPORT).write_text(text + "\n", encoding="utf-8")
+
+    def show(self, out: Path, console: Console) -> None:
+        """Print the report in a few lines."""
+        console.print(f"read {_listed(self.read)}", markup=False, highlight=False)
+        console.print(f"wrote {_listed(self.written)} to {out}", markup=False, highlight=False, soft_wrap=True)
+        for verb, reasons in (("skipped", self.skipped), ("note:", self.notes)):
+            for reason, entry in reasons.items():
+                line = f"{verb} {entry.count}: {reason} ({_examples(entry)})"
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def reasons(self) -> str:
+        """All reasons with their counts, the most frequent first."""
+        by_count = sorted(self.skipped.items(), key=lambda item: -item[1].count)
+        return ", ".join(f"{entry.count} x {reason}" for reason, entry in by_count) or "the source is empty"
+
+
+def _add(entries: dict[str, Skipped], reason: str, name: str) -> None:
+    entry = entries.setdefault(reason, Skipped())
+    entry.count += 1
+    if len(entry.names) < _KEPT:
+        entry.names.append(name)
+
+
+def _plain(entries: dict[str, Skipped]) -> list[dict[str, Any]]:
+    return [{"reason": reason, "count": entry.count, "examples": entry.names} for reason, entry in entries.items()]
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{number:,} {what}" for what, number in counts.items()) or "nothing"
+
+
+def _examples(entry: Skipped) -> str:
+    more = ", ..." if entry.count > _SHOWN else ""
+    return ", ".join(entry.names[:_SHOWN]) + more

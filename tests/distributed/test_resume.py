@@ -1,0 +1,124 @@
+"""A run that stops and resumes walks the same curve, at every ZeRO stage and world size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.distributed.ranks import run_on_ranks
+from tests.distributed.standin import engine_of, split_step
+from vlp.errors import CheckpointError
+from vlp.train.checkpoint import CheckpointConfig, Checkpoints, newest, read_weights
+from vlp.train.distributed import World
+
+STAGES = (0, 1, 2, 3)
+BEFORE, AFTER = 3, 4
+
+
+def checkpoints_of(directory: Path, world: World, **fingerprints: str) -> Checkpoints:
+    return Checkpoints(directory, CheckpointConfig(keep=2), world, {"model": "m", "data": "d", **fingerprints})
+
+
+def train(world: World, stage: int, directory: Path | None, first: int, last: int, **options: Any) -> list[float]:
+    """Steps first .. last; a run that does not begin at 0 resumes from the checkpoint, one that does saves one."""
+    engine = engine_of(world, stage, **options)
+    if first:
+        state = checkpoints_of(directory, world).load_newest(engine)
+        assert state is not None
+        assert state.step == first
+        assert state.facts == {"note": 1}
+    numbers = []
+    for number in range(first, last):
+        result = engine.train_step(split_step(number, world, 2), 0.01)
+        numbers += [result.loss, result.grad_norm]
+    if directory and not first:
+        checkpoints_of(directory, world).save(engine, last, {"note": 1})
+    weights = engine.full_weights()
+    engine.close()
+    return [*numbers, *(float(w.double().sum()) for w in weights.values())] if world.is_main else numbers
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_resumed_at_the_same_size_and_stage_is_bit_identical(tmp_path: Path, stage: int, precision: str) -> None:
+    options = {"stage": stage, "precision": precision, "dropout": 0.5, "frozen": True}
+    whole = run_on_ranks(2, train, directory=None, first=0, last=BEFORE + AFTER, **options)
+    run_on_ranks(2, train, directory=tmp_path, first=0, last=BEFORE, **options)
+    rest = run_on_ranks(2, train, directory=tmp_path, first=BEFORE, last=BEFORE + AFTER, **options)
+    for one, other in zip(whole, rest, strict=True):
+        assert one[2 * BEFORE :] == other
+
+
+@pytest.mark.parametrize("source", STAGES)
+@pytest.mark.parametrize(("ranks_before", "ranks_after"), [(2, 1), (1, 2), (2, 2), (2, 3)])
+def test_resumed_at_any_size_and_stage_walks_the_same_curve(
+    tmp_path: Path, source: int, ranks_before: int, ranks_after: int
+) -> None:
+    whole = run_on_ranks(ranks_before, train, stage=source, directory=None, first=0, last=BEFORE + AFTER)[0]
+    run_on_ranks(ranks_before, train, stage=source, directory=tmp_path, first=0, last=BEFORE)
+    for target in STAGES:
+        found = run_on_ranks(ranks_after, train, stage=target, directory=tmp_path, first=BEFORE, last=BEFORE + AFTER)
+        assert found[0] == pytest.approx(whole[2 * BEFORE :], abs=1e-5), f"stage {source} to {target}"
+
+
+def save_and_compare(world: World, stage: int, directory: Path) -> None:
+    engine = engine_of(world, stage, frozen=True)
+    engine.train_step(split_step(0, world, 1), 0.01)
+    path = checkpoints_of(directory, world).save(engine, 1)
+    weights = engine.full_weights()
+    engine.close()
+    if world.is_main:
+        read = read_weights(path)
+        assert read.keys() == weights.keys()
+        for name in weights:
+            assert torch.equal(read[name], weights[name])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_weights_are_read_without_an_engine(tmp_path: Path, stage: int) -> None:
+    run_on_ranks(2, save_and_compare, stage=stage, directory=tmp_path)
+
+
+def load_as(world: World, directory: Path, **fingerprints: str) -> None:
+    engine = engine_of(world, 1)
+    try:
+        checkpoints_of(directory, world, **fingerprints).load_newest(engine)
+    finally:
+        engine.close()
+
+
+def test_another_model_or_data_is_refused(tmp_path: Path) -> None:
+    run_on_ranks(2, train, stage=1, directory=tmp_path, first=0, last=1)
+    with pytest.raises(CheckpointError, match="was made with another data"):
+        run_on_ranks(2, load_as, directory=tmp_path, data="other")
+
+
+def fail_to_write(world: World, directory: Path) -> None:
+    engine = engine_of(world, 1)
+    checkpoints = checkpoints_of(directory, world)
+    checkpoints.save(engine, 1)
+    from vlp.train import checkpoint
+
+    working = checkpoint._write
+
+    def full(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+        if world.rank == 1:
+            raise OSError(28, "No space left on device")
+        working(path, tensors)
+
+    checkpoint._write = full
+    try:
+        checkpoints.save(engine, 2)
+    finally:
+        checkpoint._write = working
+        engine.close()
+
+
+def test_a_full_disk_on_one_rank_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="could not be written"):
+        run_on_ranks(2, fail_to_write, directory=tmp_path)
+    assert newest(tmp_path) == tmp_path / "step-00000001"
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]

@@ -1,0 +1,120 @@
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from vlp.data.text import TextEncoder
+from vlp.errors import ConfigError
+
+WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] a red circle ##s left of the blue square café".split()
+
+
+@pytest.fixture
+def vocabulary(tmp_path: Path) -> Path:
+    folder = tmp_path / "bert"
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
+    return folder
+
+
+def pieces(encoder: TextEncoder, text: str) -> list[str]:
+    return [WORDS[number] for number in encoder.encode(text)[0]]
+
+
+def test_a_text_stands_between_its_special_tokens(vocabulary: Path) -> None:
+    encoder = TextEncoder(vocabulary, 20)
+    ids_T, special_T, word_T = encoder.encode("A red circles")
+    assert [WORDS[number] for number in ids_T] == ["[CLS]", "a", "red", "circle", "##s", "[SEP]"]
+    assert special_T.tolist() == [True, False, False, False, False, True]
+    assert word_T.tolist() == [-1, 0, 1, 2, 2, -1]
+    assert (ids_T.dtype, special_T.dtype, word_T.dtype) == (np.int64, np.bool_, np.int64)
+    assert encoder.count(["A red circles", ""]) == [6, 2]
+
+
+def test_a_long_text_is_cut_and_keeps_its_end(vocabulary: Path) -> None:
+    encoder = TextEncoder(vocabulary, 4)
+    ids_T, special_T, word_T = encoder.encode("a red circle left of the blue square")
+    assert [WORDS[number] for number in ids_T] == ["[CLS]", "a", "red", "[SEP]"]
+    assert len(special_T) == len(word_T) == 4
+    assert encoder.count(["a red circle left of the blue square"]) == [10], "counts are of the uncut text"
+
+
+def test_decomposed_letters_are_composed(vocabulary: Path) -> None:
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    folder = vocabulary.parent / "levels"
+    names = {name: f"[{name[:-6].upper()}]" for name in ("cls_token", "sep_token", "mask_token", "unk_token")}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+    decomposed = unicodedata.normalize("NFD", "café")
+    assert len(decomposed) == 5
+    assert pieces(TextEncoder(folder, 9), decomposed) == ["[CLS]", "café", "[SEP]"]
+    assert TextEncoder(folder, 9).count([decomposed]) == [3]
+
+
+def test_special_tokens_written_in_a_text_are_not_to_be_hidden(vocabulary: Path) -> None:
+    _, special_T, word_T = TextEncoder(vocabulary, 9).encode("red [MASK] circle")
+    assert special_T.tolist() == [True, False, True, False, True]
+    assert word_T.tolist()[2] == -1
+
+
+def test_random_ids_are_all_but_the_special_ones(vocabulary: Path) -> None:
+    encoder = TextEncoder(vocabulary, 9)
+    assert encoder.random_ids.tolist() == list(range(5, len(WORDS)))
+    assert encoder.vocab_size == len(WORDS)
+    assert encoder.mask_id == 4
+
+
+def test_roberta_names_work(tmp_path: Path) -> None:
+    words = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "red", "circle"]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    names = {"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(tmp_path)
+    encoder = TextEncoder(tmp_path, 9)
+    assert encoder.encode("red circle")[0].tolist() == [0, 5, 6, 2]
+    assert encoder.random_ids.tolist() == [5, 6]
+
+
+def test_saved_and_loaded_it_is_the_same(vocabulary: Path, tmp_path: Path) -> None:
+    encoder = TextEncoder(vocabulary, 9)
+    encoder.save(tmp_path / "saved")
+    again = TextEncoder(tmp_path / "saved", 9)
+    assert again.fingerprint == encoder.fingerprint
+    assert again.encode("a red circle")[0].tolist() == encoder.encode("a red circle")[0].tolist()
+
+
+def test_another_vocabulary_has_another_fingerprint(vocabulary: Path) -> None:
+    before = TextEncoder(vocabulary, 9).fingerprint
+    (vocabulary / "vocab.txt").write_text("\n".join([*WORDS, "green"]) + "\n", encoding="utf-8")
+    assert TextEncoder(vocabulary, 9).fingerprint != before
+
+
+@pytest.mark.parametrize("source", ["/no/such/folder", "./none", "runs/a/tokenizer"])
+def test_a_missing_directory_is_a_sentence(source: str) -> None:
+    with pytest.raises(ConfigError, match=f"^tokenizer: no directory '{source}'"):
+        TextEncoder(source, 9)
+
+
+def test_a_directory_without_a_tokenizer_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="^tokenizer: .* cannot be loaded") as caught:
+        TextEncoder(tmp_path, 9)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_without_a_mask_is_refused(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "red": 2}, unk_token="red"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, cls_token="<s>", sep_token="</s>").save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="has no mask_token"):
+        TextEncoder(tmp_path, 9)
+
+
+def test_the_vocabulary_of_bert(test_data: Path) -> None:
+    encoder = TextEncoder(test_data / "bert_vocab", 30)
+    assert encoder.vocab_size == 30_522
+    assert (encoder.cls_id, encoder.sep_id, encoder.mask_id) == (101, 102, 103)
+    ids_T, _, word_T = encoder.encode("Two unaffable dogs.")
+    assert encoder.decode(ids_T.tolist()) == "[CLS] two unaffable dogs. [SEP]"
+    assert word_T.tolist() == [-1, 0, 1, 1, 1, 2, 3, -1]

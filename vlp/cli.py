@@ -1,0 +1,129 @@
+"""The `vlp` command. Heavy imports wait until a command runs, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vlp.errors import ConfigError, VlpError
+
+app = typer.Typer(
+    help="Pre-train vision-language transformers, fine-tune them, and extract their features.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Config = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="section.key=value, as in batch.size=64 model.dropout=0.2.", metavar="[KEY=VALUE]...")
+]
+Nproc = Annotated[int, typer.Option(help="Start so many ranks on this machine.", min=1)]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in run.dir from its newest checkpoint.")]
+Model = Annotated[Path, typer.Option(help="The model/ directory of a run.", show_default=False)]
+Data = Annotated[Path, typer.Option(help="A directory of indexed shards.", show_default=False)]
+Tokens = Annotated[int, typer.Option(help="Most tokens of a batch; bounds memory.", min=1)]
+Precision = Annotated[str, typer.Option(help="fp32 or bf16.")]
+
+
+@app.command()
+def pretrain(config: Config, overrides: Overrides = None, nproc: Nproc = 1, resume: Resume = False) -> None:
+    """Pre-train a model as a config says."""
+    if _launched(nproc):
+        return
+    from vlp.job import train
+
+    _finish(train(config, overrides or [], "pretrain", resume=resume))
+
+
+@app.command()
+def finetune(config: Config, overrides: Overrides = None, nproc: Nproc = 1, resume: Resume = False) -> None:
+    """Fine-tune a trained model for a task."""
+    if _launched(nproc):
+        return
+    from vlp.job import train
+
+    _finish(train(config, overrides or [], "finetune", resume=resume))
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    data: Data,
+    task: Annotated[str | None, typer.Option(help="pretrain, vqa or retrieval; by default what the model was trained for.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the metrics as JSON here.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Judge only so many examples (retrieval: images).", min=1)] = None,
+    micro_tokens: Tokens = 8192,
+    precision: Precision = "fp32",
+    nproc: Nproc = 1,
+) -> None:
+    """Judge a trained model on a dataset."""
+    if _launched(nproc):
+        return
+    from vlp.inference import evaluate_model
+
+    evaluate_model(model, data, task, out=out, limit=limit, micro_tokens=micro_tokens, precision=precision)
+
+
+@app.command()
+def extract(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder for the features.", show_default=False)],
+    what: Annotated[str, typer.Option(help="Any of pooled, text, image, text.unimodal, image.unimodal, by commas.")] = "pooled",
+    format: Annotated[str, typer.Option(help="parquet.")] = "parquet",
+    micro_tokens: Tokens = 8192,
+    precision: Precision = "fp32",
+    nproc: Nproc = 1,
+) -> None:
+    """Write the features of every example of a dataset."""
+    if format != "parquet":
+        raise ConfigError(f"--format: '{format}' is not known, it should be parquet")
+    if _launched(nproc):
+        return
+    from vlp.inference import extract_features
+
+    extract_features(model, data, out, what, micro_tokens=micro_tokens, precision=precision)
+
+
+@app.command()
+def describe(config: Config, overrides: Overrides = None) -> None:
+    """Show a model config: its blocks and parameters."""
+    from vlp.describe import describe_model
+
+    describe_model(config, overrides or [])
+
+
+def _launched(nproc: int) -> bool:
+    """Start the same command on several ranks, if asked to and not one of them already."""
+    if nproc == 1 or "RANK" in os.environ:
+        return False
+    from vlp.launch import launch
+
+    code = launch(sys.argv[1:], nproc)
+    if code:
+        raise typer.Exit(code)
+    return True
+
+
+def _finish(outcome: Any) -> None:
+    """A run that a signal stopped is not a success to a script."""
+    if not outcome.finished:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake gives one sentence and exit code 2 or 1, no traceback."""
+    try:
+        app()
+    except VlpError as error:
+        print(f"vlp: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("vlp: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,50 @@
+"""A dataset as the loader uses it: its index, its reader, which of its texts make examples, and their lengths."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlp.data.index import Block, Index, Texts, examples_per_shard, open_block
+from vlp.data.lengths import TokenLengths
+from vlp.data.shards import ShardReader
+from vlp.types import Sample
+
+
+class Dataset:
+    """One data directory, read by (shard, row)."""
+
+    def __init__(self, index: Index, texts: Texts, lengths: TokenLengths) -> None:
+        self.index = index
+        self.texts: Texts = texts
+        self.lengths = lengths
+        self._uncut = copy.copy(lengths)
+        self._uncut.limit = int(np.iinfo(np.int32).max)
+        self._reader = ShardReader(index)
+
+    @property
+    def examples_S(self) -> NDArray[np.int64]:
+        """Examples of each shard, for `Order`."""
+        return examples_per_shard(self.index.manifest, self.texts)
+
+    def shard_name(self, shard: int) -> str:
+        return self.index.manifest.shards[shard].name
+
+    def open_block(self, shards: Sequence[int]) -> tuple[Block, NDArray[np.bool_]]:
+        """The block of some shards, and which of its examples have a text that is longer than the limit, [E]."""
+        block = open_block(self.index, shards, self.texts, self._uncut)
+        limit = self.lengths.limit
+        cut_E = block.tokens_E > limit
+        return replace(block, tokens_E=np.minimum(block.tokens_E, np.int32(limit))), cut_E
+
+    def read(self, shard: int, row: int, *, image: bool, regions: bool, texts: bool) -> Sample:
+        """One sample.
+
+        Raises:
+            BadSample: a member cannot be read.
+        """
+        return self._reader.read(shard, row, image=image, regions=regions, texts=texts)

@@ -1,0 +1,117 @@
+"""Text into token ids, with a transformers tokenizer from a directory or the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlp.errors import ConfigError
+
+
+class TextEncoder:
+    """A tokenizer and the longest text that the model takes.
+
+    A text becomes `[CLS] tokens [SEP]` (or `<s> tokens </s>`: whatever the tokenizer calls them); a longer text is
+    cut, keeping the last special token.
+
+    Args:
+        source: a directory that holds a tokenizer, or a hub id.
+        max_length: tokens of a text, specials included.
+    Raises:
+        ConfigError: the tokenizer is not there, or has no token to begin, end or mask with.
+    """
+
+    def __init__(self, source: str | Path, max_length: int) -> None:
+        self.source = str(source)
+        self.max_length = max_length
+        if max_length < 3:
+            raise ConfigError(f"a text of {max_length} tokens has no room for a word: give at least 3")
+        self._tokenizer = _load(self.source)
+        self.cls_id = self._special("cls_token")
+        self.sep_id = self._special("sep_token")
+        self.mask_id = self._special("mask_token")
+        """The id that stands where a token is hidden."""
+        self._special_ids = np.array(sorted(set(self._tokenizer.all_special_ids)), np.int64)
+        self.vocab_size = max(self._tokenizer.get_vocab().values()) + 1
+        """Rows that a word embedding needs: the largest id and one."""
+        ids = np.array(sorted(set(self._tokenizer.get_vocab().values())), np.int64)
+        self.random_ids = np.setdiff1d(ids, self._special_ids)
+        """Ids that may stand in for a masked token: all but the special ones."""
+        self.fingerprint = _fingerprint(self._tokenizer)
+        """Changes whenever a text could give other tokens."""
+
+    def encode(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
+        """Token ids, which of them are special, and the word each belongs to (-1 for specials), each [T]."""
+        encoding = self._tokenizer.backend_tokenizer.encode(_normal(text), add_special_tokens=False)
+        room = self.max_length - 2
+        token_ids_T = np.array([self.cls_id, *encoding.ids[:room], self.sep_id], np.int64)
+        special_T = np.isin(token_ids_T, self._special_ids)
+        words = [-1, *(-1 if word is None else word for word in encoding.word_ids[:room]), -1]
+        return token_ids_T, special_T, np.where(special_T, -1, np.array(words, np.int64))
+
+    def count(self, texts: list[str]) -> list[int]:
+        """Tokens of each text before it is cut, specials included."""
+        normal = [_normal(text) for text in texts]
+        encodings = self._tokenizer.backend_tokenizer.encode_batch(normal, add_special_tokens=False)
+        return [len(encoding.ids) + 2 for encoding in encodings]
+
+    def decode(self, token_ids: list[int]) -> str:
+        """The text that these tokens stand for, for logs and pictures."""
+        return str(self._tokenizer.decode(token_ids))
+
+    def save(self, directory: Path) -> None:
+        """Write the tokenizer, so that `TextEncoder(directory, ...)` and transformers load it."""
+        self._tokenizer.save_pretrained(directory)
+
+    def _special(self, name: str) -> int:
+        number = getattr(self._tokenizer, f"{name}_id", None)
+        if number is None:
+            raise ConfigError(f"tokenizer: '{self.source}' has no {name}, which begins, ends or hides a text: add one")
+        return int(number)
+
+
+def _normal(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _load(source: str) -> Any:
+    """The tokenizer in a directory, else the one of that hub id."""
+    from transformers import AutoTokenizer, BertTokenizer
+
+    path = Path(source).expanduser()
+    try:
+        if not path.is_dir():
+            if path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
+                raise ConfigError(f"tokenizer: no directory '{source}': give one that holds a tokenizer, or a hub id")
+            tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True)
+        elif (path / "vocab.txt").exists() and not any((path / name).exists() for name in _DESCRIBED):
+            # A bare BERT vocabulary says nothing of itself, and AutoTokenizer gives up.
+            tokenizer = BertTokenizer.from_pretrained(path)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ConfigError(
+            f"tokenizer: '{source}' cannot be loaded as a directory or hub id ({reason}): "
+            "give a directory that `vlp-data tokenizer` or transformers' save_pretrained wrote, or a hub id"
+        ) from None
+    if not getattr(tokenizer, "is_fast", False):
+        raise ConfigError(f"tokenizer: '{source}' has no fast version (tokenizer.json), which word numbers need")
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
+
+
+_DESCRIBED = ("tokenizer.json", "tokenizer_config.json", "config.json")
+
+
+def _fingerprint(tokenizer: Any) -> str:
+    names = ("cls_token", "sep_token", "mask_token")
+    parts = [tokenizer.backend_tokenizer.to_str(), json.dumps([str(getattr(tokenizer, name)) for name in names])]
+    return hashlib.blake2b("\n".join(parts).encode(), digest_size=8).hexdigest()

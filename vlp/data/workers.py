@@ -1,0 +1,158 @@
+"""Numbers in, made things out, in order: here or in worker processes.
+
+A worker's result crosses to the parent as one buffer of shared memory, not one per tensor: a step has a hundred small
+tensors, and each would cost a file descriptor and a system call.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import pickle
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from vlp.errors import DataError, VlpError
+
+T = TypeVar("T")
+_ALIGNMENT = 64
+
+
+class Parcel:
+    """Any record of tensors as bytes and one buffer."""
+
+    def __init__(self, data: bytes, layout: list[tuple[torch.dtype, torch.Size, int]], buffer: Tensor) -> None:
+        self._data, self._layout, self._buffer = data, layout, buffer
+
+    @classmethod
+    def of(cls, value: Any) -> Parcel:
+        """Pack a value; its tensors are copied once, into shared memory."""
+        file = io.BytesIO()
+        pickler = _Pickler(file, pickle.HIGHEST_PROTOCOL)
+        pickler.dump(value)
+        layout, size = [], 0
+        for tensor in pickler.tensors:
+            layout.append((tensor.dtype, tensor.shape, size))
+            size += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+        buffer: Tensor = torch.empty(size, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
+        parcel = cls(file.getvalue(), layout, buffer)
+        for view, tensor in zip(parcel._views(), pickler.tensors, strict=True):
+            view.copy_(tensor)
+        return parcel
+
+    def open(self) -> Any:
+        """The value; its tensors are views of the buffer."""
+        return _Unpickler(io.BytesIO(self._data), self._views()).load()
+
+    def pin_memory(self) -> Parcel:
+        """Called by the loader's pinning thread."""
+        return Parcel(self._data, self._layout, self._buffer.pin_memory())
+
+    def _views(self) -> list[Tensor]:
+        return [
+            self._buffer[start : start + shape.numel() * dtype.itemsize].view(dtype).view(shape)
+            for dtype, shape, start in self._layout
+        ]
+
+
+class _Pickler(pickle.Pickler):
+    def __init__(self, file: io.BytesIO, protocol: int) -> None:
+        super().__init__(file, protocol)
+        self.tensors: list[Tensor] = []
+
+    def persistent_id(self, value: Any) -> int | None:
+        if not isinstance(value, Tensor):
+            return None
+        self.tensors.append(value)
+        return len(self.tensors) - 1
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads what a worker of this process wrote, nothing from outside."""
+
+    def __init__(self, file: io.BytesIO, tensors: list[Tensor]) -> None:
+        super().__init__(file)
+        self._tensors = tensors
+
+    def persistent_load(self, number: Any) -> Tensor:
+        return self._tensors[int(number)]
+
+
+class _Failure:
+    """An error for the user on its way to the parent: torch would wrap its sentence in a traceback."""
+
+    def __init__(self, error: VlpError) -> None:
+        self._kind, self._sentence = type(error), str(error)
+
+    def error(self) -> VlpError:
+        error = self._kind.__new__(self._kind)  # not __init__: a subclass may want other arguments
+        error.args = (self._sentence,)
+        return error
+
+
+class _Made(TorchDataset[Any], Generic[T]):
+    def __init__(self, make: Callable[[int], T]) -> None:
+        self._make = make
+
+    def __getitem__(self, number: int) -> Parcel | _Failure:
+        try:
+            return Parcel.of(self._make(number))
+        except VlpError as error:
+            return _Failure(error)
+
+
+def in_order(make: Callable[[int], T], numbers: range, *, workers: int, pin_memory: bool = False) -> Iterator[T]:
+    """`make(number)` for each number, in order, made ahead by worker processes if there are any.
+
+    Closing the iterator ends the workers.
+
+    Raises:
+        VlpError: the one that `make` raised, with its sentence.
+        DataError: a worker died.
+    """
+    if not workers:
+        for number in numbers:
+            yield Parcel.of(make(number)).pin_memory().open() if pin_memory else make(number)
+        return
+    # A forked worker has the tokenizer's threads no more; saying so here keeps the library from warning of it.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    forks = "fork" in multiprocessing.get_all_start_methods()
+    parcels: DataLoader[Any] = DataLoader(
+        _Made(make),
+        batch_size=None,
+        sampler=numbers,
+        num_workers=workers,
+        collate_fn=_same,
+        worker_init_fn=_quiet,
+        pin_memory=pin_memory,
+        multiprocessing_context="fork" if forks else None,
+    )
+    try:
+        for parcel in parcels:
+            if isinstance(parcel, _Failure):
+                raise parcel.error()
+            yield parcel.open()
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise DataError(
+            f"a loader worker died ({str(error).strip()}): memory or /dev/shm may be full, so try fewer data.workers"
+        ) from error
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _quiet(worker: int) -> None:
+    """A signal is the trainer's business: it saves first, and ends the workers itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)

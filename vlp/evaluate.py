@@ -1,0 +1,59 @@
+"""Evaluation of a trained model, on one or several ranks, without the training engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+from torch import nn
+
+from vlp.data.dataset import Dataset
+from vlp.distributed import World
+from vlp.tasks.judge import Judge
+from vlp.tasks.saved import Trained
+from vlp.types import Batch
+
+T = TypeVar("T")
+Precision = Literal["fp32", "bf16"]
+
+
+class Inference:
+    """A module on this rank's device, to run without gradients (see `vlp.tasks.judge.Runner`)."""
+
+    def __init__(self, module: nn.Module, world: World, precision: Precision = "fp32") -> None:
+        self.world = world
+        self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self._module = module.to(world.device, self._dtype).eval()
+
+    def to_device(self, batch: Batch) -> Batch:
+        return batch.to(self.world.device, self._dtype)
+
+    def inference(self, call: Callable[[nn.Module], T]) -> T:
+        """`call(module)` without gradients."""
+        with torch.inference_mode():
+            return call(self._module)
+
+
+def evaluate(
+    trained: Trained,
+    dataset: Dataset,
+    world: World,
+    *,
+    micro_tokens: int,
+    limit: int | None = None,
+    precision: Precision = "fp32",
+    seed: int = 0,
+) -> dict[str, float]:
+    """Metrics of a trained model on a dataset; on rank 0, empty elsewhere."""
+    judge = Judge(Inference(trained.module(), world, precision), dataset, micro_tokens, seed, limit)
+    metrics = trained.task.evaluate(judge)
+    return metrics if world.is_main else {}
+
+
+def write_report(path: Path, metrics: dict[str, float], facts: dict[str, str]) -> None:
+    """The metrics and what they are of, as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**facts, "metrics": metrics}, indent=1) + "\n", encoding="utf-8")

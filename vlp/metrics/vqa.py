@@ -1,0 +1,37 @@
+"""Accuracy of answers as the VQA challenge counts it. Source: Antol et al. 2015 (arXiv 1505.00468), section 3."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+_NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBER_WORDS = {"zero": "0"} | {word: str(number) for number, word in enumerate(_NUMBERS)}
+_ARTICLES = {"a", "an", "the"}
+_PUNCTUATION = re.compile(r"""[;/\[\]"{}()=+\\_\-<>@`,?!]|\.(?!\d)""")
+
+
+def normalise(answer: str) -> str:
+    """An answer in lower case, without articles and punctuation, number words as digits."""
+    words = _PUNCTUATION.sub(" ", answer.lower()).replace("'", "").split()
+    return " ".join(_NUMBER_WORDS.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def soft_scores(answers: Sequence[str]) -> dict[str, float]:
+    """Score of each answer that people gave, by how many of them gave it.
+
+    With ten answers: the mean over all ways of leaving one person out of min(1, matches / 3). Where fewer people
+    answered, 3 is lowered to the number that is left; one person's answer scores 1; none gives no score.
+
+    Args:
+        answers: of all people, normalised.
+    """
+    total = len(answers)
+    if total <= 1:
+        return dict.fromkeys(answers, 1.0)
+    needed = min(3, total - 1)
+    return {
+        answer: (count * min(1, (count - 1) / needed) + (total - count) * min(1, count / needed)) / total
+        for answer, count in Counter(answers).items()
+    }

@@ -1,0 +1,143 @@
+"""Attention over packed sequences, behind one door: `attend`.
+
+Shape suffixes: Q query tokens, K key tokens of the whole batch; A heads; D width of a head; B examples; L longest.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlp.types import Packing
+
+Implementation = Literal["sdpa", "reference"]
+
+
+def attend(
+    query_QAD: Tensor,
+    key_KAD: Tensor,
+    value_KAD: Tensor,
+    queries: Packing,
+    keys: Packing,
+    *,
+    dropout: float = 0.0,
+    implementation: Implementation = "sdpa",
+) -> Tensor:
+    """Softmax attention of each example's queries to the same example's keys.
+
+    Args:
+        query_QAD: packed queries, [Q, A, D]; `queries` says which rows belong to which example.
+        key_KAD, value_KAD: packed keys and values, [K, A, D], with `keys`.
+        dropout: probability of dropping an attention weight.
+        implementation: `sdpa` is torch's fused kernel; `reference` is the formula, for tests.
+    Returns:
+        [Q, A, D]; zero for an example without keys.
+    """
+    if queries.tokens == 0 or keys.tokens == 0:
+        # Nothing to compute, but every parameter must stay in the graph: ZeRO counts on a gradient for each.
+        return query_QAD * 0 + (key_KAD.sum() + value_KAD.sum()) * 0
+    padded = (_pad(query_QAD, queries), _pad(key_KAD, keys), _pad(value_KAD, keys))
+    out_BALD = _IMPLEMENTATIONS[implementation](*padded, _mask(keys), dropout)
+    return _unpad(out_BALD, queries)
+
+
+def _mask(keys: Packing) -> Tensor | None:
+    """True where a query may look, [B, 1, 1, L]. A row without keys sees its padding, whose values are zero."""
+    if keys.valid_BL is None:
+        return None
+    return (keys.valid_BL | (keys.lengths_B == 0)[:, None])[:, None, None, :]
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+
+
+def _reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return F.dropout(scores.softmax(-1), dropout) @ v
+
+
+_IMPLEMENTATIONS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]] = {
+    "sdpa": _sdpa,
+    "reference": _reference,
+}
+
+
+class _Spread(torch.autograd.Function):
+    """Copy packed rows to their places in a zeroed padded layout. Backward is the one gather that undoes it."""
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, rows_N: Tensor, size: int) -> Tensor:
+        ctx.save_for_backward(rows_N)
+        return x_ND.new_zeros(size, *x_ND.shape[1:]).index_copy_(0, rows_N, x_ND)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (rows_N,) = ctx.saved_tensors
+        return grads[0].index_select(0, rows_N), None, None
+
+
+class _Collect(torch.autograd.Function):
+    """Take packed rows out of a padded layout. Backward writes each row once, where autograd's own would add."""
+
+    @staticmethod
+    def forward(ctx: Any, x_PD: Tensor, rows_N: Tensor) -> Tensor:
+        ctx.save_for_backward(rows_N)
+        ctx.size = x_PD.shape[0]
+        return x_PD.index_select(0, rows_N)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (rows_N,) = ctx.saved_tensors
+        grad_ND = grads[0]
+        return grad_ND.new_zeros(ctx.size, *grad_ND.shape[1:]).index_copy_(0, rows_N, grad_ND), None
+
+
+def _pad(x_NAD: Tensor, packing: Packing) -> Tensor:
+    """[N, A, D] -> [B, A, L, D]."""
+    size = len(packing) * packing.longest
+    padded = x_NAD if packing.valid_BL is None else _Spread.apply(x_NAD, packing.rows_N, size)
+    return padded.view(len(packing), packing.longest, *x_NAD.shape[1:]).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+def _unpad(x_BALD: Tensor, packing: Packing) -> Tensor:
+    """[B, A, L, D] -> [N, A, D]."""
+    flat = x_BALD.transpose(1, 2).flatten(0, 1)
+    return flat if packing.valid_BL is None else _Collect.apply(flat, packing.rows_N)  # type: ignore[no-any-return]
+
+
+def permute(x_ND: Tensor, rows_N: Tensor) -> Tensor:
+    """The rows of x in another order; `rows_N` is a permutation, so backward writes each row once."""
+    return _Collect.apply(x_ND, rows_N)  # type: ignore[no-any-return]
+
+
+class Attention(nn.Module):
+    """Projections around `attend`.
+
+    Args:
+        width: width of the queries' stream, and of the output.
+        heads: number of heads; `inner` must be divisible by it.
+        context: width of the stream that is looked at (default: the same).
+        inner: width of queries, keys and values together over the heads (default: `width`).
+    """
+
+    def __init__(self, width: int, heads: int, *, context: int | None = None, inner: int | None = None) -> None:
+        super().__init__()
+        inner = inner or width
+        self.heads = heads
+        self.query = nn.Linear(width, inner)
+        self.key_value = nn.Linear(context or width, 2 * inner)
+        self.output = nn.Linear(inner, width)
+
+    def project_query(self, x_QH: Tensor) -> Tensor:
+        """[Q, A, D]."""
+        return self.query(x_QH).unflatten(-1, (self.heads, -1))  # type: ignore[no-any-return]
+
+    def project_keys(self, x_KH: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values, each [K, A, D]."""
+        key_KI, value_KI = self.key_value(x_KH).chunk(2, dim=-1)
+        return key_KI.unflatten(-1, (self.heads, -1)), value_KI.unflatten(-1, (self.heads, -1))

@@ -1,0 +1,102 @@
+"""What an objective is: a data side that runs in loader workers, and a loss side that runs on the model's states.
+
+Every loss is a sum over targets; what it is divided by (`Targets.count`) is known from the data, so that it can be
+summed over micro-batches and ranks before the first forward.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor, nn
+
+from vlp.config import Config
+from vlp.data.batch import TargetForm
+from vlp.data.text import TextEncoder
+from vlp.models.heads import HeadConfig
+from vlp.models.model import ModelConfig
+from vlp.types import Encoded, Example, RegionInput, Rows, Target, Targets
+
+
+class ObjectiveConfig(Config):
+    """What every objective has."""
+
+    weight: float = Field(1.0, ge=0)
+    """Factor of this objective's loss in the step's."""
+    ratio: float = Field(1.0, ge=0)
+    """Share of the steps that it gets where a step has one objective (`combine: one`)."""
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """An example after hiding, and what stood there before."""
+
+    example: Example
+    original: RegionInput | None
+    """The regions before any was hidden; None for pixels or no image."""
+
+
+class Objective(ABC):
+    """One pre-training or fine-tuning objective of a model.
+
+    Args:
+        name: its key in the config, in batches, in losses and among the model's heads.
+    """
+
+    rows: Rows
+    """Which states it reads: of text tokens, image tokens, or the pooled vectors."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @abstractmethod
+    def head(self) -> HeadConfig:
+        """The head that it needs."""
+
+    @abstractmethod
+    def empty(self) -> Target:
+        """A target of zero rows, with the shapes and types of a real one."""
+
+    @abstractmethod
+    def loss(self, scores_K: Tensor, targets: Targets) -> tuple[Tensor, dict[str, tuple[Tensor, float]]]:
+        """Sum of the losses over targets (fp32 scalar with a graph), and metrics as (sum, count).
+
+        Args:
+            scores_K: what the head made of the K rows; [K, ...] in the model's precision.
+        """
+
+    def form(self) -> TargetForm:
+        return TargetForm(self.rows, self.empty())
+
+    def scores(self, head: nn.Module, encoded: Encoded, targets: Targets) -> Tensor:
+        """The head's output on the rows that have a target."""
+        states = {"text": encoded.text_NH, "image": encoded.image_MH, "example": encoded.pooled_BH}[self.rows]
+        return head(states.index_select(0, targets.positions_K))  # type: ignore[no-any-return]
+
+
+class SelfSupervised(Objective):
+    """An objective whose targets are made from the pair itself."""
+
+    @abstractmethod
+    def target(self, hidden: Hidden, rng: np.random.Generator) -> Target:
+        """The targets of one example; may change the example (mask its words). Pure in (example, rng)."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an objective may ask of the run: the model's filled-in config and the tokenizer."""
+
+    model: ModelConfig
+    text: TextEncoder
+
+
+def empty_positions() -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    return np.zeros(0, np.int64)
+
+
+def accuracy(scores_KC: Tensor, labels_K: Tensor) -> tuple[Tensor, float]:
+    """Right answers and their number, as a metric."""
+    return (scores_KC.detach().argmax(-1) == labels_K).sum(), float(len(labels_K))

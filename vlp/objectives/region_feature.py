@@ -1,0 +1,71 @@
+"""Masked region feature regression: guess the feature of a hidden region. Source: Chen et al. 2020 (arXiv 1909.11740),
+section 3.1 (MRFR); Tan and Bansal 2019 (arXiv 1908.07490), section 3.1.2 (RoI-feature regression).
+
+Shape suffixes: K hidden regions, D feature width.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+from torch.nn import functional as F
+
+from vlp.errors import ConfigError
+from vlp.models.heads import FeatureHead, HeadConfig
+from vlp.models.image import RegionSource
+from vlp.objectives.objective import Facts, Hidden, ObjectiveConfig, SelfSupervised, empty_positions
+from vlp.objectives.regions import hidden_positions
+from vlp.types import Rows, Target, Targets
+
+
+class RegionFeatureConfig(ObjectiveConfig):
+    """Settings of region feature regression."""
+
+    kind: Literal["region_feature"] = "region_feature"
+    distance: Literal["mse", "smooth_l1"] = "mse"
+    """Per number: squared difference, or SmoothL1 with beta 1; averaged over the feature's numbers."""
+    tied: bool = False
+    """Project by the transpose of the image embedding's feature projection instead of a weight of its own."""
+
+
+class RegionFeature(SelfSupervised):
+    """Distance of the guessed to the true feature."""
+
+    rows: Rows = "image"
+
+    def __init__(self, name: str, config: RegionFeatureConfig, facts: Facts) -> None:
+        super().__init__(name)
+        self.config = config
+        self.width = region_width(name, facts)
+
+    def head(self) -> HeadConfig:
+        return FeatureHead(width=self.width, tied=self.config.tied)
+
+    def empty(self) -> Target:
+        return Target(empty_positions(), {"feature": np.zeros((0, self.width), np.float32)})
+
+    def target(self, hidden: Hidden, rng: np.random.Generator) -> Target:
+        places_K = hidden_positions(hidden)
+        if hidden.original is None:
+            return self.empty()
+        return Target(places_K, {"feature": hidden.original.features_RD[places_K]})
+
+    def loss(self, scores_K: Tensor, targets: Targets) -> tuple[Tensor, dict[str, tuple[Tensor, float]]]:
+        distance = F.mse_loss if self.config.distance == "mse" else F.smooth_l1_loss
+        per_number = distance(scores_K.float(), targets.values["feature"], reduction="sum")
+        return per_number / self.width, {}
+
+
+def region_width(name: str, facts: Facts) -> int:
+    """Width of a region's feature.
+
+    Raises:
+        ConfigError: the model reads pixels, so there are no regions to guess.
+    """
+    source = facts.model.image.source
+    if not isinstance(source, RegionSource):
+        raise ConfigError(f"task.objectives.{name}: guesses regions, but model.image.source reads pixels; remove it")
+    assert isinstance(source.width, int)
+    return source.width

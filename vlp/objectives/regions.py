@@ -1,0 +1,71 @@
+"""Hiding regions: which ones, and what stands in their place. Shared by all objectives that guess regions.
+
+The choice is made once per example, so that several objectives (features and classes) guess the same regions.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from vlp.config import Config
+from vlp.objectives.mlm import choose
+from vlp.objectives.objective import Hidden
+from vlp.types import Example, RegionInput
+
+
+class RegionHidingConfig(Config):
+    """How regions are hidden."""
+
+    probability: float = Field(0.15, gt=0, le=1)
+    """Chance of each region to be a target; at least one per image is (Chen et al. 2020, arXiv 1909.11740, 3.1)."""
+    zero: float = Field(1.0, ge=0, le=1)
+    """Share of the targets whose feature is replaced by zeros; the rest keeps its feature and is guessed all the same."""
+    overlap: float = Field(1.0, gt=0, le=1)
+    """Regions that overlap a target by more than this (intersection over union) are zeroed along, without being targets,
+    so that the target does not show through them. 1.0 zeroes none; 0.4 is ViLBERT's (Lu et al. 2019, arXiv 1908.02265)."""
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        if self.zero == 0:
+            raise ValueError("zero is 0, so nothing would be hidden")
+        return self
+
+
+def hide_regions(example: Example, config: RegionHidingConfig, rng: np.random.Generator) -> Hidden:
+    """Hide some regions of an example in place; targets are where `hidden_R` is True.
+
+    Examples without regions stay as they are.
+    """
+    image = example.image
+    if not isinstance(image, RegionInput) or len(image) == 0:
+        return Hidden(example, None)
+    chosen_K = choose(np.arange(len(image)), config.probability, rng)
+    target_R = np.zeros(len(image), np.bool_)
+    target_R[chosen_K] = True
+    zero_R = target_R.copy()
+    zero_R[chosen_K] = rng.random(len(chosen_K)) < config.zero
+    if config.overlap < 1:
+        zero_R |= (overlaps(image.boxes_R4)[chosen_K] > config.overlap).any(axis=0) & ~target_R
+    features_RD = np.where(zero_R[:, None], np.float32(0), image.features_RD)
+    example.image = RegionInput(features_RD, image.boxes_R4, image.confidence_R, image.class_probs_RC, target_R)
+    return Hidden(example, image)
+
+
+def overlaps(boxes_R4: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """Intersection over union of every two boxes, [R, R]."""
+    low = np.maximum(boxes_R4[:, None, :2], boxes_R4[None, :, :2])
+    high = np.minimum(boxes_R4[:, None, 2:], boxes_R4[None, :, 2:])
+    shared = np.prod(np.clip(high - low, 0, None), axis=-1)
+    area = np.prod(boxes_R4[:, 2:] - boxes_R4[:, :2], axis=-1)
+    return shared / np.maximum(area[:, None] + area[None, :] - shared, np.float32(1e-9))
+
+
+def hidden_positions(hidden: Hidden) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """The places of the example's image that are targets."""
+    image = hidden.example.image
+    if not isinstance(image, RegionInput) or image.hidden_R is None:
+        return np.zeros(0, np.int64)
+    return np.flatnonzero(image.hidden_R)

@@ -1,0 +1,30 @@
+"""All self-supervised objectives by the `kind` in their config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from vlp.objectives.itm import Matching, MatchingConfig
+from vlp.objectives.mlm import MaskedLanguage, MaskedLanguageConfig
+from vlp.objectives.objective import Facts, SelfSupervised
+from vlp.objectives.region_class import RegionClass, RegionClassConfig
+from vlp.objectives.region_feature import RegionFeature, RegionFeatureConfig
+
+AnyObjectiveConfig = Annotated[
+    MaskedLanguageConfig | RegionFeatureConfig | RegionClassConfig | MatchingConfig, Field(discriminator="kind")
+]
+
+_CLASSES: dict[str, Callable[[str, Any, Facts], SelfSupervised]] = {
+    "masked_language": MaskedLanguage,
+    "region_feature": RegionFeature,
+    "region_class": RegionClass,
+    "matching": Matching,
+}
+
+
+def make_objective(name: str, config: AnyObjectiveConfig, facts: Facts) -> SelfSupervised:
+    """The objective of a config; raises ConfigError if the model or the shards cannot serve it."""
+    return _CLASSES[config.kind](name, config, facts)

@@ -1,0 +1,199 @@
+"""RunConfig: one run = model + data + task + training. Reads a YAML and overrides into it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from vlp import resources
+from vlp.config import Config, apply_overrides, read_yaml
+from vlp.errors import ConfigError, nearest
+from vlp.models.model import ModelConfig, read_config
+from vlp.tasks.registry import AnyTaskConfig
+from vlp.tasks.task import Without
+from vlp.train.checkpoint import CheckpointConfig
+from vlp.train.logs import LogConfig
+from vlp.train.optimizer import OptimizerConfig
+from vlp.train.schedule import ScheduleConfig
+from vlp.train.zero import Precision
+
+
+class DatasetConfig(Config):
+    """One dataset of a mixture."""
+
+    path: str
+    """A directory of indexed shards."""
+    weight: float = Field(1.0, gt=0)
+    """Its part of the mixture; only proportions matter."""
+
+
+class DataConfig(Config):
+    """What is read."""
+
+    train: tuple[DatasetConfig, ...] = Field(min_length=1)
+    """A directory, or a list of directories or of {path, weight}."""
+    val: str | None = None
+    """A directory that evaluation reads."""
+    groups: int = Field(1, ge=1)
+    """Groups that the shards are dealt to; a node reads only its groups. More than one pays off on many nodes."""
+    block_shards: int = Field(8, ge=1)
+    """Shards whose examples are shuffled together."""
+    workers: int = Field(0, ge=0)
+    """Loader processes per rank; 0 prepares each step in the training process."""
+    without: Without | None = None
+    """Leave out a modality, to measure what the other can do alone."""
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _list(cls, value: Any) -> Any:
+        values = [value] if isinstance(value, (str, dict)) else value
+        if isinstance(values, (list, tuple)):
+            return [{"path": item} if isinstance(item, str) else item for item in values]
+        return values
+
+
+class BatchConfig(Config):
+    """How much of the data a step takes."""
+
+    size: int = Field(256, ge=1)
+    """Examples of an optimizer step, over all ranks and micro-batches."""
+    micro_tokens: int = Field(8192, ge=1)
+    """Most tokens (text and image) of a micro-batch; bounds memory, changes nothing else."""
+
+
+class RunSection(Config):
+    """The run itself."""
+
+    dir: str
+    """Where everything it makes is put; relative to the current directory."""
+    seed: int = Field(0, ge=0)
+    """Order, masks, negatives, initial weights and dropout derive from it."""
+    steps: int | None = Field(None, ge=1)
+    """Optimizer steps; or give `epochs`."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the training examples; or give `steps`."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs")
+        return self
+
+
+class EvaluationConfig(Config):
+    """Evaluation during training, on `data.val`; there is always one at the end."""
+
+    every: int | None = Field(None, ge=1)
+    """Steps between evaluations; null for none but the last."""
+    limit: int | None = Field(None, ge=1)
+    """Judge only so many examples; null for all."""
+
+
+class RunConfig(Config):
+    """One run."""
+
+    model: ModelConfig
+    """The name of a shipped config, a file, the directory of a trained model, or a mapping."""
+    init: str | None = None
+    """Directory of the trained model whose weights the run starts from; set by `model` when that is a directory."""
+    tokenizer: str | None = None
+    """A directory or hub id; by default that of the trained model the run starts from."""
+    task: AnyTaskConfig
+    """What the model learns."""
+    data: DataConfig
+    batch: BatchConfig = BatchConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    precision: Precision = "fp32"
+    """Of weights and arithmetic in forward and backward; fp32 master weights are kept in either case (from ZeRO stage 1)."""
+    deepspeed: str | None = None
+    """The name of a shipped DeepSpeed config (zero1, zero2, ...) or a JSON file: ZeRO and offload only."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    log: LogConfig = LogConfig()
+    run: RunSection
+
+    @model_validator(mode="after")
+    def _has_tokenizer(self) -> Self:
+        if self.tokenizer is None and self.init is None:
+            raise ValueError("tokenizer is missing: give a directory or hub id (or a trained model, which has one)")
+        return self
+
+
+Command = Literal["pretrain", "finetune"]
+
+
+def load_run(config: str, overrides: Sequence[str], command: Command) -> RunConfig:
+    """The run of a config file (or shipped name) and overrides.
+
+    Paths in the file are relative to the file; those in overrides, and `run.dir`, to the current directory.
+
+    Raises:
+        ConfigError: one sentence with file and key.
+    """
+    path = config_file(config, command)
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: must hold a mapping of sections, such as model, data and task")
+    values = _anchored(values, path.parent)
+    named = [o for o in overrides if not o.startswith("model.")]
+    values = apply_overrides(values, named)
+    values = _with_model(values, [o for o in overrides if o.startswith("model.")], str(path))
+    return RunConfig.parse(values, str(path))
+
+
+def config_file(config: str, command: Command) -> Path:
+    """The file that a config argument names: a path, or a shipped config of the command."""
+    if os.sep in config or config.endswith((".yaml", ".yml")):
+        return Path(config)
+    if Path(config).is_file():
+        return Path(config)
+    if config in resources.names(command):
+        return resources.shipped(command, config)
+    raise ConfigError(f"no config file or shipped {command} config is called '{config}'{nearest(config, resources.names(command))}")
+
+
+def _anchored(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The file's relative paths made to hold from anywhere, where something stands at them."""
+
+    def anchor(value: Any) -> Any:
+        if isinstance(value, str) and not os.path.isabs(value) and (folder / value).exists():
+            return str(folder / value)
+        if isinstance(value, list):
+            return [anchor(item) for item in value]
+        return {k: anchor(v) if k == "path" else v for k, v in value.items()} if isinstance(value, dict) else value
+
+    result = dict(values)
+    for key in ("model", "init", "tokenizer", "deepspeed"):
+        if isinstance(result.get(key), str):
+            result[key] = anchor(result[key])
+    if isinstance(result.get("data"), dict):
+        result["data"] = {k: anchor(v) if k in ("train", "val") else v for k, v in result["data"].items()}
+    return result
+
+
+def _with_model(values: dict[str, Any], overrides: list[str], where: str) -> dict[str, Any]:
+    """The values with `model` as a mapping, and overrides that reach into it applied."""
+    model = values.get("model")
+    if isinstance(model, str):
+        if Path(model).is_dir():
+            config = read_config(Path(model)).plain()
+            values = {**values, "model": {**config, "heads": {}}, "init": model}
+        else:
+            values = {**values, "model": read_yaml(_model_file(model, where))}
+    return apply_overrides(values, overrides)
+
+
+def _model_file(model: str, where: str) -> Path:
+    if model in resources.names("model"):
+        return resources.shipped("model", model)
+    if Path(model).is_file():
+        return Path(model)
+    raise ConfigError(
+        f"{where}: model: '{model}' is no shipped model, file or directory of a trained model"
+        f"{nearest(model, resources.names('model'))}"
+    )

@@ -1,0 +1,75 @@
+"""Does the model look? A word is hidden and guessed, once with the right image and once with a wrong one.
+
+A model that has learned the language alone guesses equally well with both; the gap is what it takes from the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vlp.data.index import Block
+from vlp.objectives.itm import other_sample
+from vlp.objectives.mlm import MaskedLanguage
+from vlp.tasks.judge import Judge, Totals
+from vlp.tasks.task import Task
+from vlp.types import Batch, Example, Pair, Sample, Slot, Target
+
+if TYPE_CHECKING:
+    from vlp.tasks.module import TaskModule
+    from vlp.tasks.pretrain import PretrainTask
+
+
+class _Probe(Task):
+    """Hides the first of the words that a text holds; texts with none of them give no target."""
+
+    def __init__(self, task: PretrainTask, objective: MaskedLanguage, words: Collection[str], wrong: bool) -> None:
+        super().__init__(task.config, task.setting)
+        self.objectives = {objective.name: objective}
+        self.objective = objective
+        self.wrong = wrong
+        self.word_ids = [int(ids[1]) for ids, _, _ in map(task.setting.text.encode, words) if len(ids) == 3]
+
+    def pairs(self, slot: Slot, block: Block, rng: np.random.Generator) -> tuple[Pair, ...]:
+        sample = int(block.sample_E[slot.example])
+        image = other_sample(sample, block, rng) if self.wrong and len(block.shard_S) > 1 else sample
+        return (Pair(image, slot.example, matched=image == sample),)
+
+    def example(
+        self, slot: Slot, pair: Pair, image: Sample, text: Sample, text_number: int, rng: np.random.Generator, step: int
+    ) -> Example:
+        example = self.bare_example(image, self.text_of(text, text_number), pair.matched)
+        places = np.flatnonzero(np.isin(example.token_ids_T, self.word_ids))[:1]
+        if pair.matched is not self.wrong:
+            tokens_T = example.token_ids_T.copy()
+            example.targets[self.objective.name] = Target(places, {"token": tokens_T[places]})
+            tokens_T[places] = self.objective.mask_id
+            example.token_ids_T = tokens_T
+        return example
+
+    def evaluate(self, judge: Judge) -> dict[str, float]:
+        totals = Totals()
+        name = "word_accuracy_wrong_image" if self.wrong else "word_accuracy"
+        for step in judge.batches(self):
+            for batch in step.micro_batches:
+                right = judge.run(batch, self._right)
+                totals.add(name, right, len(batch.targets[self.objective.name].positions_K))
+        return judge.averaged(totals.values)
+
+    def _right(self, module: TaskModule, batch: Batch) -> float:
+        scores_KV = module.scores(batch, self.objective.name)
+        return float((scores_KV.argmax(-1) == batch.targets[self.objective.name].values["token"]).sum())
+
+
+def word_accuracies(task: PretrainTask, judge: Judge, words: Collection[str]) -> dict[str, float]:
+    """`word_accuracy` with the right image and `word_accuracy_wrong_image`, over the texts that hold one of the words.
+
+    Words that are not one token of the vocabulary are left out.
+    """
+    for objective in task.objectives.values():
+        if isinstance(objective, MaskedLanguage):
+            right, wrong = (_Probe(task, objective, words, wrong) for wrong in (False, True))
+            return right.evaluate(judge) | wrong.evaluate(judge)
+    return {}

@@ -1,0 +1,25 @@
+"""All tasks by the `name` in their config."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from vlp.tasks.pretrain import PretrainConfig, PretrainTask
+from vlp.tasks.retrieval import RetrievalConfig, RetrievalTask
+from vlp.tasks.task import Setting, Task
+from vlp.tasks.vqa import VqaConfig, VqaTask
+
+AnyTaskConfig = Annotated[PretrainConfig | VqaConfig | RetrievalConfig, Field(discriminator="name")]
+
+
+def make_task(config: AnyTaskConfig, setting: Setting) -> Task:
+    """The task of a config; raises ConfigError if model or shards cannot serve it."""
+    match config:
+        case PretrainConfig():
+            return PretrainTask(config, setting)
+        case VqaConfig():
+            return VqaTask(config, setting)
+        case RetrievalConfig():
+            return RetrievalTask(config, setting)

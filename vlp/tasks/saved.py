@@ -1,0 +1,90 @@
+"""A trained model on disk with all that is needed to use it: weights, model config, task, tokenizer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+from torch import Tensor
+
+from vlp.config import Config
+from vlp.data.text import TextEncoder
+from vlp.errors import CheckpointError, ConfigError
+from vlp.models.model import ModelConfig, VisionLanguageModel, read_config, save_pretrained
+from vlp.tasks.module import TaskModule
+from vlp.tasks.registry import AnyTaskConfig, make_task
+from vlp.tasks.task import Setting, Task, Without
+
+TASK_FILE = "task.json"
+
+
+class SavedTask(Config):
+    """What `task.json` beside the weights says."""
+
+    task: AnyTaskConfig
+    """The task that the model was trained for, filled in."""
+    without: Without | None = None
+    """A modality that the examples lacked."""
+    data: tuple[str, ...] = Field(default=())
+    """Fingerprints of the training data."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model with the task that it was trained for."""
+
+    model: VisionLanguageModel
+    task: Task
+    saved: SavedTask
+
+    def module(self) -> TaskModule:
+        return TaskModule(self.model, self.task.objectives)
+
+
+def save_trained(
+    directory: Path, config: ModelConfig, tensors: dict[str, Tensor], saved: SavedTask, text: TextEncoder
+) -> None:
+    """Write a model directory that `load_trained` and `VisionLanguageModel.from_pretrained` read."""
+    save_pretrained(directory, config, tensors)
+    (directory / TASK_FILE).write_text(json.dumps(saved.plain(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text.save(directory)
+
+
+def read_saved(directory: Path) -> SavedTask:
+    """The task of a model directory.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    path = directory / TASK_FILE
+    try:
+        return SavedTask.parse(json.loads(path.read_text(encoding="utf-8")), str(path))
+    except (OSError, ValueError, ConfigError) as error:
+        raise CheckpointError(f"{path}: not the task of a trained model: {error}") from None
+
+
+def load_trained(directory: Path, *, task: AnyTaskConfig | None = None, seed: int = 0) -> Trained:
+    """A trained model.
+
+    Args:
+        task: another task than its own, which must find its heads among the model's.
+    Raises:
+        CheckpointError: the directory does not hold a trained model.
+        ConfigError: the model lacks a head that the task needs; its heads are named.
+    """
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: no such directory; give the model/ of a run")
+    saved = read_saved(directory)
+    config = read_config(directory)
+    text = TextEncoder(directory, config.text.max_length)
+    wanted = saved.task if task is None else task
+    made = make_task(wanted, Setting(config, text, seed, saved.without))
+    lacking = [name for name, head in made.heads.items() if config.heads.get(name) != head]
+    if lacking:
+        raise ConfigError(
+            f"task '{wanted.name}' needs a head '{lacking[0]}' that {directory} lacks "
+            f"(it has: {', '.join(config.heads) or 'none'}); fine-tune for the task first"
+        )
+    return Trained(VisionLanguageModel.from_pretrained(directory), made, saved)

@@ -1,0 +1,128 @@
+"""What all tasks share: how a pair of samples becomes an example, and how examples become a batch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from vlp.config import Config
+from vlp.data.batch import TargetForm, collate
+from vlp.data.image import PixelImages, RegionImages
+from vlp.data.index import Block, Texts
+from vlp.data.text import TextEncoder
+from vlp.models.heads import HeadConfig
+from vlp.models.image import RegionSource, grid_size
+from vlp.models.model import ModelConfig
+from vlp.objectives.objective import Objective
+from vlp.tasks.judge import Judge
+from vlp.types import Batch, Example, Pair, Sample, Slot
+
+Without = Literal["image", "text"]
+
+
+class TaskConfig(Config):
+    """What every task's config has."""
+
+    texts: Texts = "captions"
+    """Which texts of a sample make examples."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a task is built upon."""
+
+    model: ModelConfig
+    """With sizes filled in; its heads are not looked at."""
+    text: TextEncoder
+    seed: int
+    without: Without | None = None
+    """A modality that examples lack, to measure what the other can do alone."""
+
+
+class Task(ABC):
+    """A task over packed (image, text) pairs. Implements `vlp.data.loader.Preparer`.
+
+    Its objectives' names are the keys of losses, targets and the model's heads.
+    """
+
+    objectives: Mapping[str, Objective]
+
+    def __init__(self, config: TaskConfig, setting: Setting) -> None:
+        self.texts: Texts = config.texts
+        self.setting = setting
+        self.images = images_of(setting.model)
+
+    # ---------------------------------------------------------------------------------- what the engine asks
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each objective in the loss."""
+        return {name: 1.0 for name in self.objectives}
+
+    @property
+    def heads(self) -> dict[str, HeadConfig]:
+        """The heads that the model must have."""
+        return {name: objective.head() for name, objective in self.objectives.items()}
+
+    @abstractmethod
+    def evaluate(self, judge: Judge) -> dict[str, float]:
+        """Metrics on a dataset; complete on rank 0, and called by all ranks together."""
+
+    # ---------------------------------------------------------------------------------- what the loader asks
+
+    @property
+    def wants_image(self) -> bool:
+        return self.images.wants_image and self.setting.without != "image"
+
+    @property
+    def wants_regions(self) -> bool:
+        return self.images.wants_regions and self.setting.without != "image"
+
+    def image_tokens(self, regions: int) -> int:
+        """Tokens of an image of so many regions."""
+        return 0 if self.setting.without == "image" else self.images.tokens(regions)
+
+    def pairs(self, slot: Slot, block: Block, rng: np.random.Generator) -> tuple[Pair, ...]:
+        """The example's own image and text; tasks with negatives say otherwise."""
+        return (Pair(int(block.sample_E[slot.example]), slot.example),)
+
+    @abstractmethod
+    def example(
+        self, slot: Slot, pair: Pair, image: Sample, text: Sample, text_number: int, rng: np.random.Generator, step: int
+    ) -> Example:
+        """One pair with its targets."""
+
+    def collate(self, examples: list[list[Example]], step: int) -> Batch:
+        forms: dict[str, TargetForm] = {name: objective.form() for name, objective in self.objectives.items()}
+        return collate([example for group in examples for example in group], self.images.form, forms)
+
+    # -------------------------------------------------------------------------------------------- for subclasses
+
+    def bare_example(self, image: Sample, text: str, matched: bool = True) -> Example:
+        """A pair without targets."""
+        without = self.setting.without
+        tokens_T, special_T, word_T = self.setting.text.encode("" if without == "text" else text)
+        prepared = None if without == "image" else self.images.prepare(image)
+        return Example("", tokens_T, special_T, word_T, prepared, matched)
+
+    def text_of(self, sample: Sample, number: int) -> str:
+        """A text of a sample by its number among `texts`."""
+        captions = sample.captions if self.texts != "questions" else ()
+        if number < len(captions):
+            return captions[number]
+        return sample.questions[number - len(captions)].text
+
+
+def images_of(model: ModelConfig) -> RegionImages | PixelImages:
+    """How the model takes its images."""
+    source = model.image.source
+    if isinstance(source, RegionSource):
+        assert isinstance(source.width, int)
+        return RegionImages(source.max_regions, source.width)
+    rows, columns = grid_size(source)
+    return PixelImages(source.size, rows * columns, source.mean, source.std)

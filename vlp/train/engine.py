@@ -1,0 +1,346 @@
+"""The engine: a step as a function of the global batch, on DeepSpeed at every ZeRO stage.
+
+    loss of a micro-batch = world size * sum over objectives of weight * sum / count over the global batch
+
+DeepSpeed takes the mean of gradients over ranks, hence the world size. The counts come from the data, so they are
+known before the first forward; with them travels all else that ranks must agree on, in one small all-reduce.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from vlp.errors import TrainingError
+from vlp.seeds import derive
+from vlp.train.distributed import World, sum_over_ranks
+from vlp.train.optimizer import OptimizerConfig, make_optimizer
+from vlp.train.quiet import import_deepspeed
+from vlp.train.states import States
+from vlp.train.zero import Precision, engine_config, stage_of
+
+if TYPE_CHECKING:
+    from vlp.types import Batch, Losses, Step
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one step did, over all ranks."""
+
+    loss: float
+    """Weighted sum of the objectives' losses."""
+    losses: dict[str, float]
+    """Mean loss per objective; objectives without a target in this step are missing."""
+    metrics: dict[str, float]
+    grad_norm: float
+    """Global norm before clipping; not finite if the step was skipped."""
+    applied: bool
+    """False if loss or gradient was not finite, so that no weight changed."""
+    stop: bool
+    """True if any rank asked to stop."""
+    examples: int
+    tokens: int
+    micro_batches: int
+    """Per rank."""
+    cut_texts: int
+    quarantined: int
+
+
+class _Root(nn.Module):
+    """The module DeepSpeed wraps. It runs any function of the task, so that evaluation too passes ZeRO-3's hooks."""
+
+    def __init__(self, task: nn.Module) -> None:
+        super().__init__()
+        self.task = task
+
+    def forward(self, call: Callable[[nn.Module], Any]) -> tuple[Any, ...]:
+        result = call(self.task)
+        return result if isinstance(result, tuple) else (result,)  # ZeRO-3's hooks know tuples, not every type
+
+
+class Engine:
+    """Trains a task module.
+
+    Args:
+        task: maps a `Batch` to `Losses`. Each forward calls every parameter, on zero rows where it has nothing to do:
+            ZeRO 1-3 crash, hang or reuse an old gradient otherwise. Submodules with parameters of their own return
+            tensors, or tuples, lists or dicts of them (ZeRO-3 hooks see no others). Every forward, on every rank,
+            reports the same metrics.
+        weights: weight of each objective in the loss; an objective that is not named here is refused.
+        optimizer: AdamW's settings.
+        precision: fp32 or bf16.
+        zero: what `vlp.train.zero.read_zero` gave.
+        world: what `vlp.train.distributed.world` gave.
+        seed: of the run; dropout is drawn from (seed, step, rank, micro-batch).
+        log_file: where DeepSpeed's warnings go.
+    Raises:
+        ConfigError: precision or ZeRO settings that cannot be used.
+    """
+
+    def __init__(
+        self,
+        task: nn.Module,
+        *,
+        weights: Mapping[str, float],
+        optimizer: OptimizerConfig,
+        precision: Precision,
+        zero: dict[str, Any],
+        world: World,
+        seed: int,
+        log_file: Path | None = None,
+    ) -> None:
+        deepspeed = import_deepspeed(log_file)
+        self.world = world
+        self.seed = seed
+        self.precision = precision
+        self.stage = stage_of(zero)
+        self.skipped_steps = 0
+        self._weights = dict(weights)
+        self._dtype = torch.bfloat16 if precision == "bf16" else None
+        self._root = _Root(task)
+        adam = make_optimizer(self._root, optimizer)
+        self._engine, *_ = deepspeed.initialize(
+            model=self._root, optimizer=adam, config=engine_config(zero, precision, optimizer.clip_norm)
+        )
+        trained = {name: p for name, p in self._root.task.named_parameters() if p.requires_grad}
+        self.states = States(self._engine, trained)
+
+    @property
+    def task(self) -> nn.Module:
+        """The task module. At ZeRO stage 3 its parameters are empty outside `inference` and `train_step`."""
+        return self._root.task
+
+    def to_device(self, batch: Batch) -> Batch:
+        """A batch where and as forward needs it."""
+        return batch.to(self.world.device, self._dtype)
+
+    def inference(self, call: Callable[[nn.Module], T]) -> T:
+        """`call(task)` in evaluation mode and without gradients.
+
+        At ZeRO stage 3 forward is collective: all ranks call this equally often.
+        """
+        self._root.eval()
+        try:
+            with torch.no_grad():
+                result: tuple[T] = self._root(lambda task: (call(task),))
+                return result[0]
+        finally:
+            self._root.train()
+
+    def train_step(self, step: Step, learning_rate: float, *, stop: bool = False) -> StepResult:
+        """One optimizer step on a global batch; collective.
+
+        Args:
+            step: this rank's micro-batches, equally many on every rank.
+            learning_rate: of this step.
+            stop: this rank wishes to stop; the result says if any rank does.
+        Raises:
+            TrainingError: ranks disagree on the number of micro-batches or on the metrics.
+        """
+        agreed = self._agree(step, stop)
+        scales_O = self._scales(agreed.counts)
+        sums_O = torch.zeros(len(self._weights), dtype=torch.float64, device=self.world.device)
+        metrics = _Metrics()
+        for index, batch in enumerate(step.micro_batches):
+            # Seeded before each forward, so nothing of a random generator is part of a run's state.
+            torch.manual_seed(derive(self.seed, "dropout", step.number, self.world.rank, index))
+            self._engine.set_gradient_accumulation_boundary(index == len(step.micro_batches) - 1)
+            loss, part_O, measured = self._engine(_Forward(self.to_device(batch), list(self._weights), scales_O))
+            self._engine.backward(loss)
+            sums_O += part_O
+            metrics.add(measured)
+        grad_norm, applied = self._update(learning_rate)
+        self.skipped_steps += not applied
+        means_O, measures = self._report(sums_O, agreed.counts, metrics)
+        losses = {name: mean for name, mean in means_O.items() if agreed.counts[name] > 0}
+        return StepResult(
+            loss=sum(self._weights[name] * mean for name, mean in losses.items()),
+            losses=losses,
+            metrics=measures,
+            grad_norm=grad_norm,
+            applied=applied,
+            stop=agreed.stop,
+            examples=agreed.examples,
+            tokens=agreed.tokens,
+            micro_batches=len(step.micro_batches),
+            cut_texts=agreed.cut_texts,
+            quarantined=agreed.quarantined,
+        )
+
+    def _agree(self, step: Step, stop: bool) -> _Agreed:
+        """The counts of the global batch and all else ranks must agree on: one all-reduce before any forward."""
+        batches = step.micro_batches
+        unknown = {name for batch in batches for name in batch.targets} - set(self._weights)
+        assert not unknown, f"batches hold targets of objectives that have no weight: {unknown}"
+        counts = [sum(b.targets[n].count for b in batches if n in b.targets) for n in self._weights]
+        tokens = sum(batch.tokens for batch in batches)
+        own = [float(stop), step.examples, tokens, step.cut_texts, len(step.quarantined), len(batches)]
+        values = torch.tensor([*own, len(batches) ** 2, *counts], dtype=torch.float64, device=self.world.device)
+        total = sum_over_ranks(values).tolist()
+        if total[5] ** 2 != self.world.size * total[6] or not batches:
+            raise TrainingError(
+                f"step {step.number + 1}: ranks have different numbers of micro-batches (rank {self.world.rank} has "
+                f"{len(batches)}), which would hang; this is a defect of the loader, please report it"
+            )
+        return _Agreed(
+            counts=dict(zip(self._weights, total[7:], strict=True)),
+            stop=total[0] > 0,
+            examples=int(total[1]),
+            tokens=int(total[2]),
+            cut_texts=int(total[3]),
+            quarantined=int(total[4]),
+        )
+
+    def _scales(self, counts: Mapping[str, float]) -> Tensor:
+        """What each objective's sum is multiplied by; 0 where the global batch has no target."""
+        factors = [w * self.world.size / counts[n] if counts[n] > 0 else 0.0 for n, w in self._weights.items()]
+        return torch.tensor(factors, dtype=torch.float32, device=self.world.device)
+
+    def _update(self, learning_rate: float) -> tuple[float, bool]:
+        """Apply the gradients unless they are not finite; returns their norm and whether they were applied."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        if self.stage == 0 and self.precision == "fp32":  # the one case in which DeepSpeed would apply a NaN
+            gradients = [p.grad for p in self._root.parameters() if p.grad is not None]
+            norm = float(nn.utils.get_total_norm(gradients))
+            if not math.isfinite(norm):
+                self._engine.zero_grad()
+                return norm, False
+            self._engine.step()
+            return norm, True
+        self._engine.step()
+        applied = bool(self._engine.was_step_applied())
+        norm = self._engine.get_global_grad_norm()  # None, a float or a tensor, depending on the stage
+        return (float(norm) if norm is not None else math.nan), applied
+
+    def _report(
+        self, sums_O: Tensor, counts: Mapping[str, float], metrics: _Metrics
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Mean losses and metrics over all ranks: the step's second and last small all-reduce."""
+        names, own = metrics.packed(self.world.device)
+        code = torch.tensor([derive(0, "/".join(names)) % 2**20], dtype=torch.float64, device=self.world.device)
+        total = sum_over_ranks(torch.cat([code, sums_O, own])).tolist()
+        if total[0] != self.world.size * code.item():
+            listed = ", ".join(names) or "none"
+            raise TrainingError(f"ranks report different metrics (rank {self.world.rank}: {listed})")
+        sums, rest = total[1 : 1 + len(self._weights)], total[1 + len(self._weights) :]
+        means = {n: s / counts[n] if counts[n] > 0 else 0.0 for n, s in zip(self._weights, sums, strict=True)}
+        values, weights = rest[: len(names)], rest[len(names) :]
+        measures = {n: v / w for n, v, w in zip(names, values, weights, strict=True) if w > 0}
+        return means, measures
+
+    def shapes(self) -> dict[str, list[int]]:
+        """Shape of each trained parameter by name."""
+        return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in self.states.parameters.items()}
+
+    def full_weights(self) -> dict[str, Tensor]:
+        """All parameters and buffers by name, trained ones in fp32, on the CPU of rank 0; collective."""
+        weights = {}
+        for name, parameter in self.states.parameters.items():
+            full = self.states.full_weight(parameter)
+            if self.world.is_main:
+                weights[name] = full.detach().float().cpu().clone()
+        kept = self.untrained()
+        return weights | {name: tensor.cpu().clone() for name, tensor in kept.items()} if self.world.is_main else {}
+
+    def untrained_names(self) -> list[str]:
+        """Names of frozen parameters and persistent buffers."""
+        return list(self._frozen()) + list(self._buffers())
+
+    def untrained(self) -> dict[str, Tensor]:
+        """Frozen parameters and persistent buffers (frozen batch statistics, ...) by name; collective."""
+        frozen = {}
+        for name, parameter in self._frozen().items():
+            with self._gathered(parameter):
+                frozen[name] = parameter.detach().clone()
+        return frozen | self._buffers()
+
+    def set_untrained(self, values: Mapping[str, Tensor]) -> None:
+        """Set what `untrained` gave; collective."""
+        for name, parameter in self._frozen().items():
+            with self._gathered(parameter, write=True), torch.no_grad():
+                parameter.copy_(values[name])
+        for name, buffer in self._buffers().items():
+            buffer.copy_(values[name])
+
+    def _frozen(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self._root.task.named_parameters() if not p.requires_grad}
+
+    def _buffers(self) -> dict[str, Tensor]:
+        parameters = {name for name, _ in self._root.task.named_parameters(remove_duplicate=False)}
+        state = self._root.task.state_dict(keep_vars=True)
+        return {name: tensor for name, tensor in state.items() if name not in parameters}
+
+    def _gathered(self, parameter: nn.Parameter, write: bool = False) -> AbstractContextManager[None]:
+        """Within it a parameter is whole on every rank; what rank 0 writes reaches all."""
+        if self.stage != 3:
+            return nullcontext()
+        import deepspeed
+
+        gathered: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(
+            [parameter], modifier_rank=0 if write else None
+        )
+        return gathered
+
+    def close(self) -> None:
+        """Release DeepSpeed's hooks and buffers."""
+        self._engine.destroy()
+
+
+@dataclass(frozen=True, slots=True)
+class _Agreed:
+    counts: dict[str, float]
+    stop: bool
+    examples: int
+    tokens: int
+    cut_texts: int
+    quarantined: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Forward:
+    """One micro-batch's forward: the scaled loss with its graph, and what is reported."""
+
+    batch: Batch
+    objectives: list[str]
+    scales_O: Tensor
+
+    def __call__(self, task: nn.Module) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, float]]]:
+        losses: Losses = task(self.batch)
+        zero = self.scales_O.new_zeros(())
+        sums_O = torch.stack([losses.sums.get(name, zero).float() for name in self.objectives])
+        loss = (sums_O * self.scales_O).sum()
+        # A loss that is not finite makes every gradient NaN, so that all ranks skip the step at every stage without
+        # another collective; for a finite loss this multiplies by exactly 1.
+        loss = loss * (1 + 0 * loss.detach())
+        return loss, sums_O.detach().double(), losses.metrics
+
+
+class _Metrics:
+    """Sums and counts of metrics over the micro-batches of a step; stays on the device."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, float] = {}
+
+    def add(self, measured: Mapping[str, tuple[Tensor, float]]) -> None:
+        for name, (value, count) in measured.items():
+            value = value.detach().double()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0.0) + count
+
+    def packed(self, device: torch.device) -> tuple[list[str], Tensor]:
+        """Names in order, and a vector of all sums and then all counts."""
+        names = sorted(self._sums)
+        counts = torch.tensor([self._counts[name] for name in names], dtype=torch.float64, device=device)
+        sums = [self._sums[name].to(device).reshape(1) for name in names]
+        return names, torch.cat([*sums, counts])

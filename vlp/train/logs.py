@@ -1,0 +1,194 @@
+"""What a run says: a progress bar or plain lines, `metrics.jsonl`, TensorBoard. Only rank 0 writes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from pydantic import Field
+
+from vlp.config import Config
+from vlp.train.distributed import World
+
+METRICS_FILE = "metrics.jsonl"
+QUARANTINE_FILE = "quarantine.jsonl"
+
+
+class LogConfig(Config):
+    """What is shown and kept while a run trains. `metrics.jsonl` always holds every step."""
+
+    every: int = Field(10, ge=1)
+    """Steps between lines where the output is not a terminal."""
+    tensorboard: bool = True
+    """Write TensorBoard events to the run's `tensorboard/`."""
+
+
+class Logs:
+    """Writes the metrics of a run; does nothing on other ranks than 0. Use as a context manager.
+
+    Args:
+        directory: of the run.
+        steps: of the whole run, for the progress.
+        resume_from: steps that the checkpoint holds; later lines of an earlier try are removed from the files.
+        terminal: show a bar (None: if the output is a terminal).
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        config: LogConfig,
+        world: World,
+        *,
+        steps: int,
+        resume_from: int = 0,
+        terminal: bool | None = None,
+    ) -> None:
+        self._config = config
+        self._steps = steps
+        self._metrics: IO[str] | None = None
+        self._quarantine: IO[str] | None = None
+        self._events: Any = None
+        self._bar: Any = None
+        if not world.is_main:
+            return
+        directory.mkdir(parents=True, exist_ok=True)
+        self._metrics = _reopen(directory / METRICS_FILE, resume_from)
+        self._quarantine = _reopen(directory / QUARANTINE_FILE, resume_from)
+        if config.tensorboard:
+            self._events = _events(directory / "tensorboard", resume_from)
+        if sys.stdout.isatty() if terminal is None else terminal:
+            self._bar = _Bar(steps, resume_from)
+
+    def __enter__(self) -> Logs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def step(self, record: Mapping[str, float]) -> None:
+        """One step: its `step` (steps done) and its numbers."""
+        if self._metrics is None:
+            return
+        self._write(record)
+        if self._bar:
+            self._bar.step(record)
+        elif int(record["step"]) % self._config.every == 0 or record["step"] in (1, self._steps):
+            print(_line(record, self._steps), flush=True)
+
+    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """The metrics of an evaluation after `step` steps; names get the prefix `eval/`."""
+        if self._metrics is None:
+            return
+        record = {"step": step} | {f"eval/{name}": value for name, value in metrics.items()}
+        self._write(record)
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        self.note(f"step {step}: evaluation: {shown}")
+
+    def quarantine(self, step: int, records: Sequence[Mapping[str, str]]) -> None:
+        """Examples that were replaced in a step."""
+        if self._quarantine is None:
+            return
+        for record in records:
+            _append(self._quarantine, {"step": step, **record})
+
+    def note(self, text: str) -> None:
+        """A line for the person watching."""
+        if self._metrics is None:
+            return
+        if self._bar:
+            self._bar.note(text)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        for part in (self._bar, self._events, self._metrics, self._quarantine):
+            if part is not None:
+                part.close()
+        self._metrics = self._quarantine = self._events = self._bar = None
+
+    def _write(self, record: Mapping[str, float]) -> None:
+        assert self._metrics is not None
+        _append(self._metrics, record)
+        if self._events:
+            step = int(record["step"])
+            for name, value in record.items():
+                if name != "step":
+                    self._events.add_scalar(name, value, step)
+
+
+def _append(file: IO[str], record: Mapping[str, Any]) -> None:
+    """One object, one line, flushed. JSON has no NaN, so a number that is not finite becomes null."""
+    plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    file.write(json.dumps(plain, allow_nan=False) + "\n")
+    file.flush()
+
+
+def _reopen(path: Path, last_step: int) -> IO[str]:
+    """A JSON-lines file for appending, without half a line and without lines of steps after `last_step`."""
+    if path.exists():
+        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= last_step]
+        fresh = path.with_name(path.name + ".partial")
+        with fresh.open("w", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in kept)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+    return path.open("a", encoding="utf-8")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # half a line, from a run that was killed while writing it
+
+
+def _events(directory: Path, resume_from: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    purge = resume_from + 1 if directory.exists() else None
+    return SummaryWriter(str(directory), purge_step=purge)
+
+
+def _line(record: Mapping[str, float], steps: int) -> str:
+    parts = [f"step {int(record['step'])}/{steps}", f"loss {record['loss']:.4f}"]
+    parts += [f"{n.removeprefix('loss/')} {v:.4f}" for n, v in record.items() if n.startswith("loss/")]
+    parts += [
+        f"lr {record['lr']:.2e}",
+        f"norm {record['grad_norm']:.3g}",
+        f"{record['tokens_per_second']:.0f} tokens/s",
+    ]
+    return "  ".join(parts)
+
+
+class _Bar:
+    """A rich progress bar with the last step's numbers."""
+
+    def __init__(self, steps: int, done: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[last]}"),
+        )
+        self._steps = steps
+        self._task = self._progress.add_task("training", total=steps, completed=done, last="")
+        self._progress.start()
+
+    def step(self, record: Mapping[str, float]) -> None:
+        text = _line(record, self._steps).partition("  ")[2]
+        self._progress.update(self._task, completed=int(record["step"]), last=text)
+
+    def note(self, text: str) -> None:
+        self._progress.console.print(text, markup=False, highlight=False)
+
+    def close(self) -> None:
+        self._progress.stop()

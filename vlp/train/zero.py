@@ -1,0 +1,122 @@
+"""DeepSpeed's JSON: the user's file says ZeRO and offload, the run says the rest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from vlp.errors import ConfigError, nearest
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+_ALLOWED = {"zero_optimization", "aio", "zero_force_ds_cpu_optimizer"}
+_OWNED = {
+    "train_batch_size": "batch.size",
+    "train_micro_batch_size_per_gpu": "batch.micro_tokens",
+    "gradient_accumulation_steps": "batch.micro_tokens",
+    "gradient_clipping": "optimizer.clip_norm",
+    "optimizer": "optimizer",
+    "scheduler": "schedule",
+    "fp16": "precision",
+    "bf16": "precision",
+    "bfloat16": "precision",
+    "amp": "precision",
+    "torch_autocast": "precision",
+    "data_types": "precision",
+    "steps_per_print": "log.every",
+    "tensorboard": "log.tensorboard",
+}
+"""Keys of DeepSpeed that the run's own config decides, and where it does."""
+
+_REFUSED = {
+    "round_robin_gradients": "it moves parameters between partitions, so checkpoints by name would be wrong",
+    "zenflow": "it updates parameters late, so a step would no longer be a function of its batch",
+    "zero_quantized_gradients": "it rounds gradients differently on every number of ranks",
+}
+
+
+def read_zero(path: Path | None, precision: Precision) -> dict[str, Any]:
+    """The ZeRO part of DeepSpeed's configuration.
+
+    Args:
+        path: the user's JSON; none means plain data parallelism: stage 0, and stage 1 in bf16, where DeepSpeed's
+            stage 0 would also accumulate gradients in bf16.
+        precision: of the run.
+    Raises:
+        ConfigError: the file is missing, is not JSON, or holds keys that the run's own config decides.
+    """
+    if path is None:
+        return {"zero_optimization": {"stage": 1 if precision == "bf16" else 0}}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"deepspeed: {path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"deepspeed: {path}: cannot be read as JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"deepspeed: {path}: must hold an object, such as {{'zero_optimization': {{'stage': 2}}}}")
+    _check(values, str(path))
+    return values
+
+
+def _check(values: dict[str, Any], path: str) -> None:
+    for key in values:
+        if key in _OWNED:
+            raise ConfigError(f"{path}: key '{key}' is decided by the run's config; remove it and set '{_OWNED[key]}'")
+        if key not in _ALLOWED:
+            raise ConfigError(f"{path}: key '{key}' is not allowed, only ZeRO and offload{nearest(key, _ALLOWED)}")
+    section = values.get("zero_optimization", {})
+    if not isinstance(section, dict) or section.get("stage", 0) not in (0, 1, 2, 3):
+        raise ConfigError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3")
+    for key, reason in _REFUSED.items():
+        if section.get(key):
+            raise ConfigError(f"{path}: zero_optimization.{key} cannot be used: {reason}; remove it")
+    if section.get("compute_grad_norm") is False:
+        raise ConfigError(f"{path}: zero_optimization.compute_grad_norm cannot be off: NaNs would be applied")
+
+
+def stage_of(zero: dict[str, Any]) -> int:
+    """The ZeRO stage of a configuration that `read_zero` gave."""
+    return int(zero.get("zero_optimization", {}).get("stage", 0))
+
+
+def engine_config(zero: dict[str, Any], precision: Precision, clip_norm: float | None) -> dict[str, Any]:
+    """The whole configuration for DeepSpeed.
+
+    Raises:
+        ConfigError: the precision is not supported, or ZeRO's section holds a key or value DeepSpeed does not know.
+    """
+    if precision == "fp16":
+        raise ConfigError("precision: fp16 is not supported yet; use bf16 (same memory, no loss scaling) or fp32")
+    _check_section(zero.get("zero_optimization", {}))
+    config: dict[str, Any] = {
+        **zero,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,  # counts are global, so micro-batches add up without a mean
+        "gradient_clipping": clip_norm or 0.0,  # DeepSpeed's default is 1.0
+        "zero_allow_untested_optimizer": False,
+        # Offload with torch's AdamW instead of DeepSpeed's own, which would be compiled for minutes at the first start.
+        "zero_force_ds_cpu_optimizer": zero.get("zero_force_ds_cpu_optimizer", False),
+        "bf16": {"enabled": precision == "bf16"},
+    }
+    if precision == "bf16" and stage_of(zero) > 0:
+        config["data_types"] = {"grad_accum_dtype": "fp32"}  # many small micro-batches would vanish in bf16
+    return config
+
+
+def _check_section(section: dict[str, Any]) -> None:
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from pydantic import ValidationError
+
+    known = set(DeepSpeedZeroConfig.model_fields)
+    known |= {field.alias for field in DeepSpeedZeroConfig.model_fields.values() if field.alias}
+    for key in section:
+        if key not in known:
+            raise ConfigError(f"deepspeed: unknown key 'zero_optimization.{key}'{nearest(key, known)}")
+    try:
+        DeepSpeedZeroConfig(**section)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"deepspeed: zero_optimization.{key}: {first['msg']}") from None
