@@ -33,7 +33,7 @@ install: $(INSTALLED)
 # The tested versions are of Python 3.11; some of them have no release for 3.10, where pip takes the newest that has.
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Installing into $(VENV): about 6 GB, mostly torch; 2 to 5 minutes with a good line."
+	@echo "Installing into $(VENV): about 6 GB, mostly torch; some minutes."
 	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; \
 	then $(BIN)/pip install -c constraints.txt -e '.[dev]'; \
 	else $(BIN)/pip install -e '.[dev]'; fi

@@ -35,14 +35,19 @@ def inspect(
     _show(summary, directory, console)
     if html is not None:
         write_page(html, index, summary, pictures)
-        console.print(f"wrote {html}", markup=False, highlight=False, soft_wrap=True)
+        _line(console, f"wrote {html}")
+
+
+def _line(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _show(summary: Summary, directory: Path, console: Console) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    overview = Table(title=escape(str(directory)), title_justify="left", show_header=False)
+    _line(console, str(directory))
+    overview = Table(show_header=False)
     for name, value in summary.overview():
         overview.add_row(name, escape(value))
     console.print(overview)
@@ -64,7 +69,8 @@ def _show_answers(summary: Summary, console: Console) -> None:
     title = f"{summary.answers.total():,} answers, {len(summary.answers):,} different"
     if summary.unanswered:
         title += f"; {summary.unanswered:,} questions without an answer"
-    table = Table("answer", "count", "share", title=title, title_justify="left")
+    _line(console, title)
+    table = Table("answer", "count", "share")
     table.columns[1].justify = table.columns[2].justify = "right"
     for answer, count, share in summary.balance():
         table.add_row(escape(answer), f"{count:,}", f"{share:.1%}")

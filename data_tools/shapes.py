@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from data_tools.options import Overwrite, SamplesPerShard
 from vlp.errors import ConfigError
 
 if TYPE_CHECKING:
+    from data_tools.report import Report
     from data_tools.world.samples import WorldSample
     from data_tools.world.scene import Split
 
@@ -21,10 +22,12 @@ def shapes(
     samples: Annotated[int, typer.Option(min=2, help="Scenes, train and dev together.")],
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives another world.")] = 0,
     dev_share: Annotated[float, typer.Option(help="Share of the scenes, and of the layouts, that dev gets.")] = 0.1,
-    samples_per_shard: Annotated[int, typer.Option(min=1, help="Scenes in a tar.")] = 500,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the shards that --out holds.")] = False,
+    samples_per_shard: SamplesPerShard = 500,
+    overwrite: Overwrite = False,
 ) -> None:
     """Render a small world of drawn scenes: photos, regions, captions, and questions with answers."""
+    from rich.console import Console
+
     from data_tools.writer import prepare_directory
 
     if not 0 < dev_share <= 0.5:
@@ -33,51 +36,46 @@ def shapes(
     splits: tuple[tuple[Split, int], ...] = (("train", samples - dev), ("dev", dev))
     for split, _ in splits:
         prepare_directory(out / split, overwrite=overwrite)
+    console = Console()
     for split, number in splits:
-        report = write_split(out / split, split, number, seed, dev_share, samples_per_shard)
-        typer.echo(f"{out / split}: {number} scenes, {report['captions']} captions, {report['questions']} questions")
+        report = write_split(out / split, split, number, seed, dev_share, samples_per_shard, console)
+        report.show(out / split, console)
 
 
 def write_split(
-    out: Path, split: Split, samples: int, seed: int, dev_share: float, samples_per_shard: int
-) -> dict[str, Any]:
+    out: Path, split: Split, samples: int, seed: int, dev_share: float, samples_per_shard: int, console: Any
+) -> Report:
     """Write a split's shards, index and `import_report.json`; returns the report."""
-    from data_tools.world.detector import CLASSES
-    from data_tools.world.samples import world_samples
-    from data_tools.world.scene import COLOURS, SHAPES
-    from data_tools.writer import REPORT, ShardWriter
-    from vlp.data.index import build_index
+    from rich.progress import track
 
-    asked: dict[str, int] = {}
-    captions = 0
+    from data_tools.report import Report
+    from data_tools.world.samples import world_samples
+    from data_tools.writer import ShardWriter
+    from vlp import __version__
+    from vlp.data.build import build_index
+
+    made_by = {"command": "shapes", "split": split, "seed": seed, "dev_share": dev_share}
+    report = Report(made_by)
+    made = world_samples(split, samples, seed, dev_share)
     with ShardWriter(out, samples_per_shard) as writer:
-        for sample in world_samples(split, samples, seed, dev_share):
-            writer.write(
-                sample.key, sample.photo, "jpg", sample.regions, sample.captions, sample.questions, _metadata(sample)
-            )
-            captions += len(sample.captions)
-            for question in sample.questions:
-                form = question.id.split("-")[2]
-                asked[form] = asked.get(form, 0) + 1
-    report = {
-        "read": samples,
-        "written": samples,
-        "skipped": [],
-        "captions": captions,
-        "questions": sum(asked.values()),
-        "questions_per_form": asked,
-        "colours": list(COLOURS),
-        "shapes": list(SHAPES),
-        "classes": list(CLASSES),
-    }
-    (out / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    build_index(out, made_by={"command": "shapes", "split": split, "seed": seed, "dev_share": dev_share})
+        for sample in track(
+            made, f"drawing {split}", samples, console=console, disable=not console.is_terminal, transient=True
+        ):
+            report.count("scenes")
+            _write(writer, sample)
+            report.wrote("captions", len(sample.captions))
+            report.wrote("questions", len(sample.questions))
+    report.wrote("samples", writer.samples)
+    report.wrote("shards", writer.shards)
+    report.save(out)
+    build_index(out, made_by={"vlp": __version__, **made_by})
     return report
 
 
-def _metadata(sample: WorldSample) -> dict[str, Any]:
-    """What is true of the scene, for people and tests; no model reads it."""
+def _write(writer: Any, sample: WorldSample) -> None:
+    """The JSON also tells what is true of the scene, for people and tests; no model reads it."""
     from data_tools.world.scene import PHOTO
 
     scene = [asdict(thing) for thing in sample.scene]
-    return {"id": sample.key, "width": PHOTO, "height": PHOTO, "scene": scene}
+    metadata = {"id": sample.key, "width": PHOTO, "height": PHOTO, "scene": scene}
+    writer.write(sample.key, sample.photo, "jpg", sample.regions, sample.captions, sample.questions, metadata)

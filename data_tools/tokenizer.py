@@ -87,8 +87,8 @@ def train(lines: list[str], vocab_size: int, *, lowercase: bool) -> Any:
     words = pre_tokenizers.BertPreTokenizer()
 
     learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    learner.normalizer = normalizer  # type: ignore[assignment]
-    learner.pre_tokenizer = words  # type: ignore[assignment]
+    learner.normalizer = normalizer
+    learner.pre_tokenizer = words
     # The trainer numbers the inner characters as it meets them in a hash map of random order, and those numbers break
     # ties between equally frequent merges: two trainings would differ. Named as special tokens they have fixed numbers.
     inner = sorted({letter for line in lines for word in _words(normalizer, words, line) for letter in word[1:]})
@@ -103,11 +103,11 @@ def train(lines: list[str], vocab_size: int, *, lowercase: bool) -> Any:
         )
 
     made = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    made.normalizer = normalizer  # type: ignore[assignment]
-    made.pre_tokenizer = words  # type: ignore[assignment]
-    made.decoder = decoders.WordPiece(prefix=_CONTINUED)  # type: ignore[assignment]
+    made.normalizer = normalizer
+    made.pre_tokenizer = words
+    made.decoder = decoders.WordPiece(prefix=_CONTINUED)
     made.add_special_tokens(list(SPECIAL))
-    made.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+    made.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[(name, SPECIAL.index(name)) for name in ("[CLS]", "[SEP]")],

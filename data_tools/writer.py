@@ -115,6 +115,7 @@ class ShardWriter:
     def abort(self) -> None:
         """Drop the shard in the making."""
         if self._file is not None:
+            self._tar.close()
             self._file.close()
             self._partial().unlink(missing_ok=True)
         self._file = self._tar = None

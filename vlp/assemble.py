@@ -16,7 +16,7 @@ from vlp.data.order import Order
 from vlp.data.text import TextEncoder
 from vlp.errors import ConfigError, DataError
 from vlp.models.image import PixelSource
-from vlp.models.model import ModelConfig, Sizes, VisionLanguageModel, fill_sizes, read_weights
+from vlp.models.model import ModelConfig, Sizes, VisionLanguageModel, fill_sizes, read_weights, without_downloads
 from vlp.run import RunConfig
 from vlp.seeds import derive
 from vlp.tasks.module import TaskModule
@@ -83,7 +83,7 @@ def make_module(assembled: Assembled) -> TaskModule:
     """The module to train: initial weights from the seed, or from the trained model that `init` names."""
     config = assembled.config
     torch.manual_seed(derive(config.run.seed, "weights"))
-    model = VisionLanguageModel(config.model)
+    model = VisionLanguageModel(without_downloads(config.model) if config.init else config.model)
     if config.init:
         _start_from(model, Path(config.init))
     return TaskModule(model, assembled.task.objectives)
@@ -113,8 +113,9 @@ def _sizes(config: RunConfig, text: TextEncoder, indexes: Sequence[Index]) -> Si
         for what in ("feature_width", "class_count"):
             if getattr(index.manifest, what) != getattr(indexes[0].manifest, what):
                 raise ConfigError(
-                    f"data: {what.replace('_', ' ')} of the regions is {getattr(index.manifest, what)} in {index.directory} "
-                    f"and {getattr(indexes[0].manifest, what)} in {indexes[0].directory}; a run needs one"
+                    f"data: {what.replace('_', ' ')} of the regions is {getattr(index.manifest, what)} in "
+                    f"{index.directory} and {getattr(indexes[0].manifest, what)} in {indexes[0].directory}; "
+                    "a run needs one"
                 )
     return Sizes(text.vocab_size, indexes[0].manifest.feature_width, indexes[0].manifest.class_count)
 

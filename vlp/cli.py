@@ -21,7 +21,8 @@ app = typer.Typer(
 
 Config = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config.", show_default=False)]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="section.key=value, as in batch.size=64 model.dropout=0.2.", metavar="[KEY=VALUE]...")
+    list[str] | None,
+    typer.Argument(help="section.key=value, as in batch.size=64 model.dropout=0.2.", metavar="[KEY=VALUE]..."),
 ]
 Nproc = Annotated[int, typer.Option(help="Start so many ranks on this machine.", min=1)]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in run.dir from its newest checkpoint.")]
@@ -55,7 +56,9 @@ def finetune(config: Config, overrides: Overrides = None, nproc: Nproc = 1, resu
 def evaluate(
     model: Model,
     data: Data,
-    task: Annotated[str | None, typer.Option(help="pretrain, vqa or retrieval; by default what the model was trained for.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="pretrain, vqa or retrieval; by default what the model was trained for.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the metrics as JSON here.")] = None,
     limit: Annotated[int | None, typer.Option(help="Judge only so many examples (retrieval: images).", min=1)] = None,
     micro_tokens: Tokens = 8192,
@@ -75,7 +78,9 @@ def extract(
     model: Model,
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder for the features.", show_default=False)],
-    what: Annotated[str, typer.Option(help="Any of pooled, text, image, text.unimodal, image.unimodal, by commas.")] = "pooled",
+    what: Annotated[
+        str, typer.Option(help="Any of pooled, text, image, text.unimodal, image.unimodal, by commas.")
+    ] = "pooled",
     format: Annotated[str, typer.Option(help="parquet.")] = "parquet",
     micro_tokens: Tokens = 8192,
     precision: Precision = "fp32",

@@ -1,6 +1,6 @@
 """Features of a dataset out of a trained model, as parquet.
 
-Each rank writes one part, under a temporary name until it is whole; the parts in order hold the examples in index order.
+Each rank writes one part, under a temporary name until it is whole; the parts in turn hold the examples in index order.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WHAT: tuple[What, ...] = ("pooled", "text", "image", "text.unimodal", "image.uni
 class _Plain(Task):
     """Pairs as they are, without anything hidden."""
 
-    objectives = {}  # noqa: RUF012
+    objectives = {}
 
     def example(
         self, slot: Slot, pair: Pair, image: Sample, text: Sample, text_number: int, rng: np.random.Generator, step: int
@@ -72,7 +72,7 @@ def extract(
     A column of tokens holds a list of vectors; `pooled` holds one. Numbers are float32.
 
     Returns:
-        rows written by this rank.
+        rows written by all ranks, on rank 0; 0 elsewhere.
     Raises:
         ConfigError: `out` holds features already.
     """
@@ -97,11 +97,11 @@ def extract(
     if writer is not None:
         writer.close()
         os.replace(out / f".{name}.partial", out / name)
-    totals = judge.gathered([rows])
+    total = int(sum(judge.gathered([rows])))
     lost = judge.gathered(quarantined)
     if world.is_main:
-        _manifest(out, trained, dataset, what, sum(totals), lost)
-    return rows
+        _manifest(out, trained, dataset, what, total, lost)
+    return total
 
 
 def _features(module: TaskModule, batch: Batch, what: Sequence[What]) -> dict[str, list[Any]]:

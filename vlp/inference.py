@@ -1,4 +1,4 @@
-"""What `vlp evaluate` and `vlp extract` do on each rank: open a trained model and a dataset, run, and say the result."""
+"""What `vlp evaluate` and `vlp extract` do on each rank: open a trained model and a dataset, run, say the result."""
 
 from __future__ import annotations
 
@@ -45,8 +45,7 @@ def extract_features(model: Path, data: Path, out: Path, what: str, *, micro_tok
         dataset = _open(trained, data)
         rows = extract(trained, dataset, out, wanted, ranks, micro_tokens=micro_tokens, precision=chosen)
         if ranks.is_main:
-            share = "" if ranks.size == 1 else " by this rank"
-            Console().print(f"{rows} examples written{share}: {', '.join(wanted)} in {out}", highlight=False)
+            Console().print(f"{rows} examples: {', '.join(wanted)} in {out}", highlight=False)
 
 
 def _task(model: Path, name: str | None, limit: int | None) -> AnyTaskConfig | None:
@@ -69,7 +68,9 @@ def _zero_shot(own: AnyTaskConfig, limit: int | None) -> RetrievalConfig:
         for name, objective in own.objectives.items():
             if objective.kind == "matching":
                 return RetrievalConfig(head=name, texts=own.texts, judged_images=limit or 1000)
-    raise ConfigError("--task retrieval: the model has no matching head; it must be pre-trained with matching, or fine-tuned")
+    raise ConfigError(
+        "--task retrieval: the model has no matching head; it must be pre-trained with matching, or fine-tuned"
+    )
 
 
 def _open(trained: Trained, data: Path) -> Dataset:
@@ -77,7 +78,9 @@ def _open(trained: Trained, data: Path) -> Dataset:
     dataset = open_dataset(data, trained.task.texts, trained.task.setting.text)
     source, found = trained.model.config.image.source, dataset.index.manifest.feature_width
     if isinstance(source, RegionSource) and trained.saved.without != "image" and source.width != found:
-        raise ConfigError(f"the model reads regions of {source.width} numbers, but those of {data} have {found or 'no'} features")
+        raise ConfigError(
+            f"the model reads regions of {source.width} numbers, but those of {data} have {found or 'no'} features"
+        )
     return dataset
 
 
@@ -92,5 +95,3 @@ def _show(title: str, metrics: dict[str, float]) -> None:
     for name, value in metrics.items():
         table.add_row(name, f"{value:,.0f}" if name in ("questions", "images", "texts") else f"{value:.4f}")
     Console().print(table)
-
-

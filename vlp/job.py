@@ -22,7 +22,7 @@ from vlp.tasks.saved import SavedTask, save_trained
 from vlp.train.checkpoint import Checkpoints
 from vlp.train.engine import Engine
 from vlp.train.logs import Logs
-from vlp.train.trainer import Outcome, Trainer
+from vlp.train.trainer import Evaluate, Outcome, Trainer
 from vlp.train.zero import read_zero
 
 CONFIG_FILE = "config.yaml"
@@ -48,7 +48,9 @@ def train(config: str, overrides: Sequence[str], command: Command, *, resume: bo
 
 def _check_directory(directory: Path, resume: bool) -> None:
     if (directory / CONFIG_FILE).exists() and not resume:
-        raise ConfigError(f"run.dir: {directory} holds a run already; add --resume to continue it, or take another run.dir")
+        raise ConfigError(
+            f"run.dir: {directory} holds a run already; add --resume to continue it, or take another run.dir"
+        )
 
 
 def _train(assembled: Assembled, directory: Path, ranks: World) -> Outcome:
@@ -100,12 +102,14 @@ def _train(assembled: Assembled, directory: Path, ranks: World) -> Outcome:
             export(assembled, engine, directory / MODEL_DIRECTORY)
             logs.note(f"model: {directory / MODEL_DIRECTORY}")
         if outcome.cut_texts or outcome.quarantined:
-            logs.note(f"{outcome.cut_texts} texts were cut at the model's limit, {outcome.quarantined} examples replaced")
+            logs.note(
+                f"{outcome.cut_texts} texts were cut at the model's limit, {outcome.quarantined} examples replaced"
+            )
     engine.close()
     return outcome
 
 
-def _evaluation(assembled: Assembled, engine: Engine):  # type: ignore[no-untyped-def]
+def _evaluation(assembled: Assembled, engine: Engine) -> Evaluate | None:
     val, run = assembled.val, assembled.config
     if val is None:
         return None
@@ -166,6 +170,7 @@ def _headline(assembled: Assembled, ranks: World, done: int) -> str:
     run = assembled.config
     start = f", from step {done}" if done else ""
     return (
-        f"{run.task.name}: {model_summary(run.model)}; {assembled.order.examples:,} examples, {assembled.steps:,} steps of "
-        f"{run.batch.size}; {ranks.size} rank{'s' if ranks.size > 1 else ''}, {run.precision}{start}"
+        f"{run.task.name}: {model_summary(run.model)}; {assembled.order.examples:,} examples, "
+        f"{assembled.steps:,} steps of {run.batch.size}; "
+        f"{ranks.size} rank{'s' if ranks.size > 1 else ''}, {run.precision}{start}"
     )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
+from typing_extensions import Self
 
 from vlp import resources
 from vlp.config import Config, apply_overrides, read_yaml
@@ -109,7 +110,7 @@ class RunConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     precision: Precision = "fp32"
-    """Of weights and arithmetic in forward and backward; fp32 master weights are kept in either case (from ZeRO stage 1)."""
+    """Of forward and backward; from ZeRO stage 1 on the optimizer keeps fp32 weights in either case."""
     deepspeed: str | None = None
     """The name of a shipped DeepSpeed config (zero1, zero2, ...) or a JSON file: ZeRO and offload only."""
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -154,7 +155,9 @@ def config_file(config: str, command: Command) -> Path:
         return Path(config)
     if config in resources.names(command):
         return resources.shipped(command, config)
-    raise ConfigError(f"no config file or shipped {command} config is called '{config}'{nearest(config, resources.names(command))}")
+    raise ConfigError(
+        f"no config file or shipped {command} config is called '{config}'{nearest(config, resources.names(command))}"
+    )
 
 
 def _anchored(values: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -160,12 +160,12 @@ class Targets:
     """int64 rows of the packed text, the packed image, or the examples, as the objective's `rows` says."""
     values: dict[str, Tensor]
     count: float
-    """What the loss is divided by, before it is summed over the global batch: the number of targets, or their weights' sum."""
+    """What the loss is divided by once it is summed over the global batch: the number of targets, or their weights."""
 
 
 @dataclass(slots=True)
 class Packing:
-    """Where the tokens of each example lie in a packed stream. Made on the CPU, so that no kernel waits for a length."""
+    """Where each example's tokens lie in a packed stream. Made on the CPU, so that no kernel waits for a length."""
 
     lengths: tuple[int, ...]
     lengths_B: Tensor
@@ -231,10 +231,12 @@ class Batch:
 
     def to(self, where: device | str, dtype: Any = None) -> Batch:
         """A copy on a device; floating inputs of the model (never targets) take `dtype` if one is given."""
-        return _moved(self, where, dtype)
+        batch: Batch = _moved(self, where, dtype)
+        return batch
 
     def pin_memory(self) -> Batch:
-        return _pinned(self)
+        batch: Batch = _pinned(self)
+        return batch
 
 
 def _moved(record: Any, where: Any, dtype: Any) -> Any:

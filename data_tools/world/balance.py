@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import inf
+from typing import NamedTuple
 
 import numpy as np
 
 
-@dataclass(frozen=True, slots=True)
-class Guess:
+class Guess(NamedTuple):
     """An answer that could be guessed from words alone, if it were more frequent than the others."""
 
     given: str
@@ -21,8 +20,7 @@ class Guess:
     """All answers there could be; they shall be equally frequent for each `given`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A text that is true of a scene."""
 
     form: str
@@ -35,8 +33,9 @@ class Candidate:
 class Balance:
     """Counts what was asked, and refuses what would tip it: answers to the same words differ by `slack` at most.
 
-    Symmetry alone balances a world only in the mean: of 100 questions "what colour is the circle ?" 20 might be answered
-    "red" by chance, and a model that never looks could learn it. Without `slack` nothing is refused, only preferred.
+    Symmetry alone balances a world only in the mean: of 100 questions "what colour is the circle ?" 20 might be
+    answered "red" by chance, and a model that never looks could learn it. Without `slack` nothing is refused, only
+    preferred.
     """
 
     def __init__(self, slack: float = inf) -> None:

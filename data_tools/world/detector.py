@@ -1,4 +1,4 @@
-"""A small fixed detector: features, class probabilities and confidence of boxes, from a photo's pixels and nothing else.
+"""A small fixed detector: features, class probabilities and confidence of boxes, from a photo's pixels only.
 
 It never sees a scene. What it knows of the world is what a trained detector would have learned: the palette and the
 outlines of the shapes.
@@ -28,6 +28,8 @@ _COLOUR_WIDTH = 40.0  # RGB distance at which a palette colour's pull has fallen
 _SHAPE_SHARPNESS = 25.0  # correlations of the right and the next shape are about 0.15 apart
 _COLOUR_MEAN, _COLOUR_SPREAD = 140.0, 70.0  # of crops over the world: bring features to about unit scale
 _FILLED_MEAN, _FILLED_SPREAD = 0.61, 0.43
+_AROUND = 24  # pixels from a box's middle to the edges of its surroundings, the same for small and large
+_AROUND_MEAN, _AROUND_SPREAD = 0.16, 0.26
 
 
 def detect(photo: bytes, boxes_R4: Floats) -> Regions:
@@ -37,15 +39,21 @@ def detect(photo: bytes, boxes_R4: Floats) -> Regions:
         photo: an encoded image.
         boxes_R4: x1, y1, x2, y2 as shares of width and height.
     Returns:
-        features [R, 256] (8 x 8 mean colours, then on the same grid how much is not ground), class
-        probabilities [R, 40] as `CLASSES` says, confidence = the largest of them.
+        features [R, 272] as `features` says, class probabilities [R, 40] as `CLASSES` says, confidence = the largest
+        of them.
     """
-    crops_RGGC = crops(decode(photo), boxes_R4)
-    nearness = palette_nearness(crops_RGGC)
-    probs_RC = class_probs(nearness)
+    pixels_HW3 = decode(photo)
+    height, width, _ = pixels_HW3.shape
+    edges_R4 = boxes_R4 * np.array([width, height, width, height], np.float32)
+    middles_R22 = (edges_R4 + edges_R4[:, [2, 3, 0, 1]]) / 2
+    around_R4 = np.asarray(middles_R22 + _AROUND * np.array([-1, -1, 1, 1]), np.float32)
+    crops_RGGC = crops(pixels_HW3, edges_R4, _GRID)
+    nearness_RGGP = palette_nearness(crops_RGGC)
+    probs_RC = class_probs(nearness_RGGP)
     confidence_R = probs_RC.max(1)
     order = np.argsort(-confidence_R, kind="stable")
-    return Regions(features(crops_RGGC, nearness)[order], boxes_R4[order], confidence_R[order], probs_RC[order])
+    features_RD = features(crops_RGGC, nearness_RGGP, palette_nearness(crops(pixels_HW3, around_R4, 8)))
+    return Regions(features_RD[order], boxes_R4[order], confidence_R[order], probs_RC[order])
 
 
 def decode(photo: bytes) -> Floats:
@@ -54,42 +62,55 @@ def decode(photo: bytes) -> Floats:
         return np.asarray(image.convert("RGB"), np.float32)
 
 
-def crops(pixels_HW3: Floats, boxes_R4: Floats) -> Floats:
-    """Each box's pixels averaged by area on a 16 x 16 grid, [R, 16, 16, 3]; parts of pixels count as parts."""
+def crops(pixels_HW3: Floats, edges_R4: Floats, grid: int) -> Floats:
+    """Each box's pixels averaged by area on a grid, [R, grid, grid, 3]; parts of pixels count as parts.
+
+    Args:
+        edges_R4: x1, y1, x2, y2 in pixels; beyond the photo its outermost pixels go on.
+    """
     height, width, _ = pixels_HW3.shape
-    rows_RGH = _shares(boxes_R4[:, 1] * height, boxes_R4[:, 3] * height, height)
-    columns_RGW = _shares(boxes_R4[:, 0] * width, boxes_R4[:, 2] * width, width)
-    half_RGW3 = (rows_RGH @ pixels_HW3.reshape(height, width * 3)).reshape(-1, _GRID, width, 3)
+    rows_RGH = _shares(edges_R4[:, 1], edges_R4[:, 3], height, grid)
+    columns_RGW = _shares(edges_R4[:, 0], edges_R4[:, 2], width, grid)
+    half_RGW3 = (rows_RGH @ pixels_HW3.reshape(height, width * 3)).reshape(-1, grid, width, 3)
     return np.asarray(columns_RGW[:, None] @ half_RGW3, np.float32)
 
 
-def _shares(low_R: Floats, high_R: Floats, pixels: int) -> Floats:
-    """How much of each grid cell between two edges each pixel covers, [R, 16, pixels]; each row sums to 1."""
-    edges_RG = np.linspace(low_R, high_R, _GRID + 1, axis=1)
+def _shares(low_R: Floats, high_R: Floats, pixels: int, grid: int) -> Floats:
+    """How much of each grid cell between two edges each pixel covers, [R, grid, pixels]; each row sums to 1."""
+    edges_RG = np.linspace(low_R, high_R, grid + 1, axis=1)
     first, last = edges_RG[:, :-1, None], edges_RG[:, 1:, None]
-    pixel = np.arange(pixels)
-    covered = np.clip(np.minimum(last, pixel + 1) - np.maximum(first, pixel), 0, None)
+    pixel = np.arange(pixels, dtype=np.float32)
+    left, right = pixel.copy(), pixel + 1
+    left[0], right[-1] = -np.inf, np.inf
+    covered = np.clip(np.minimum(last, right) - np.maximum(first, left), 0, None)
     return np.asarray(covered / covered.sum(2, keepdims=True), np.float32)
 
 
 def palette_nearness(crops_RGGC: Floats) -> Floats:
-    """How much each cell looks like each colour of the palette and, last, like the ground, [R, 16, 16, 9]; sums to 1."""
+    """How much each cell looks like each colour of the palette and, last, the ground, [R, G, G, 9]; sums to 1."""
     palette = np.array([*COLOURS.values(), _GROUND], np.float32)
     # -|crop - colour|^2 / 2, without the part that is common to all colours
     return _softmax((crops_RGGC @ palette.T - (palette**2).sum(1) / 2) / _COLOUR_WIDTH**2)
 
 
-def features(crops_RGGC: Floats, nearness_RGGP: Floats) -> Floats:
-    """What a region looks like, [R, 256], about zero mean and unit scale."""
-    colours = (_halved(crops_RGGC) - _COLOUR_MEAN) / _COLOUR_SPREAD
-    filled = (_halved(1 - nearness_RGGP[..., -1:]) - _FILLED_MEAN) / _FILLED_SPREAD
-    return np.asarray(np.concatenate([colours, filled], 1), np.float32)
+def features(crops_RGGC: Floats, nearness_RGGP: Floats, around_RGGP: Floats) -> Floats:
+    """What a region looks like, [R, 272], about zero mean and unit scale.
+
+    Mean colours on an 8 x 8 grid, how much is not ground on the same grid (the outline, whatever the colour), and how
+    much is not ground on a 4 x 4 grid of the surroundings: a detector's cells see beyond the box too, and a model tells
+    a small object from a large one by it long before it reads the box's numbers to a hundredth.
+    """
+    colours = (_means(crops_RGGC, 8) - _COLOUR_MEAN) / _COLOUR_SPREAD
+    filled = (_means(1 - nearness_RGGP[..., -1:], 8) - _FILLED_MEAN) / _FILLED_SPREAD
+    around = (_means(1 - around_RGGP[..., -1:], 4) - _AROUND_MEAN) / _AROUND_SPREAD
+    return np.asarray(np.concatenate([colours, filled, around], 1), np.float32)
 
 
-def _halved(cells_RGGX: Floats) -> Floats:
-    """Means of 2 x 2 cells, one row per region."""
-    halves = cells_RGGX.reshape(len(cells_RGGX), _GRID // 2, 2, _GRID // 2, 2, -1)
-    return np.asarray(halves.mean((2, 4)).reshape(len(cells_RGGX), -1))
+def _means(cells_RGGX: Floats, grid: int) -> Floats:
+    """Means on a coarser grid, one row per region."""
+    part = cells_RGGX.shape[1] // grid
+    parts = cells_RGGX.reshape(len(cells_RGGX), grid, part, grid, part, -1)
+    return np.asarray(parts.mean((2, 4)).reshape(len(cells_RGGX), -1))
 
 
 def class_probs(nearness_RGGP: Floats) -> Floats:

@@ -59,7 +59,7 @@ def _ground(rng: np.random.Generator) -> NDArray[np.uint8]:
     along = np.linspace(-1, 1, PHOTO, dtype=np.float32)
     plane = grey + slope_x * along + slope_y * along[:, None]
     noise = rng.standard_normal((PHOTO, PHOTO), dtype=np.float32) * 3
-    return (plane + noise).astype(np.uint8)[:, :, None].repeat(3, 2)
+    return np.asarray((plane + noise).astype(np.uint8)[:, :, None].repeat(3, 2))
 
 
 def _paint(image: Image.Image, thing: Thing, rng: np.random.Generator) -> None:
@@ -89,4 +89,4 @@ def draw_boxes(scene: Scene, rng: np.random.Generator) -> NDArray[np.float32]:
     corners = [corners_of(thing) for thing in scene]
     boxes = np.array([[*points.min(0), *points.max(0)] for points in corners])
     noise: Any = rng.normal(0, _BOX_NOISE, boxes.shape).clip(-2, 2)
-    return ((boxes + noise) / PHOTO).clip(0, 1).astype(np.float32)
+    return np.asarray(((boxes + noise) / PHOTO).clip(0, 1), np.float32)

@@ -6,7 +6,7 @@ Each function lists candidates; `Balance` chooses among them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import combinations, permutations
+from itertools import combinations, pairwise, permutations
 
 from data_tools.world.balance import Candidate, Guess
 from data_tools.world.scene import COLOURS, SHAPES, SIZES, Scene, Thing
@@ -113,7 +113,8 @@ def _caption(kind: str, text: str, things: tuple[Thing, ...], names: tuple[str, 
     """
     colours = [thing.colour for thing in things]
     guesses = [Guess(f"{kind} {name}", colour, _COLOURS) for name, colour in zip(names, colours, strict=True)]
-    guesses += [Guess(f"{kind} after {a}", b, _COLOURS) for a, b in zip(colours, colours[1:], strict=False)]
+    guesses += [Guess(f"{kind} after {a}", b, _COLOURS) for a, b in pairwise(colours)]
+    guesses += [Guess(kind, colour, _COLOURS) for colour in colours]
     return Candidate(kind, text, "", tuple(guesses))
 
 

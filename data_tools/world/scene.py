@@ -100,13 +100,13 @@ def draw_scene(choices: list[list[Layout]], rng: np.random.Generator) -> Scene:
 
 def _thing(cell: int, rng: np.random.Generator) -> Thing:
     size = list(SIZES)[rng.integers(len(SIZES))]
-    x, y = ((cell % GRID + 0.5) * _CELL, (cell // GRID + 0.5) * _CELL) + rng.uniform(-_JITTER, _JITTER, 2)
+    off_x, off_y = rng.uniform(-_JITTER, _JITTER, 2)
     return Thing(
         shape=SHAPES[rng.integers(len(SHAPES))],
         colour=list(COLOURS)[rng.integers(len(COLOURS))],
         size=size,
         cell=cell,
-        centre=(float(x), float(y)),
+        centre=(float((cell % GRID + 0.5) * _CELL + off_x), float((cell // GRID + 0.5) * _CELL + off_y)),
         width=float(rng.uniform(*SIZES[size])),
         angle=float(rng.uniform(-0.1, 0.1)),
     )

@@ -4,7 +4,7 @@
 
 `function(world, **arguments)` stands at the top of a test module, gets a `vlp.train.distributed.World`, and takes and
 returns what pickle can carry. Processes and their process group live as long as the pytest session, one pool per world
-size: importing torch, transformers and DeepSpeed takes seconds, so it is done once, in a server that ranks are forked from.
+size. Importing torch and DeepSpeed takes seconds, so it is done once, in a server that ranks are forked from.
 """
 
 from __future__ import annotations
@@ -109,8 +109,11 @@ def _answer(end: Connection, rank: int) -> tuple[Any, BaseException | None, str]
 def _serve(rank: int, ranks: int, port: int, end: Connection) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    import torch
+
     from vlp.train.distributed import start, stop
 
+    torch.set_num_threads(1)
     world = start(timeout_minutes=2)
     while True:
         try:

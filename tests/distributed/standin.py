@@ -76,11 +76,14 @@ def batch_of(numbers: list[int], objectives: tuple[str, ...] = ("words", "match"
     joint, joint_rows_J, split_rows_J = join(text, image)
     starts = text.starts_B1.tolist()
     empty, none = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 5)
-    positions = [e["masked"] + start for e, start in zip(examples, starts, strict=False)] if "words" in objectives else []
-    labels = [e["labels"][e["masked"]] for e in examples] if "words" in objectives else []
-    classes = [e["class"] for e in examples] if "match" in objectives else []
-    words = Targets(torch.cat([empty, *positions]), {"labels": torch.cat([empty, *labels])}, float(sum(map(len, positions))))
-    match = Targets(torch.arange(len(classes)), {"labels": torch.cat([empty, *classes])}, float(len(classes)))
+    labels, positions = [empty], [empty]
+    if "words" in objectives:
+        labels += [e["labels"][e["masked"]] for e in examples]
+        positions += [e["masked"] + start for e, start in zip(examples, starts, strict=False)]
+    classes = [empty] + [e["class"] for e in examples if "match" in objectives]
+    masked = torch.cat(positions)
+    words = Targets(masked, {"labels": torch.cat(labels)}, float(len(masked)))
+    match = Targets(torch.arange(len(classes) - 1), {"labels": torch.cat(classes)}, float(len(classes) - 1))
     return Batch(
         text=TextBatch(torch.cat([empty, *(e["ids"] for e in examples)]), torch.zeros(text.tokens), text),
         image=RegionBatch(

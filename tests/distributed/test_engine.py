@@ -13,7 +13,7 @@ from tests.distributed.ranks import run_on_ranks
 from tests.distributed.standin import WEIGHTS, StandIn, batch_of, engine_of, split_step, step_of
 from vlp.errors import ConfigError, TrainingError
 from vlp.train.distributed import World
-from vlp.train.optimizer import make_optimizer, OptimizerConfig
+from vlp.train.optimizer import OptimizerConfig, make_optimizer
 
 STAGES = (0, 1, 2, 3)
 NUMBERS = list(range(12))
@@ -41,7 +41,7 @@ def plain_step(clip: float | None) -> tuple[float, float, dict[str, torch.Tensor
     for group in optimizer.param_groups:
         group["lr"] = 0.01
     optimizer.step()
-    return float(loss), float(norm), task.state_dict()
+    return loss.item(), norm.item(), task.state_dict()
 
 
 SPLITS = {

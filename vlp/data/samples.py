@@ -187,7 +187,7 @@ def _boxes(boxes_R: NDArray[np.float32]) -> NDArray[np.float32]:
         raise Fault("boxes", f"reaches from {low:.4g} to {high:.4g}, outside 0..1 (are these pixels?)")
     if bool((boxes_R4[:, 2:] < boxes_R4[:, :2] - BOX_TOLERANCE).any()):
         raise Fault("boxes", "has x2 < x1 or y2 < y1 (are these x, y, width, height?)")
-    return np.clip(boxes_R4, 0, 1)
+    return boxes_R4 if low >= 0 and high <= 1 else np.clip(boxes_R4, 0, 1)
 
 
 def _record(data: bytes) -> dict[str, Any]:

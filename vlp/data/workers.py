@@ -134,8 +134,9 @@ def in_order(make: Callable[[int], T], numbers: range, *, workers: int, pin_memo
         pin_memory=pin_memory,
         multiprocessing_context="fork" if forks else None,
     )
+    made: Any = iter(parcels)
     try:
-        for parcel in parcels:
+        for parcel in made:
             if isinstance(parcel, _Failure):
                 raise parcel.error()
             yield parcel.open()
@@ -145,6 +146,9 @@ def in_order(make: Callable[[int], T], numbers: range, *, workers: int, pin_memo
         raise DataError(
             f"a loader worker died ({str(error).strip()}): memory or /dev/shm may be full, so try fewer data.workers"
         ) from error
+    finally:
+        # Torch does this when the iterator is collected, but a traceback that someone keeps would hold on to it.
+        made._shutdown_workers()
 
 
 def _same(value: Any) -> Any:

@@ -20,7 +20,9 @@ def ranks_of_matches(scores_QC: Tensor, matches_QC: Tensor) -> Tensor:
         DataError: a query has no match, so its rank is undefined.
     """
     if not bool(matches_QC.any(dim=1).all()):
-        raise DataError(f"query {int((~matches_QC.any(dim=1)).nonzero()[0])} has no match among the candidates; recall is undefined")
+        raise DataError(
+            f"query {int((~matches_QC.any(dim=1)).nonzero()[0])} has no match among the candidates; recall is undefined"
+        )
     best_Q1 = scores_QC.masked_fill(~matches_QC, float("-inf")).max(dim=1, keepdim=True).values
     return 1 + ((scores_QC >= best_Q1) & ~matches_QC).sum(dim=1)
 

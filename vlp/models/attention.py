@@ -101,13 +101,13 @@ def _pad(x_NAD: Tensor, packing: Packing) -> Tensor:
     """[N, A, D] -> [B, A, L, D]."""
     size = len(packing) * packing.longest
     padded = x_NAD if packing.valid_BL is None else _Spread.apply(x_NAD, packing.rows_N, size)
-    return padded.view(len(packing), packing.longest, *x_NAD.shape[1:]).transpose(1, 2)  # type: ignore[no-any-return]
+    return padded.view(len(packing), packing.longest, *x_NAD.shape[1:]).transpose(1, 2)
 
 
 def _unpad(x_BALD: Tensor, packing: Packing) -> Tensor:
     """[B, A, L, D] -> [N, A, D]."""
     flat = x_BALD.transpose(1, 2).flatten(0, 1)
-    return flat if packing.valid_BL is None else _Collect.apply(flat, packing.rows_N)  # type: ignore[no-any-return]
+    return flat if packing.valid_BL is None else _Collect.apply(flat, packing.rows_N)
 
 
 def permute(x_ND: Tensor, rows_N: Tensor) -> Tensor:

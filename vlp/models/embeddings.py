@@ -1,7 +1,7 @@
 """Embeddings as lists of parts: the vectors that are summed or averaged into a token.
 
-A part is one kind of vector (`word`, `position`, `segment`, `feature`, `box`), each with its own norm if wanted. Families
-differ in which parts they list, so a new family is a new list, and a new kind of part is one class and one entry here.
+A part is one kind of vector (`word`, `position`, `segment`, `feature`, `box`), each with its own norm if wanted.
+Families differ in which parts they list: a new family is a new list, a new kind of part is one class here.
 
 Shape suffixes: N rows of one stream; H width of the stream; D width of a region feature.
 """
@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Self
 
 from vlp.config import Config
 from vlp.types import RegionBatch, TextBatch
@@ -42,6 +43,12 @@ class SegmentConfig(Config):
     """The row that this stream takes."""
     table: Literal["own", "text"] = "own"
     """`text` takes the row from the text stream's segment table instead of a table of its own."""
+
+    @model_validator(mode="after")
+    def _row_exists(self) -> Self:
+        if self.table == "own" and self.index >= self.rows:
+            raise ValueError(f"index {self.index} needs a table of more than {self.rows} rows")
+        return self
 
 
 class FeatureConfig(Config):

@@ -13,14 +13,15 @@ Shape suffixes: N text tokens, M image tokens, J = N + M; H width of a stream.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Self
 
 from vlp.config import Config
 from vlp.models.attention import Attention, Implementation, attend, permute
@@ -92,6 +93,26 @@ class BlockConfig(Config):
         return LayerConfig(**{**stream.model_dump(), **{k: v for k, v in own.items() if v is not None}})
 
 
+def check_block(block: BlockConfig, layers: Mapping[Stream, LayerConfig]) -> None:
+    """Whether a block fits the streams' layers.
+
+    Raises:
+        ValueError: it does not; the message says why.
+    """
+    for stream in block.streams:
+        if block.heads is not None and layers[stream].width % block.heads:
+            raise ValueError(
+                f"width {layers[stream].width} of the {stream} stream is not divisible by heads {block.heads}"
+            )
+    text, image = layers["text"], layers["image"]
+    for name in block.sublayers:
+        if (name == "joint" or name in block.share) and text.width != image.width:
+            reason = "joint" if name == "joint" else f"share: {name}"
+            raise ValueError(f"{reason} needs streams of one width, but text is {text.width} and image {image.width}")
+        if name == "joint" and block.heads is None and text.heads != image.heads:
+            raise ValueError(f"joint needs one number of heads, but text has {text.heads} and image {image.heads}")
+
+
 @dataclass(frozen=True, slots=True)
 class Habits:
     """What all sublayers of a model have in common."""
@@ -118,7 +139,7 @@ class States:
             assert self._joint_JH is not None
             both = permute(self._joint_JH, self.batch.split_rows_J)
             sizes = [self.batch.text.packing.tokens, self.batch.image.packing.tokens]
-            text_NH, image_MH = both.split(sizes)
+            text_NH, image_MH = torch.split(both, sizes)
             self._apart = {"text": text_NH, "image": image_MH}
         return self._apart
 
@@ -152,11 +173,11 @@ class Residual(nn.Module):
         self.dropout = habits.dropout
 
     def enter(self, x: Tensor) -> Tensor:
-        return self.norm(x) if self.pre else x  # type: ignore[no-any-return]
+        return self.norm(x) if self.pre else x
 
     def leave(self, x: Tensor, update: Tensor) -> Tensor:
         total = x + F.dropout(update, self.dropout, self.training)
-        return total if self.pre else self.norm(total)  # type: ignore[no-any-return]
+        return total if self.pre else self.norm(total)
 
 
 class AttentionSublayer(Residual):
@@ -197,13 +218,13 @@ class FeedForward(Residual):
 class Sublayer(nn.Module):
     """One sublayer of a block over its streams: weights per modality, or one set under the name `both`."""
 
-    def __init__(self, name: SublayerName, block: BlockConfig, layers: dict[Stream, LayerConfig], habits: Habits) -> None:
+    def __init__(
+        self, name: SublayerName, block: BlockConfig, layers: dict[Stream, LayerConfig], habits: Habits
+    ) -> None:
         super().__init__()
         self.name = name
         self.streams = block.streams
         self.shared = name in block.share
-        if self.shared and layers["text"].width != layers["image"].width:
-            raise ValueError(f"share: {name} needs both streams of one width")
         owners: dict[str, Stream] = {"both": "text"} if self.shared else {stream: stream for stream in block.streams}
         self.weights = nn.ModuleDict({owner: self._make(stream, layers, habits) for owner, stream in owners.items()})
 
@@ -251,7 +272,7 @@ class Sublayer(nn.Module):
         value = interleave({s: keys[s][1] for s in self.streams}, batch)
         attended = modules["text"].attend(query, key, value, batch.joint, batch.joint)
         sizes = [batch.text.packing.tokens, batch.image.packing.tokens]
-        parts = dict(zip(self.streams, permute(attended, batch.split_rows_J).split(sizes), strict=True))
+        parts = dict(zip(self.streams, torch.split(permute(attended, batch.split_rows_J), sizes), strict=True))
         states.set_apart({s: modules[s].finish(x[s], parts[s]) for s in self.streams})
 
 

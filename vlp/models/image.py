@@ -6,14 +6,15 @@ embedding do not care where the features come from.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from vlp.config import Auto, Config
-from vlp.errors import ConfigError
+from vlp.errors import ConfigError, nearest
 from vlp.models.embeddings import (
     Box,
     BoxConfig,
@@ -98,11 +99,10 @@ class Backbone(nn.Module):
         from timm.layers import freeze_batch_norm_2d  # type: ignore[attr-defined]
 
         if source.backbone not in timm.list_models():
-            from vlp.errors import nearest
-
-            raise ConfigError(f"model.image.source.backbone: timm has no '{source.backbone}'{nearest(source.backbone, timm.list_models())}")
+            hint = nearest(source.backbone, timm.list_models())
+            raise ConfigError(f"model.image.source.backbone: timm has no '{source.backbone}'{hint}")
         try:
-            network = timm.create_model(
+            network: Any = timm.create_model(
                 source.backbone,
                 pretrained=source.pretrained,
                 features_only=True,
@@ -111,9 +111,14 @@ class Backbone(nn.Module):
             )
         except (TypeError, RuntimeError, ValueError, AssertionError, OSError) as error:
             raise ConfigError(f"model.image.source: timm cannot make '{source.backbone}' so: {error}") from None
-        self.network = freeze_batch_norm_2d(network)
         self.width = int(network.feature_info.channels()[-1])
         self.channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
+        self.network: nn.Module = freeze_batch_norm_2d(network)  # type: ignore[no-untyped-call]
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.network.modules()):
+            raise ConfigError(
+                f"model.image.source.backbone: '{source.backbone}' has batch norms that cannot be frozen, so a "
+                "step would depend on how it is split; take another backbone"
+            )
         if not source.trained:
             self.network.requires_grad_(False)
 
@@ -126,7 +131,11 @@ class Backbone(nn.Module):
 def grid_size(source: PixelSource) -> tuple[int, int]:
     """Rows and columns of the backbone's grid, found by running it on the meta device."""
     with torch.device("meta"), torch.no_grad():
-        shape = Backbone(source.model_copy(update={"pretrained": False})).eval()(torch.zeros(1, 3, source.size, source.size)).shape
+        shape = (
+            Backbone(source.model_copy(update={"pretrained": False}))
+            .eval()(torch.zeros(1, 3, source.size, source.size))
+            .shape
+        )
     return int(shape[2]), int(shape[3])
 
 
@@ -174,7 +183,10 @@ class ImageEmbedding(nn.Module):
     def _grid(self, image: PixelBatch) -> RegionBatch:
         """Pixels as regions: one per grid cell."""
         assert self.backbone is not None
-        features_PDhw = self.backbone(image.pixels_P3HW)
+        pixels_P3HW = image.pixels_P3HW
+        if len(pixels_P3HW) == 0:  # transformers' reshapes cannot take zero images: one blank image, none of it used
+            pixels_P3HW = pixels_P3HW.new_zeros(1, *pixels_P3HW.shape[1:])
+        features_PDhw = self.backbone(pixels_P3HW)[: len(image.pixels_P3HW)]
         boxes_G4 = grid_boxes(*features_PDhw.shape[2:]).to(features_PDhw)
         features_MD = features_PDhw.flatten(2).transpose(1, 2).flatten(0, 1)
         hidden_M = torch.zeros(len(features_MD), dtype=torch.bool, device=features_MD.device)

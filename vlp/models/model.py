@@ -8,15 +8,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from vlp.config import Config
 from vlp.errors import CheckpointError, ConfigError
-from vlp.models.encoder import ACTIVATIONS, BlockConfig, Encoder, Habits, LayerConfig
+from vlp.models.embeddings import Feature, SegmentConfig
+from vlp.models.encoder import ACTIVATIONS, BlockConfig, Encoder, Habits, LayerConfig, check_block
 from vlp.models.heads import ClassHead, FeatureHead, Head, HeadConfig, VocabularyHead
 from vlp.models.image import ImageConfig, ImageEmbedding, RegionSource
 from vlp.models.text import TextConfig, TextEmbedding
@@ -51,6 +53,28 @@ class ModelConfig(Config):
     heads: dict[str, HeadConfig] = {}
     """Heads by objective; written by the task, seldom by hand."""
 
+    @model_validator(mode="after")
+    def _blocks_fit(self) -> Self:
+        layers: dict[Stream, LayerConfig] = {"text": self.layer("text"), "image": self.layer("image")}
+        for number, block in enumerate(self.encoder):
+            try:
+                check_block(block, layers)
+            except ValueError as error:
+                raise ValueError(f"encoder.{number}: {error}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _segments_fit(self) -> Self:
+        rows = {part.kind: part.rows for part in self.text.parts if isinstance(part, SegmentConfig)}
+        for part in self.image.parts:
+            if not isinstance(part, SegmentConfig) or part.table == "own":
+                continue
+            if part.index >= rows.get("segment", 0):
+                raise ValueError(f"image.parts: the text's segment table has no row {part.index}")
+            if self.layer("image").width != self.layer("text").width:
+                raise ValueError("image.parts: segment takes a row of the text's table, which has another width")
+        return self
+
     def layer(self, stream: Stream) -> LayerConfig:
         return self.text.layer if stream == "text" or self.image.layer is None else self.image.layer
 
@@ -82,10 +106,10 @@ def fill_sizes(config: ModelConfig, sizes: Sizes) -> ModelConfig:
             )
         width = _size("model.image.source.width", source.width, sizes.region_width, "the shards")
         classes = source.classes
-        if classes == "auto" or (classes is not None and sizes.classes is not None):
-            classes = sizes.classes if classes == "auto" else _size(
-                "model.image.source.classes", classes, sizes.classes, "the shards"
-            )
+        if classes is not None:
+            # Shards without class probabilities serve all but the objectives that guess classes, which then refuse.
+            found = sizes.classes
+            classes = None if found is None else _size("model.image.source.classes", classes, found, "the shards")
         source = source.model_copy(update={"width": width, "classes": classes})
     image = config.image.model_copy(update={"source": source})
     return config.model_copy(update={"text": text, "image": image})
@@ -115,7 +139,9 @@ class VisionLanguageModel(nn.Module):
         self.encoder = Encoder(config.encoder, {"text": text, "image": image}, habits)
         self.pooler = nn.Linear(text.width, text.width)
         self.heads = nn.ModuleDict({name: self._head(head) for name, head in config.heads.items()})
-        self.apply(self._init)
+        # All but the backbone, which timm has initialised or given pre-trained weights.
+        for part in (self.text, self.image.parts, self.image.combine, self.encoder, self.pooler, self.heads):
+            part.apply(self._init)
 
     def _head(self, config: HeadConfig) -> Head:
         layer = self.config.layer("image" if config.reads == "image" else "text")
@@ -134,6 +160,8 @@ class VisionLanguageModel(nn.Module):
             nn.init.normal_(module.weight, std=self.config.init_std)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
+        if isinstance(module, Feature) and module.hidden is not None:
+            nn.init.normal_(module.hidden, std=self.config.init_std)
 
     def forward(self, batch: Batch) -> Encoded:
         """Encode a batch; its tensors must be on the model's device and its inputs of the model's dtype."""
@@ -156,7 +184,7 @@ class VisionLanguageModel(nn.Module):
             CheckpointError: a file is missing, or weights and config do not fit; the first names are given.
         """
         directory = Path(directory)
-        model = cls(read_config(directory))
+        model = cls(without_downloads(read_config(directory)))
         tensors = read_weights(directory)
         own = model.state_dict()
         wrong = [name for name in own if name not in tensors or tensors[name].shape != own[name].shape]
@@ -210,4 +238,13 @@ def count_parameters(model: nn.Module) -> int:
 def meta_model(config: ModelConfig) -> VisionLanguageModel:
     """A model without memory behind its weights, to count and describe."""
     with torch.device("meta"):
-        return VisionLanguageModel(config)
+        return VisionLanguageModel(without_downloads(config))
+
+
+def without_downloads(config: ModelConfig) -> ModelConfig:
+    """The config of a model whose weights come from elsewhere: a backbone's own are not looked for."""
+    source = config.image.source
+    if isinstance(source, RegionSource):
+        return config
+    image = config.image.model_copy(update={"source": source.model_copy(update={"pretrained": False})})
+    return config.model_copy(update={"image": image})

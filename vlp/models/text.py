@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Self
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from typing_extensions import Self
 
-from vlp.config import Auto, Config
+from vlp.config import Auto
 from vlp.models.embeddings import (
     Combine,
     EmbeddingConfig,
@@ -45,6 +45,8 @@ class TextConfig(EmbeddingConfig):
         _distinct(self.parts)
         if "word" not in {part.kind for part in self.parts}:
             raise ValueError("parts need a word")
+        if any(isinstance(part, SegmentConfig) and part.table == "text" for part in self.parts):
+            raise ValueError("segment: the text stream has a table of its own; remove table: text")
         return self
 
 

@@ -40,13 +40,15 @@ class Matching(SelfSupervised):
         self.config = config
 
     def mismatch(self, example: int, block: Block, rng: np.random.Generator) -> Pair:
-        """The pair of an example, mismatched by chance. A block of one sample gives matched pairs only."""
+        """The pair of an example, mismatched by chance. A block without another sample gives matched pairs only."""
         sample = int(block.sample_E[example])
-        if rng.random() >= self.config.probability or len(block.shard_S) < 2:
+        if rng.random() >= self.config.probability:
             return Pair(sample, example)
         if self.config.replace == "image":
-            return Pair(other_sample(sample, block, rng), example, matched=False)
-        return Pair(sample, other_text(sample, block, rng), matched=False)
+            image = other_sample(sample, block, rng)
+            return Pair(sample, example) if image is None else Pair(image, example, matched=False)
+        text = other_text(sample, block, rng)
+        return Pair(sample, example) if text is None else Pair(sample, text, matched=False)
 
     def head(self) -> HeadConfig:
         return ClassHead(reads="example", classes=2)
@@ -63,13 +65,16 @@ class Matching(SelfSupervised):
         return total, {f"{self.name}_accuracy": accuracy(scores_K, labels_K)}
 
 
-def other_sample(sample: int, block: Block, rng: np.random.Generator) -> int:
-    """Another sample of the block, uniformly. The block must hold at least two."""
-    drawn = int(rng.integers(len(block.shard_S) - 1))
+def other_sample(sample: int, block: Block, rng: np.random.Generator) -> int | None:
+    """Another sample of the block, uniformly; None if it holds no other."""
+    others = len(block.shard_S) - 1
+    if others < 1:
+        return None
+    drawn = int(rng.integers(others))
     return drawn + (drawn >= sample)
 
 
-def other_text(sample: int, block: Block, rng: np.random.Generator) -> int:
-    """A text of another sample of the block, uniformly over texts; any text if no other sample has one."""
+def other_text(sample: int, block: Block, rng: np.random.Generator) -> int | None:
+    """A text of another sample of the block, uniformly over texts; None if no other sample has one."""
     candidates = np.flatnonzero(block.sample_E != sample)
-    return int(rng.choice(candidates)) if len(candidates) else int(rng.integers(len(block.sample_E)))
+    return int(rng.choice(candidates)) if len(candidates) else None

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -93,7 +94,8 @@ class Facts:
     text: TextEncoder
 
 
-def empty_positions() -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def empty_positions() -> NDArray[np.int64]:
+    """No positions."""
     return np.zeros(0, np.int64)
 
 

@@ -1,5 +1,5 @@
-"""Ranking a pair above mismatched ones: softmax over a group of a matched pair and its negatives. Source: Lu et al. 2019
-(arXiv 1908.02265), section 4 (caption-based image retrieval as multiple choice).
+"""Ranking a pair above mismatched ones: softmax over a group of a matched pair and its negatives. Source: Lu et al.
+2019 (arXiv 1908.02265), section 4 (caption-based image retrieval as multiple choice).
 
 Shape suffixes: K pairs, G groups, P pairs of a group.
 """

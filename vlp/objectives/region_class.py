@@ -26,7 +26,7 @@ class RegionClassConfig(ObjectiveConfig):
 
     kind: Literal["region_class"] = "region_class"
     mean_over_classes: bool = False
-    """Divide the divergence by the number of classes, as the UNITER authors' code does; the formula has no such factor."""
+    """Divide the divergence by the number of classes, as the code of Chen et al. does; their formula has none."""
 
 
 class RegionClass(SelfSupervised):

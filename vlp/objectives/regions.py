@@ -5,10 +5,10 @@ The choice is made once per example, so that several objectives (features and cl
 
 from __future__ import annotations
 
-from typing import Self
-
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from vlp.config import Config
 from vlp.objectives.mlm import choose
@@ -22,10 +22,11 @@ class RegionHidingConfig(Config):
     probability: float = Field(0.15, gt=0, le=1)
     """Chance of each region to be a target; at least one per image is (Chen et al. 2020, arXiv 1909.11740, 3.1)."""
     zero: float = Field(1.0, ge=0, le=1)
-    """Share of the targets whose feature is replaced by zeros; the rest keeps its feature and is guessed all the same."""
+    """Share of the targets whose feature is replaced by zeros; the rest keeps it and is guessed all the same."""
     overlap: float = Field(1.0, gt=0, le=1)
-    """Regions that overlap a target by more than this (intersection over union) are zeroed along, without being targets,
-    so that the target does not show through them. 1.0 zeroes none; 0.4 is ViLBERT's (Lu et al. 2019, arXiv 1908.02265)."""
+    """Regions that overlap a target by more than this (intersection over union) are zeroed along, without being
+    targets, so that the target does not show through them. 1.0 zeroes none; 0.4 as in Lu et al. 2019 (arXiv
+    1908.02265)."""
 
     @model_validator(mode="after")
     def _sensible(self) -> Self:
@@ -54,16 +55,19 @@ def hide_regions(example: Example, config: RegionHidingConfig, rng: np.random.Ge
     return Hidden(example, image)
 
 
-def overlaps(boxes_R4: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def overlaps(
+    boxes_R4: NDArray[np.float32],
+) -> NDArray[np.float32]:
     """Intersection over union of every two boxes, [R, R]."""
     low = np.maximum(boxes_R4[:, None, :2], boxes_R4[None, :, :2])
     high = np.minimum(boxes_R4[:, None, 2:], boxes_R4[None, :, 2:])
     shared = np.prod(np.clip(high - low, 0, None), axis=-1)
     area = np.prod(boxes_R4[:, 2:] - boxes_R4[:, :2], axis=-1)
-    return shared / np.maximum(area[:, None] + area[None, :] - shared, np.float32(1e-9))
+    result: NDArray[np.float32] = shared / np.maximum(area[:, None] + area[None, :] - shared, np.float32(1e-9))
+    return result
 
 
-def hidden_positions(hidden: Hidden) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def hidden_positions(hidden: Hidden) -> NDArray[np.int64]:
     """The places of the example's image that are targets."""
     image = hidden.example.image
     if not isinstance(image, RegionInput) or image.hidden_R is None:

@@ -30,12 +30,14 @@ class _Probe(Task):
         self.objectives = {objective.name: objective}
         self.objective = objective
         self.wrong = wrong
-        self.word_ids = [int(ids[1]) for ids, _, _ in map(task.setting.text.encode, words) if len(ids) == 3]
+        encoded = map(task.setting.text.encode, words)
+        # An unknown word is one token too, but [UNK] stands for any word.
+        self.word_ids = [int(ids[1]) for ids, special, _ in encoded if len(ids) == 3 and not special[1]]
 
     def pairs(self, slot: Slot, block: Block, rng: np.random.Generator) -> tuple[Pair, ...]:
         sample = int(block.sample_E[slot.example])
-        image = other_sample(sample, block, rng) if self.wrong and len(block.shard_S) > 1 else sample
-        return (Pair(image, slot.example, matched=image == sample),)
+        other = other_sample(sample, block, rng) if self.wrong else None
+        return (Pair(sample, slot.example) if other is None else Pair(other, slot.example, matched=False),)
 
     def example(
         self, slot: Slot, pair: Pair, image: Sample, text: Sample, text_number: int, rng: np.random.Generator, step: int

@@ -70,7 +70,9 @@ class Judge:
         values = torch.tensor([totals[name] for name in names], dtype=torch.float64, device=self.world.device)
         if names:
             sum_over_ranks(values)
-        return {name: float(total / count) for name, (total, count) in zip(names, values.tolist(), strict=True) if count}
+        return {
+            name: float(total / count) for name, (total, count) in zip(names, values.tolist(), strict=True) if count
+        }
 
     def gathered(self, records: list[Any]) -> list[Any]:
         """The records of all ranks in rank order, on rank 0; empty elsewhere."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from copy import copy
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from vlp.data.index import Block
 from vlp.objectives.itm import Matching
-from vlp.objectives.objective import Facts, Hidden
+from vlp.objectives.objective import Facts, Hidden, SelfSupervised
 from vlp.objectives.region_class import RegionClass
 from vlp.objectives.region_feature import RegionFeature
 from vlp.objectives.regions import RegionHidingConfig, hide_regions
@@ -30,8 +31,8 @@ class PretrainConfig(TaskConfig):
     objectives: dict[str, AnyObjectiveConfig] = Field(min_length=1)
     """Objectives by name; the name is the key of losses and heads."""
     combine: Literal["all", "one"] = "all"
-    """Every objective in every step, or one per step, drawn by `ratio` from (seed, step), the same on all ranks. With one,
-    only that objective's modality is hidden (conditional masking, Chen et al. 2020, arXiv 1909.11740, section 3.1)."""
+    """Every objective in every step, or one per step, drawn by `ratio` from (seed, step), the same on all ranks. With
+    one, only that objective's modality is hidden (conditional masking, Chen et al. 2020, arXiv 1909.11740, 3.1)."""
     region_hiding: RegionHidingConfig = RegionHidingConfig()
     """How regions are hidden, for all objectives that guess regions."""
     on_mismatched: bool = False
@@ -55,7 +56,9 @@ class PretrainTask(Task):
         super().__init__(config, setting)
         self.config = config
         facts = Facts(setting.model, setting.text)
-        self.objectives = {name: make_objective(name, own, facts) for name, own in config.objectives.items()}
+        self.objectives: dict[str, SelfSupervised] = {
+            name: make_objective(name, own, facts) for name, own in config.objectives.items()
+        }
         self._only: str | None = None
 
     @property

@@ -58,11 +58,15 @@ class RetrievalTask(Task):
     def pairs(self, slot: Slot, block: Block, rng: np.random.Generator) -> tuple[Pair, ...]:
         sample = int(block.sample_E[slot.example])
         matched = Pair(sample, slot.example)
-        if len(block.shard_S) < 2:
+        images = [other_sample(sample, block, rng) for _ in range(self.config.negative_images)]
+        texts = [other_text(sample, block, rng) for _ in range(self.config.negative_texts)]
+        if None in images or None in texts:
             return (matched,) * self.objective.group  # no negatives to be had: a loss of log(group), no gradient
-        images = [Pair(other_sample(sample, block, rng), slot.example, False) for _ in range(self.config.negative_images)]
-        texts = [Pair(sample, other_text(sample, block, rng), False) for _ in range(self.config.negative_texts)]
-        return (matched, *images, *texts)
+        return (
+            matched,
+            *(Pair(image, slot.example, matched=False) for image in images if image is not None),
+            *(Pair(sample, text, matched=False) for text in texts if text is not None),
+        )
 
     def example(
         self, slot: Slot, pair: Pair, image: Sample, text: Sample, text_number: int, rng: np.random.Generator, step: int
@@ -93,10 +97,12 @@ class RetrievalTask(Task):
                 if len(found.images) == self.config.judged_images:
                     return found
                 sample = judge.dataset.read(shard, row, image=self.wants_image, regions=self.wants_regions, texts=True)
-                texts = [question.text for question in sample.questions] if self.texts == "questions" else sample.captions
+                texts = (
+                    [question.text for question in sample.questions] if self.texts == "questions" else sample.captions
+                )
                 if texts:
-                    found.texts += texts
-                    found.image_T += [len(found.images)] * len(texts)
+                    found.texts.extend(texts)
+                    found.image_T.extend([len(found.images)] * len(texts))
                     found.images.append(sample)
         return found
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,7 +61,7 @@ class Task(ABC):
     @property
     def weights(self) -> dict[str, float]:
         """Weight of each objective in the loss."""
-        return {name: 1.0 for name in self.objectives}
+        return dict.fromkeys(self.objectives, 1.0)
 
     @property
     def heads(self) -> dict[str, HeadConfig]:
@@ -123,6 +122,6 @@ def images_of(model: ModelConfig) -> RegionImages | PixelImages:
     source = model.image.source
     if isinstance(source, RegionSource):
         assert isinstance(source.width, int)
-        return RegionImages(source.max_regions, source.width)
+        return RegionImages(feature_width=source.width, max_regions=source.max_regions)
     rows, columns = grid_size(source)
-    return PixelImages(source.size, rows * columns, source.mean, source.std)
+    return PixelImages(size=source.size, tokens_per_image=rows * columns, mean=source.mean, std=source.std)

@@ -109,10 +109,13 @@ def answer_vocabulary(datasets: Iterable[Dataset], min_count: int) -> tuple[str,
     for dataset in datasets:
         for question in _questions(dataset):
             counts.update({normalise(answer) for answer in question.answers} - {""})
-    kept = [answer for answer, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if count >= min_count]
+    kept = [
+        answer for answer, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if count >= min_count
+    ]
     if not kept:
         raise DataError(
-            f"data.train: no answer occurs for {min_count} questions; lower task.min_count, or import questions with answers"
+            f"data.train: no answer occurs for {min_count} questions; lower task.min_count, or import questions with "
+            "answers"
         )
     return tuple(kept)
 

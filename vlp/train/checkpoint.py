@@ -20,7 +20,7 @@ from pydantic import Field
 
 from vlp.config import Config
 from vlp.errors import CheckpointError
-from vlp.train.distributed import World, barrier, sum_over_ranks
+from vlp.train.distributed import World, barrier, share, sum_over_ranks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,7 +114,9 @@ class Checkpoints:
             state = self._state(engine, step, dict(facts or {}))
             error = self._attempt(lambda: self._finish(partial, final, state), main_only=True)
         if error:
-            shutil.rmtree(partial, ignore_errors=True)
+            if self._world.is_main:
+                shutil.rmtree(partial, ignore_errors=True)
+            barrier(self._world)
             raise CheckpointError(f"{final}: could not be written: {error}; free some space and resume")
         return final
 
@@ -128,8 +130,9 @@ class Checkpoints:
                 act()
         except Exception as error:  # any failure must reach the other ranks, or they would wait for ever
             message = f"rank {self._world.rank}: {error}"
-        failed = torch.tensor([float(bool(message))], device=self._world.device)
-        return message or ("another rank failed" if sum_over_ranks(failed).item() else "")
+        # Reduced on every rank, whether or not it failed: a rank that left early would hang the others.
+        failed = sum_over_ranks(torch.tensor([float(bool(message))], device=self._world.device)).item()
+        return next(filter(None, share(message, self._world))) if failed else ""
 
     def _clear(self, partial: Path) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)

@@ -71,6 +71,7 @@ def start(timeout_minutes: float = 30) -> World:
         torch.cuda.set_device(local_rank)
     else:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed reads it once, when it is imported
+    os.environ.setdefault("LOCAL_RANK", str(local_rank))  # DeepSpeed insists on it, in a single process too
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if not torch.distributed.is_initialized():
         _join(rank, size, device, timedelta(minutes=timeout_minutes))
@@ -131,3 +132,14 @@ def gather_lists(records: list[Any], where: World) -> list[Any]:
     parts: list[Any] | None = [None] * where.size if where.is_main else None
     dist.gather_object(records, parts, dst=0)
     return [record for part in parts or [] for record in part]
+
+
+def share(record: Any, where: World) -> list[Any]:
+    """One record of each rank, on every rank. Plain data only."""
+    import torch.distributed as dist
+
+    if where.size == 1:
+        return [record]
+    records: list[Any] = [None] * where.size
+    dist.all_gather_object(records, record)
+    return records

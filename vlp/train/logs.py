@@ -171,13 +171,15 @@ class _Bar:
 
     def __init__(self, steps: int, done: int) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
 
+        whole = Column(no_wrap=True, min_width=2 * len(str(steps)) + 1)
+        cut = Column(no_wrap=True, overflow="ellipsis")
         self._progress = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[last]}"),
+            BarColumn(bar_width=12),
+            MofNCompleteColumn(table_column=whole),
+            TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
+            TextColumn("{task.fields[last]}", table_column=cut, markup=False),
         )
         self._steps = steps
         self._task = self._progress.add_task("training", total=steps, completed=done, last="")

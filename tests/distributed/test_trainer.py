@@ -1,0 +1,117 @@
+"""The loop over real ranks: logs, evaluations, checkpoints, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed.ranks import run_on_ranks
+from tests.distributed.standin import batch_of, engine_of, split_step
+from vlp.errors import ConfigError
+from vlp.train.checkpoint import CheckpointConfig, Checkpoints, completed
+from vlp.train.distributed import World
+from vlp.train.logs import LogConfig, Logs
+from vlp.train.schedule import ScheduleConfig
+from vlp.train.trainer import Outcome, Trainer
+from vlp.types import Step
+
+
+def run(
+    world: World, directory: Path, steps: int, stop_in: int = -1, every: int | None = 4, warmup: int = 2
+) -> dict[str, Any]:
+    """A run of the stand-in, resumed if the directory has a checkpoint; rank 1 gets SIGTERM in step `stop_in`."""
+    engine = engine_of(world, 2, dropout=0.5)
+    checkpoints = Checkpoints(directory / "checkpoints", CheckpointConfig(every=every, keep=2), world, {})
+    state = checkpoints.load_newest(engine)
+    first = state.step if state else 0
+
+    def loader() -> Iterator[Step]:
+        for number in range(first, steps):
+            if number == stop_in and world.rank == world.size - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            step = split_step(number, world, 2)
+            if number == 1:
+                step.quarantined.append({"key": f"bad of rank {world.rank}"})
+            yield step
+
+    def evaluate() -> dict[str, float]:
+        losses = engine.inference(lambda task: task(engine.to_device(batch_of([1, 2]))))
+        return {"loss": float(losses.sums["words"])}
+
+    logs = Logs(directory, LogConfig(tensorboard=False), world, steps=steps, resume_from=first, terminal=False)
+    try:
+        with logs:
+            outcome: Outcome = Trainer(
+                engine,
+                loader(),
+                steps=steps,
+                schedule=ScheduleConfig(warmup=warmup),
+                learning_rate=0.01,
+                checkpoints=checkpoints,
+                logs=logs,
+                first_step=first,
+                evaluate=evaluate,
+                evaluate_every=5,
+            ).run()
+    finally:
+        engine.close()
+    return asdict(outcome)
+
+
+def lines(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def curve(directory: Path) -> list[tuple[int, float, float, float]]:
+    return [(r["step"], r["loss"], r["lr"], r["grad_norm"]) for r in lines(directory) if "loss" in r]
+
+
+def test_a_run_leaves_numbers_evaluations_and_checkpoints(tmp_path: Path) -> None:
+    outcomes = run_on_ranks(2, run, directory=tmp_path, steps=10)
+    assert outcomes[0] == outcomes[1]
+    assert (outcomes[0]["step"], outcomes[0]["finished"], outcomes[0]["quarantined"]) == (10, True, 2)
+    records = lines(tmp_path)
+    assert [r["step"] for r in records if "loss" in r] == list(range(1, 11))
+    assert [r["step"] for r in records if "eval/loss" in r] == [5, 10]
+    wanted = "loss/words loss/match words/accuracy lr grad_norm examples_per_second tokens_per_second data_wait"
+    assert set(wanted.split()) <= set(records[0])
+    assert records[0]["lr"] == pytest.approx(0.01 / 3)
+    assert [p.name for p in completed(tmp_path / "checkpoints")] == ["step-00000008", "step-00000010"]
+    quarantined = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    assert quarantined == [{"step": 2, "key": "bad of rank 0"}, {"step": 2, "key": "bad of rank 1"}]
+
+
+def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    run_on_ranks(2, run, directory=whole, steps=10)
+    stopped = run_on_ranks(2, run, directory=parted, steps=10, stop_in=6)[0]
+    assert (stopped["step"], stopped["finished"]) == (7, False)
+    assert completed(parted / "checkpoints")[-1].name == "step-00000007"
+    assert run_on_ranks(2, run, directory=parted, steps=10)[0]["finished"]
+    assert curve(parted) == curve(whole)
+
+
+def test_a_resumed_run_repeats_no_step_in_the_metrics(tmp_path: Path) -> None:
+    run_on_ranks(2, run, directory=tmp_path, steps=10)
+    for path in completed(tmp_path / "checkpoints")[1:]:
+        path.rename(path.with_name("lost"))
+    before = curve(tmp_path)
+    run_on_ranks(2, run, directory=tmp_path, steps=10)  # from step 8, as after a crash in step 9
+    assert curve(tmp_path) == before
+
+
+def test_without_a_period_only_the_end_is_kept(tmp_path: Path) -> None:
+    run_on_ranks(1, run, directory=tmp_path, steps=3, every=None)
+    assert [path.name for path in completed(tmp_path / "checkpoints")] == ["step-00000003"]
+
+
+def test_a_warmup_that_does_not_fit_is_refused_before_any_step(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"schedule\.warmup"):
+        run_on_ranks(1, run, directory=tmp_path, steps=3, warmup=4)

@@ -1,0 +1,142 @@
+"""What the demo says at its end: a table on the terminal, and report.md with curves and examples."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.e2e.demo_pictures import draw_curves, draw_examples
+
+RECALLS = (1, 5, 10)
+
+
+@dataclass(frozen=True)
+class Row:
+    """The results of one model on dev, as shares."""
+
+    model: str
+    right: float
+    wrong: float
+    matching: float
+    vqa: float
+    question_only: float
+    image_to_text: tuple[float, ...]
+    """Recall at 1, 5, 10."""
+    text_to_image: tuple[float, ...]
+
+
+def report(
+    runs: Path, models: Sequence[str], dev: Path, bars: Mapping[str, float], seconds: Mapping[str, float]
+) -> bool:
+    """Gather the runs' evaluations, print the table, write report.md beside them; whether every bar is held."""
+    rows = [read_row(runs, model) for model in models]
+    missed = [sentence for row in rows for sentence in misses(row, bars)]
+    names = [path.parent.name for path in sorted(runs.glob("*/metrics.jsonl"))]
+    draw_curves({name: read_lines(runs / name / "metrics.jsonl") for name in names}, runs / "loss.png")
+    draw_examples(runs / f"{models[0]}-vqa" / "model", dev, runs / "examples.png")
+    write_markdown(runs / "report.md", rows, missed, seconds, models[0])
+    show(rows, missed, bars, sum(seconds.values()), runs / "report.md")
+    return not missed
+
+
+def read_row(runs: Path, model: str) -> Row:
+    """The evaluations of a model's runs."""
+    pretrained = read_metrics(runs / model)
+    retrieval = read_metrics(runs / f"{model}-retrieval")
+    return Row(
+        model,
+        pretrained["word_accuracy"],
+        pretrained["word_accuracy_wrong_image"],
+        pretrained["itm_accuracy"],
+        read_metrics(runs / f"{model}-vqa")["vqa_accuracy"],
+        read_metrics(runs / "question-only")["vqa_accuracy"],
+        tuple(retrieval[f"image_to_text_recall@{k}"] for k in RECALLS),
+        tuple(retrieval[f"text_to_image_recall@{k}"] for k in RECALLS),
+    )
+
+
+def read_metrics(run: Path) -> dict[str, float]:
+    """What `vlp evaluate` wrote for a run."""
+    metrics: dict[str, float] = json.loads((run / "dev.json").read_text(encoding="utf-8"))["metrics"]
+    return metrics
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def misses(row: Row, bars: Mapping[str, float]) -> list[str]:
+    """A sentence for each bar that a model misses."""
+    checks = {
+        f"colour words with the right image {percent(row.right)}, at least {percent(bars['right'])} wanted": (
+            row.right >= bars["right"]
+        ),
+        f"colour words with a wrong image {percent(row.wrong)}, at most {percent(bars['wrong'])} wanted": (
+            row.wrong <= bars["wrong"]
+        ),
+        f"questions {percent(row.vqa)}, at least {percent(bars['vqa'])} wanted": row.vqa >= bars["vqa"],
+        f"questions {percent(row.vqa - row.question_only)} above the question-only run, "
+        f"at least {percent(bars['gap'])} wanted": row.vqa - row.question_only >= bars["gap"],
+    }
+    return [f"{row.model}: {sentence}" for sentence, held in checks.items() if not held]
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def cells(row: Row) -> list[str]:
+    both = [" / ".join(f"{100 * share:.0f}" for share in shares) for shares in (row.image_to_text, row.text_to_image)]
+    shares = (row.right, row.wrong, row.matching, row.vqa, row.question_only)
+    return [row.model, *map(percent, shares), *both]
+
+
+HEAD = (
+    "model",
+    "colour word, right image",
+    "colour word, wrong image",
+    "ITM",
+    "VQA",
+    "VQA, question only",
+    "image to text R@1/5/10",
+    "text to image R@1/5/10",
+)
+
+
+def show(rows: Sequence[Row], missed: Sequence[str], bars: Mapping[str, float], seconds: float, path: Path) -> None:
+    """Print the table."""
+    table = Table(*HEAD, title="\nvlp demo, on dev scenes whose layouts were never seen", title_justify="left")
+    for row in rows:
+        table.add_row(*cells(row))
+    wanted = (f">= {bars['right']:.0%}", f"<= {bars['wrong']:.0%}", "", f">= {bars['vqa']:.0%}")
+    table.add_row("wanted", *wanted, f"{bars['gap']:.0%} below", "", "", style="dim")
+    console = Console()
+    console.print(table)
+    for sentence in missed:
+        console.print(f"missed: {sentence}", style="red", highlight=False)
+    console.print(f"{seconds / 60:.1f} minutes; curves and examples: {path}", highlight=False)
+
+
+def write_markdown(
+    path: Path, rows: Sequence[Row], missed: Sequence[str], seconds: Mapping[str, float], answered_by: str
+) -> None:
+    """Write report.md; pictures are named relative to it."""
+    lines = ["# vlp demo", "", "On dev scenes whose layouts were never seen in training.", ""]
+    lines += ["| " + " | ".join(HEAD) + " |", "|" + " --- |" * len(HEAD)]
+    lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
+    lines += ["", *(f"Missed: {sentence}." for sentence in missed), *([""] if missed else [])]
+    lines += ["Recall is over 100 images and all their captions. Short captions fit several scenes.", ""]
+    lines += ["## Losses", "", "![losses](loss.png)", ""]
+    lines += ["## Examples", "", f"The first dev scenes, a question each, answered by {answered_by}.", ""]
+    lines += ["![examples](examples.png)", "", "## Commands", ""]
+    total = sum(seconds.values())
+    lines += [f"{total / 60:.1f} minutes on {os.cpu_count()} CPU cores.", "", "| seconds | command |", "| ---: | --- |"]
+    lines += [f"| {took:.0f} | `{command}` |" for command, took in seconds.items()]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")

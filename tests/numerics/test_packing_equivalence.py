@@ -1,0 +1,283 @@
+"""The packed encoder against one example at a time, unpadded, in plain formulas; and against itself in other batches.
+
+Shape suffixes: T tokens of one text, R regions of one image, Q queries, K keys, H width; x is a state by stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.examples import SMALL as SMALL_OVERRIDES
+from tests.examples import batch_of, of_blocks, shaken, shipped
+from vlp.data.packing import join, pack
+from vlp.models.attention import _Collect, _Spread, attend, permute
+from vlp.models.encoder import BlockConfig, unrolled
+from vlp.models.model import ModelConfig, VisionLanguageModel
+from vlp.types import Batch
+
+SELF, CROSS, JOINT = ["self", "ffn"], ["cross", "ffn"], ["joint", "ffn"]
+OTHER = {"text": "image", "image": "text"}
+WIDER = {"width": 24, "heads": 4, "ffn": 20, "activation": "relu"}
+
+ENCODERS: dict[str, ModelConfig] = {
+    "one stream": of_blocks({"stream": "both", "repeat": 2, "sublayers": JOINT, "share": JOINT}),
+    "one stream, ffn per modality": of_blocks({"stream": "both", "repeat": 2, "sublayers": JOINT, "share": ["joint"]}),
+    "one stream, attention per modality": of_blocks({"stream": "both", "sublayers": JOINT, "share": ["ffn"]}),
+    "one stream, nothing shared": of_blocks({"stream": "both", "repeat": 2, "sublayers": JOINT}),
+    "towers, then one cross for both": of_blocks(
+        {"stream": "text", "repeat": 2, "sublayers": SELF},
+        {"stream": "image", "sublayers": SELF, "activation": "relu", "heads": 4},
+        {"stream": "both", "repeat": 2, "sublayers": ["cross", "self", "ffn"], "share": ["cross"]},
+    ),
+    "two widths, cross of its own": of_blocks(
+        {"stream": "text", "sublayers": SELF},
+        {"stream": "both", "sublayers": CROSS},
+        {"stream": "both", "sublayers": SELF},
+        {"stream": "both", "sublayers": CROSS},
+        image_layer=WIDER,
+    ),
+    "cross after self": of_blocks({"stream": "both", "repeat": 2, "sublayers": ["self", "cross", "ffn"]}),
+    "text looks at the image": of_blocks(
+        {"stream": "image", "sublayers": SELF}, {"stream": "text", "repeat": 2, "sublayers": ["self", "cross", "ffn"]}
+    ),
+    "self shared": of_blocks({"stream": "both", "sublayers": SELF, "share": SELF}),
+    "joint between towers": of_blocks(
+        {"stream": "both", "sublayers": JOINT, "share": JOINT},
+        {"stream": "text", "sublayers": SELF},
+        {"stream": "both", "sublayers": JOINT, "share": JOINT},
+        {"stream": "both", "sublayers": CROSS},
+    ),
+}
+NORMS = ("post", "pre")
+SIZES = [(3, 4), (7, 1), (5, 0), (2, 6), (4, None), (6, 3)]
+
+
+def encoder_config(name: str, norm: str, **settings: Any) -> ModelConfig:
+    """One of ENCODERS with all norms where they are said to be."""
+    config = ENCODERS[name]
+    blocks = tuple(block.model_copy(update={"norm": norm}) for block in config.encoder)
+    return config.model_copy(update={"encoder": blocks, **settings})
+
+
+def model_of(config: ModelConfig) -> VisionLanguageModel:
+    model = shaken(VisionLanguageModel(config))
+    assert isinstance(model, VisionLanguageModel)
+    return model
+
+
+# ------------------------------------------------------------------- (a) one example at a time, in plain formulas
+
+
+class Plain:
+    """The encoder on one example, from its weights by name."""
+
+    def __init__(self, model: VisionLanguageModel) -> None:
+        self.weights = model.encoder.state_dict()
+        self.blocks = list(unrolled(model.config.encoder))
+        self.layers = {"text": model.config.layer("text"), "image": model.config.layer("image")}
+
+    def __call__(self, text_TH: Tensor, image_RH: Tensor) -> dict[str, Tensor]:
+        x = {"text": text_TH, "image": image_RH}
+        for number, block in enumerate(self.blocks):
+            before = dict(x)
+            for name in block.sublayers:
+                x = {
+                    **x,
+                    **{stream: self._sublayer(number, block, name, stream, x, before) for stream in block.streams},
+                }
+        return x
+
+    def _sublayer(
+        self, number: int, block: BlockConfig, name: str, stream: str, x: dict[str, Tensor], before: dict[str, Tensor]
+    ) -> Tensor:
+        def prefix(s: str) -> str:
+            return f"blocks.{number}.sublayers.{name}.weights.{'both' if name in block.share else s}"
+
+        layer = block.layer(self.layers[stream])  # type: ignore[index]
+        own = prefix(stream)
+
+        def enter(s: str) -> Tensor:
+            return self._norm(x[s], prefix(s), layer.eps) if layer.norm == "pre" else x[s]
+
+        if name == "ffn":
+            up = self._linear(enter(stream), f"{own}.up")
+            active = up.clamp(min=0) if layer.activation == "relu" else 0.5 * up * (1 + torch.erf(up / 2**0.5))
+            update = self._linear(active, f"{own}.down")
+        else:
+            looked_at = {
+                "self": [(enter(stream), own)],
+                "cross": [(before[OTHER[stream]], own)],
+                "joint": [(enter(s), prefix(s)) for s in ("text", "image")],
+            }[name]
+            keys = torch.cat([self._linear(y, f"{p}.attention.key_value") for y, p in looked_at])
+            query = self._linear(enter(stream), f"{own}.attention.query")
+            seen = self._look(query, *keys.split(query.shape[1], dim=1), layer.heads)
+            update = self._linear(seen, f"{own}.attention.output")
+        total = x[stream] + update
+        return total if layer.norm == "pre" else self._norm(total, own, layer.eps)
+
+    def _look(self, query_QH: Tensor, key_KH: Tensor, value_KH: Tensor, heads: int) -> Tensor:
+        if len(key_KH) == 0:
+            return torch.zeros_like(query_QH)
+        parts = []
+        for q, k, v in zip(*(y.chunk(heads, dim=1) for y in (query_QH, key_KH, value_KH)), strict=True):
+            weight_QK = torch.exp(q @ k.T / q.shape[1] ** 0.5)
+            parts.append(weight_QK / weight_QK.sum(1, keepdim=True) @ v)
+        return torch.cat(parts, dim=1)
+
+    def _linear(self, x: Tensor, name: str) -> Tensor:
+        return x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
+
+    def _norm(self, x: Tensor, name: str, eps: float) -> Tensor:
+        centred = x - x.mean(1, keepdim=True)
+        scaled = centred / (centred.square().mean(1, keepdim=True) + eps).sqrt()
+        return scaled * self.weights[f"{name}.norm.weight"] + self.weights[f"{name}.norm.bias"]
+
+
+def streams_of(config: ModelConfig, batch: Batch, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Random states for the encoder, float64."""
+    draw = torch.Generator().manual_seed(seed)
+    tokens = {"text": batch.text.packing.tokens, "image": batch.image.packing.tokens}
+    text, image = (
+        torch.randn(tokens[s], config.layer(s).width, generator=draw, dtype=torch.float64)  # type: ignore[arg-type, index]
+        for s in ("text", "image")
+    )
+    return text, image
+
+
+def by_example(states: Tensor, lengths: tuple[int, ...]) -> Iterator[Tensor]:
+    yield from states.split(list(lengths))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", ENCODERS)
+def test_packed_encoder_is_the_plain_formula_on_each_example(name: str, norm: str) -> None:
+    config = encoder_config(name, norm)
+    model = model_of(config).double().eval()
+    batch = batch_of(SIZES)
+    text_NH, image_MH = streams_of(config, batch)
+    found_text, found_image, _ = model.encoder(text_NH, image_MH, batch)
+    lengths = batch.text.packing.lengths, batch.image.packing.lengths
+    plain = Plain(model)
+    wanted = [plain(t, i) for t, i in zip(*(map(by_example, (text_NH, image_MH), lengths)), strict=True)]
+    torch.testing.assert_close(found_text, torch.cat([x["text"] for x in wanted]), atol=1e-10, rtol=0)
+    torch.testing.assert_close(found_image, torch.cat([x["image"] for x in wanted]), atol=1e-10, rtol=0)
+    assert (found_text - text_NH).abs().max() > 0.1
+
+
+# ------------------------------------------------------------------------- (b) the two implementations of attention
+
+
+def outcome(model: VisionLanguageModel, batch: Batch) -> dict[str, Tensor]:
+    """Outputs and the gradients of all parameters for a loss that weighs every output differently."""
+    model.zero_grad()
+    encoded = model(batch)
+    outputs = {"text": encoded.text_NH, "image": encoded.image_MH, "pooled": encoded.pooled_BH}
+    loss = sum((y * torch.cos(torch.arange(y.numel(), dtype=y.dtype)).view_as(y)).sum() for y in outputs.values())
+    assert isinstance(loss, Tensor)
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, f"{name} has no gradient"
+        outputs[f"d {name}"] = parameter.grad
+    return {name: y.detach().clone() for name, y in outputs.items()}
+
+
+@pytest.mark.parametrize("name", ["one stream", "one stream, nothing shared", "towers, then one cross for both"])
+@pytest.mark.parametrize("sizes", [SIZES, [(4, 3)] * 3], ids=["uneven", "even"])
+def test_reference_attention_equals_the_fused_kernel(name: str, sizes: list[tuple[int, int | None]]) -> None:
+    batch = batch_of(sizes)
+    model = model_of(encoder_config(name, "post"))
+    slow = model_of(encoder_config(name, "post", attention="reference"))
+    fast, plain = outcome(model, batch), outcome(slow, batch)
+    for part in fast:
+        scale = max(1.0, float(plain[part].abs().max()))
+        torch.testing.assert_close(fast[part] / scale, plain[part] / scale, atol=1e-6, rtol=0, msg=part)
+
+
+# ------------------------------------------------------------------------------ (c) who else is in the batch
+
+FAMILIES = {name: model_of(shipped(name, *SMALL_OVERRIDES)).eval() for name in ("uniter_tiny", "lxmert_tiny")}
+EXAMPLE_SIZES = st.tuples(st.integers(2, 9), st.one_of(st.none(), st.integers(0, 6)))
+
+
+@settings(max_examples=30)
+@given(
+    family=st.sampled_from(sorted(FAMILIES)),
+    sizes=st.lists(EXAMPLE_SIZES, min_size=1, max_size=6),
+    order=st.randoms(use_true_random=False),
+)
+def test_an_example_does_not_see_its_batch(family: str, sizes: list[tuple[int, int | None]], order: Any) -> None:
+    model = FAMILIES[family]
+    places = list(range(len(sizes)))
+    order.shuffle(places)
+    from tests.examples import REGIONS, example
+    from vlp.data.batch import collate
+
+    examples = [example(tokens, image, seed) for seed, (tokens, image) in enumerate(sizes)]
+    batch = collate([examples[place] for place in places], REGIONS, {})
+    with torch.no_grad():
+        together = model(batch)
+        texts = list(by_example(together.text_NH, batch.text.packing.lengths))
+        images = list(by_example(together.image_MH, batch.image.packing.lengths))
+        for row, place in enumerate(places):
+            alone = model(collate([examples[place]], REGIONS, {}))
+            torch.testing.assert_close(texts[row], alone.text_NH, atol=1e-5, rtol=0)
+            torch.testing.assert_close(images[row], alone.image_MH, atol=1e-5, rtol=0)
+            torch.testing.assert_close(together.pooled_BH[row], alone.pooled_BH[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_batch_without_examples_gives_every_parameter_a_zero_gradient(name: str) -> None:
+    found = outcome(model_of(encoder_config(name, "post")), batch_of([]))
+    assert len(found["text"]) == len(found["image"]) == len(found["pooled"]) == 0
+    assert all((y == 0).all() for y in found.values())
+
+
+@pytest.mark.parametrize("missing", [None, 0], ids=["text only", "no regions"])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_batch_without_images_gives_every_parameter_a_finite_gradient(
+    name: str, norm: str, missing: int | None
+) -> None:
+    found = outcome(model_of(encoder_config(name, norm)), batch_of([(3, missing), (5, missing)]))
+    assert len(found["image"]) == 0
+    assert all(torch.isfinite(y).all() for y in found.values())
+    assert all((y == 0).all() for part, y in found.items() if part.startswith("d image."))
+    assert any((y != 0).any() for part, y in found.items() if part.startswith("d encoder."))
+
+
+# ------------------------------------------------------------------------------------ (d) backward of the packing
+
+
+def random_double(*shape: int) -> Tensor:
+    draw = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(*shape, generator=draw, dtype=torch.float64, requires_grad=True)
+
+
+def test_backward_of_spreading_and_collecting_rows() -> None:
+    packing = pack([2, 0, 3, 1])
+    size = len(packing) * packing.longest
+    rows = packing.rows_N
+    assert torch.autograd.gradcheck(lambda x: _Spread.apply(x, rows, size), random_double(6, 2))
+    assert torch.autograd.gradcheck(lambda x: _Collect.apply(x, rows), random_double(size, 2))
+    _, joint_rows_J, split_rows_J = join(packing, pack([1, 2, 0, 2]))
+    assert torch.autograd.gradcheck(lambda x: permute(x, joint_rows_J), random_double(11, 2))
+    torch.testing.assert_close(permute(permute(x := random_double(11, 2), joint_rows_J), split_rows_J), x)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "reference"])
+def test_backward_of_attention_over_packed_rows(implementation: Any) -> None:
+    queries, keys = pack([2, 1, 0, 2]), pack([1, 0, 2, 3])
+    inputs = random_double(5, 2, 3), random_double(6, 2, 3), random_double(6, 2, 3)
+
+    def looked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend(q, k, v, queries, keys, implementation=implementation)
+
+    assert torch.autograd.gradcheck(looked, inputs)

@@ -1,0 +1,85 @@
+"""Finding and refusing checkpoints; saving and loading over ranks is in tests/distributed/test_resume.py."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vlp.errors import CheckpointError
+from vlp.train.checkpoint import _compare_shapes, newest, read_state, read_weights
+
+
+def make(directory: Path, step: int = 1) -> Path:
+    """A checkpoint of two ranks that cut one parameter unevenly."""
+    path = directory / f"step-{step:08d}"
+    path.mkdir(parents=True)
+    whole = torch.arange(6.0)
+    save_file({"weight/a@0": whole[:2]}, path / "rank-00000.safetensors")
+    save_file({"weight/a@2": whole[2:], "kept/b@0": torch.ones(3)}, path / "rank-00001.safetensors")
+    files = {file.name: file.stat().st_size for file in path.iterdir()}
+    state = {"format": 1, "step": step, "parameters": {"a": [2, 3]}, "files": files}
+    (path / "state.json").write_text(json.dumps(state))
+    return path
+
+
+def test_weights_are_put_together_from_all_ranks(tmp_path: Path) -> None:
+    weights = read_weights(make(tmp_path))
+    assert torch.equal(weights["a"], torch.arange(6.0).view(2, 3))
+    assert torch.equal(weights["b"], torch.ones(3))
+
+
+def test_the_newest_complete_one_is_found(tmp_path: Path) -> None:
+    assert newest(tmp_path / "nothing") is None
+    for step in (9, 100, 20):
+        make(tmp_path, step)
+    (tmp_path / ".step-00000200.partial").mkdir()
+    (tmp_path / "step-00000300").mkdir()  # no state.json: not complete
+    assert newest(tmp_path) == tmp_path / "step-00000100"
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    path = make(tmp_path)
+    file = path / "rank-00001.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"rank-00001.safetensors: has \d+ bytes instead of \d+"):
+        read_state(path)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    path = make(tmp_path)
+    (path / "rank-00000.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"not a complete checkpoint, .*rank-00000.safetensors is missing"):
+        read_state(path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"format": 1, "files": 3}'])
+def test_a_state_that_cannot_be_read_is_refused(tmp_path: Path, text: str) -> None:
+    path = make(tmp_path)
+    (path / "state.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"state.json: cannot be read"):
+        read_state(path)
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    path = make(tmp_path)
+    (path / "state.json").write_text('{"format": 2}')
+    with pytest.raises(CheckpointError, match="format 2 is unknown"):
+        read_state(path)
+
+
+def test_a_hole_is_refused(tmp_path: Path) -> None:
+    path = make(tmp_path)
+    state = json.loads((path / "state.json").read_text())
+    del state["files"]["rank-00000.safetensors"]
+    (path / "state.json").write_text(json.dumps(state))
+    with pytest.raises(CheckpointError, match="'weight/a' is incomplete"):
+        read_weights(path)
+
+
+def test_another_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="parameter 'b' is missing in the checkpoint"):
+        _compare_shapes(tmp_path, {"a": [1]}, {"a": [1], "b": [1]})
+    with pytest.raises(CheckpointError, match=r"'a' is \[2\], the model has \[1\]"):
+        _compare_shapes(tmp_path, {"a": [2]}, {"a": [1]})

@@ -1,0 +1,72 @@
+"""Matching: which pairs are torn apart, and what telling costs."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.task_making import block, example, facts, hidden, within_3_sigma
+from vlp.models.heads import ClassHead
+from vlp.objectives.itm import Matching, MatchingConfig, other_sample
+from vlp.seeds import generator
+from vlp.types import Pair, Targets
+
+
+def objective(**config: object) -> Matching:
+    return Matching("itm", MatchingConfig.parse(config), facts())
+
+
+@pytest.mark.parametrize("replace", ["image", "text"])
+@pytest.mark.parametrize("probability", [0.5, 0.2])
+def test_so_many_are_mismatched(replace: str, probability: float) -> None:
+    made, rng = objective(replace=replace, probability=probability), generator(0, "t")
+    tables = block(2, 1, 3)
+    pairs = [made.mismatch(3, tables, rng) for _ in range(5000)]
+    assert within_3_sigma(sum(not pair.matched for pair in pairs), 5000, probability)
+
+
+@given(st.lists(st.integers(1, 4), min_size=2, max_size=6), st.sampled_from(["image", "text"]), st.integers(0, 999))
+def test_a_mismatch_is_never_of_its_own_sample(texts: list[int], replace: str, seed: int) -> None:
+    made, rng = objective(replace=replace, probability=0.9), generator(seed, "t")
+    tables = block(*texts)
+    for number in range(sum(texts)):
+        pair = made.mismatch(number, tables, rng)
+        assert pair.matched == (int(tables.sample_E[pair.text]) == pair.image)
+        assert pair.image == tables.sample_E[number] or (replace == "image" and not pair.matched)
+        assert pair.text == number or (replace == "text" and not pair.matched)
+
+
+def test_every_other_sample_is_as_likely() -> None:
+    drawn = np.bincount([other_sample(1, block(1, 1, 1, 1), generator(seed, "t")) for seed in range(3000)])
+    assert drawn[1] == 0
+    assert all(within_3_sigma(int(drawn[place]), 3000, 1 / 3) for place in (0, 2, 3))
+
+
+def test_a_sample_alone_stays_whole() -> None:
+    for replace in ("image", "text"):
+        made = objective(replace=replace, probability=0.99)
+        pairs = {made.mismatch(1, block(3), generator(seed, "t")) for seed in range(20)}
+        assert pairs == {Pair(0, 1, matched=True)}
+
+
+def test_a_text_is_not_taken_from_where_there_is_none() -> None:
+    made = objective(replace="text", probability=0.99)
+    for seed in range(20):  # the other samples have no text: the pair cannot be mismatched, and must not be called so
+        assert made.mismatch(1, block(2, 0, 0), generator(seed, "t")) == Pair(0, 1, matched=True)
+
+
+def test_matched_is_1() -> None:
+    made = objective()
+    labels = [made.target(hidden(example(matched=m)), generator(0, "t")).values["matched"] for m in (True, False)]
+    assert [label.tolist() for label in labels] == [[1], [0]]
+
+
+def test_the_loss_is_a_sum_of_two_way_cross_entropies() -> None:
+    scores = torch.tensor([[0.0, 3.0], [2.0, -1.0], [4.0, 0.0]])
+    targets = Targets(torch.arange(3), {"matched": torch.tensor([1, 0, 1])}, 3.0)
+    total, metrics = objective().loss(scores, targets)
+    gaps = torch.tensor([3.0, 3.0, -4.0])  # of the right score over the other
+    torch.testing.assert_close(total, torch.log1p(torch.exp(-gaps)).sum())
+    assert [float(value) for value in metrics["itm_accuracy"]] == [2.0, 3.0]
+    assert objective().head() == ClassHead(reads="example", classes=2)

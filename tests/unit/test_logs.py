@@ -1,0 +1,95 @@
+"""metrics.jsonl, plain lines, TensorBoard."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from vlp.train.distributed import World
+from vlp.train.logs import LogConfig, Logs
+
+MAIN = World(0, 2, 0, torch.device("cpu"))
+OTHER = World(1, 2, 1, torch.device("cpu"))
+
+
+def record(step: int, loss: float = 2.0) -> dict[str, float]:
+    return {"step": step, "loss": loss, "loss/mlm": loss, "lr": 1e-4, "grad_norm": 1.0, "tokens_per_second": 5.0}
+
+
+def lines(directory: Path) -> list[dict[str, float | None]]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def logs(
+    directory: Path, world: World = MAIN, resume_from: int = 0, tensorboard: bool = False, every: int = 10
+) -> Logs:
+    config = LogConfig(every=every, tensorboard=tensorboard)
+    return Logs(directory, config, world, steps=30, resume_from=resume_from, terminal=False)
+
+
+def test_one_line_per_step_is_there_at_once(tmp_path: Path) -> None:
+    with logs(tmp_path) as written:
+        written.step(record(1))
+        assert lines(tmp_path) == [record(1)]
+        written.evaluation(1, {"accuracy": 0.5})
+        assert lines(tmp_path)[1] == {"step": 1, "eval/accuracy": 0.5}
+
+
+def test_a_number_that_is_not_finite_is_null(tmp_path: Path) -> None:
+    with logs(tmp_path) as written:
+        written.step(record(1, float("nan")))
+    assert lines(tmp_path)[0]["loss"] is None
+
+
+def test_a_resumed_run_repeats_no_step_and_keeps_no_half_line(tmp_path: Path) -> None:
+    with logs(tmp_path) as written:
+        for step in range(1, 6):
+            written.step(record(step))
+        written.quarantine(2, [{"shard": "a"}])
+        written.quarantine(5, [{"shard": "b"}])
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')
+    with logs(tmp_path, resume_from=3) as written:
+        written.step(record(4))
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
+    assert (tmp_path / "quarantine.jsonl").read_text() == '{"step": 2, "shard": "a"}\n'
+
+
+def test_plain_lines_come_now_and_then(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with logs(tmp_path, every=10) as written:
+        for step in range(1, 26):
+            written.step(record(step))
+        written.evaluation(25, {"accuracy": 0.5})
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in shown] == ["1/30", "10/30", "20/30", "25:"]
+    assert "loss 2.0000  mlm 2.0000  lr 1.00e-04" in shown[0]
+    assert shown[-1] == "step 25: evaluation: accuracy 0.5"
+
+
+def test_only_rank_0_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with logs(tmp_path, world=OTHER) as written:
+        written.step(record(1))
+        written.note("hello")
+        written.evaluation(1, {"accuracy": 0.5})
+    assert not list(tmp_path.iterdir())
+    assert not capsys.readouterr().out
+
+
+def test_tensorboard_holds_the_numbers(tmp_path: Path) -> None:
+    with logs(tmp_path, tensorboard=True) as written:
+        written.step(record(1, 3.0))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 3.0)]
+
+
+def test_the_bar_shows_the_last_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Logs(tmp_path, LogConfig(tensorboard=False), MAIN, steps=30, terminal=True) as written:
+        written.step(record(7))
+        written.note("a note [with brackets]")
+    shown = capsys.readouterr().out
+    assert "a note [with brackets]" in shown
+    assert "7/30" in shown

@@ -1,0 +1,121 @@
+"""Hiding regions: how many, what stands in their place, and what shows through their neighbours."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from tests.unit.task_making import example, within_3_sigma
+from vlp.config import Config
+from vlp.errors import ConfigError
+from vlp.objectives.regions import RegionHidingConfig, hidden_positions, hide_regions, overlaps
+from vlp.seeds import generator
+from vlp.types import Example, PixelInput, RegionInput
+
+
+def hide(made: Example, seed: int = 0, **config: float) -> tuple[RegionInput, RegionInput]:
+    """The regions after and before hiding."""
+    result = hide_regions(made, RegionHidingConfig(**config), generator(seed, "t"))
+    assert isinstance(made.image, RegionInput)
+    assert result.example is made
+    assert result.original is not None
+    return made.image, result.original
+
+
+def test_so_many_are_targets_and_so_many_of_them_zeroed() -> None:
+    after, before = hide(example(regions=20_000), probability=0.15, zero=0.9)
+    assert after.hidden_R is not None
+    targets = int(after.hidden_R.sum())
+    zeroed = (after.features_RD == 0).all(axis=1)
+    assert within_3_sigma(targets, 20_000, 0.15)
+    assert within_3_sigma(int(zeroed.sum()), targets, 0.9)
+    assert not (zeroed & ~after.hidden_R).any()
+    assert (after.features_RD[~zeroed] == before.features_RD[~zeroed]).all()
+
+
+@given(st.integers(1, 5), st.integers(0, 999))
+def test_at_least_one_is_hidden(regions: int, seed: int) -> None:
+    after, _ = hide(example(regions=regions), seed, probability=0.01)
+    assert after.hidden_R is not None
+    assert after.hidden_R.any()
+
+
+def test_what_was_there_is_kept() -> None:
+    made = example(regions=6)
+    assert isinstance(made.image, RegionInput)
+    features = made.image.features_RD.copy()
+    after, before = hide(made, probability=1.0)
+    assert not after.features_RD.any()
+    assert (before.features_RD == features).all()
+    assert before.hidden_R is None
+    assert (after.boxes_R4 == before.boxes_R4).all()  # where it is may be known
+
+
+def test_neighbours_are_zeroed_along_but_not_guessed() -> None:
+    boxes = np.array(
+        [[0, 0, 0.4, 0.4], [0, 0, 0.4, 0.3], [0, 0, 1, 1], [0.6, 0.6, 0.9, 0.9]], np.float32
+    )  # overlaps with the first: 1, 0.75, 0.16, 0
+    for seed in range(50):
+        made = example(regions=4)
+        assert isinstance(made.image, RegionInput)
+        made.image.boxes_R4 = boxes
+        after, before = hide(made, seed, probability=0.01, overlap=0.5)
+        assert after.hidden_R is not None
+        (target,) = np.flatnonzero(after.hidden_R)
+        zeroed = np.flatnonzero((after.features_RD == 0).all(axis=1)).tolist()
+        assert zeroed == ([0, 1] if target < 2 else [target])
+        untouched = [row for row in range(4) if row not in zeroed]
+        assert (after.features_RD[untouched] == before.features_RD[untouched]).all()
+
+
+def test_a_target_that_keeps_its_feature_is_not_zeroed_as_a_neighbour() -> None:
+    made = example(regions=500)
+    assert isinstance(made.image, RegionInput)
+    made.image.boxes_R4 = np.tile(np.array([0, 0, 1, 1], np.float32), (500, 1))  # all overlap all
+    after, _ = hide(made, probability=0.5, zero=0.5, overlap=0.4)
+    assert after.hidden_R is not None
+    zeroed = (after.features_RD == 0).all(axis=1)
+    assert zeroed[~after.hidden_R].all()
+    assert within_3_sigma(int(zeroed[after.hidden_R].sum()), int(after.hidden_R.sum()), 0.5)
+
+
+def test_pure_in_the_generator() -> None:
+    first, again, other = (hide(example(regions=40), seed)[0].hidden_R for seed in (1, 1, 2))
+    assert first is not None
+    assert other is not None
+    assert (first == again).all()
+    assert (first != other).any()
+
+
+def test_pixels_and_missing_images_stay() -> None:
+    for image in (None, PixelInput(np.zeros((3, 4, 4), np.float32), 4), example(regions=0).image):
+        made = example()
+        made.image = image
+        result = hide_regions(made, RegionHidingConfig(), generator(0, "t"))
+        assert made.image is image
+        assert result.original is None
+        assert len(hidden_positions(result)) == 0
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of two boxes, side by side."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(width, 0.0) * max(height, 0.0)
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
+    return shared / union if union > 1e-6 else 0.0
+
+
+@given(hnp.arrays(np.float64, (4, 2, 2), elements=st.integers(0, 8).map(lambda place: place / 8)))
+def test_overlaps_against_box_by_box(corners: np.ndarray) -> None:
+    boxes = np.sort(corners, axis=1).reshape(4, 4)
+    wanted = [[_overlap(a, b) for b in boxes] for a in boxes]
+    np.testing.assert_allclose(overlaps(boxes.astype(np.float32)), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [{"zero": 0}, {"probability": 0}, {"overlap": 0}])
+def test_hiding_nothing_is_refused(config: dict[str, float]) -> None:
+    kind: type[Config] = RegionHidingConfig
+    with pytest.raises(ConfigError, match=next(iter(config))):
+        kind.parse(config)
