@@ -22,14 +22,14 @@ app = typer.Typer(
 Config = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="section.key=value, as in batch.size=64 model.dropout=0.2.", metavar="[KEY=VALUE]..."),
+    typer.Argument(help="section.key=value, as in batch.size=64 model.dropout=0.2.", metavar="KEY=VALUE"),
 ]
 Nproc = Annotated[int, typer.Option(help="Start so many ranks on this machine.", min=1)]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in run.dir from its newest checkpoint.")]
 Model = Annotated[Path, typer.Option(help="The model/ directory of a run.", show_default=False)]
 Data = Annotated[Path, typer.Option(help="A directory of indexed shards.", show_default=False)]
 Tokens = Annotated[int, typer.Option(help="Most tokens of a batch; bounds memory.", min=1)]
-Precision = Annotated[str, typer.Option(help="fp32 or bf16.")]
+Precision = Annotated[str, typer.Option(help="Of weights and arithmetic: fp32 or bf16.")]
 
 
 @app.command()
@@ -81,7 +81,7 @@ def extract(
     what: Annotated[
         str, typer.Option(help="Any of pooled, text, image, text.unimodal, image.unimodal, by commas.")
     ] = "pooled",
-    format: Annotated[str, typer.Option(help="parquet.")] = "parquet",
+    format: Annotated[str, typer.Option(help="Of the files: parquet.")] = "parquet",
     micro_tokens: Tokens = 8192,
     precision: Precision = "fp32",
     nproc: Nproc = 1,
@@ -125,10 +125,14 @@ def _finish(outcome: Any) -> None:
 def main() -> None:
     """Run the command line; a user's mistake gives one sentence and exit code 2 or 1, no traceback."""
     try:
-        app()
+        app(prog_name="vlp")
     except VlpError as error:
         print(f"vlp: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:  # a full disk, a folder that may not be written
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"vlp: {place}{error.strerror or error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("vlp: interrupted", file=sys.stderr)
         sys.exit(130)

@@ -32,9 +32,9 @@ def evaluate_model(
         metrics = evaluate(trained, dataset, ranks, micro_tokens=micro_tokens, limit=limit, precision=chosen)
         if ranks.is_main:
             name = trained.task.config.name  # type: ignore[attr-defined]
+            _show(f"{name} on {data}", metrics)
             if out:
                 write_report(out, metrics, {"model": str(model), "data": str(data), "task": name})
-            _show(f"{name} on {data}", metrics)
 
 
 def extract_features(model: Path, data: Path, out: Path, what: str, *, micro_tokens: int, precision: str) -> None:
@@ -45,7 +45,7 @@ def extract_features(model: Path, data: Path, out: Path, what: str, *, micro_tok
         dataset = _open(trained, data)
         rows = extract(trained, dataset, out, wanted, ranks, micro_tokens=micro_tokens, precision=chosen)
         if ranks.is_main:
-            Console().print(f"{rows} examples: {', '.join(wanted)} in {out}", highlight=False)
+            print(f"{rows} examples: {', '.join(wanted)} in {out}", flush=True)
 
 
 def _task(model: Path, name: str | None, limit: int | None) -> AnyTaskConfig | None:

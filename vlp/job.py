@@ -47,6 +47,8 @@ def train(config: str, overrides: Sequence[str], command: Command, *, resume: bo
 
 
 def _check_directory(directory: Path, resume: bool) -> None:
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError(f"run.dir: {directory} is a file; give a directory")
     if (directory / CONFIG_FILE).exists() and not resume:
         raise ConfigError(
             f"run.dir: {directory} holds a run already; add --resume to continue it, or take another run.dir"

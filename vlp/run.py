@@ -80,7 +80,9 @@ class RunSection(Config):
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
-        if (self.steps is None) == (self.epochs is None):
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("steps and epochs are both given; take one back, as with run.steps=null")
+        if self.steps is None and self.epochs is None:
             raise ValueError("give either steps or epochs")
         return self
 
@@ -161,7 +163,10 @@ def config_file(config: str, command: Command) -> Path:
 
 
 def _anchored(values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The file's relative paths made to hold from anywhere, where something stands at them."""
+    """The file's relative paths made to hold from anywhere, where something stands at them.
+
+    The name of a shipped config stays a name, whatever stands beside the file.
+    """
 
     def anchor(value: Any) -> Any:
         if isinstance(value, str) and not os.path.isabs(value) and (folder / value).exists():
@@ -171,8 +176,9 @@ def _anchored(values: dict[str, Any], folder: Path) -> dict[str, Any]:
         return {k: anchor(v) if k == "path" else v for k, v in value.items()} if isinstance(value, dict) else value
 
     result = dict(values)
+    shipped: dict[str, tuple[str, ...]] = {key: resources.names(key) for key in ("model", "deepspeed")}
     for key in ("model", "init", "tokenizer", "deepspeed"):
-        if isinstance(result.get(key), str):
+        if isinstance(result.get(key), str) and result[key] not in shipped.get(key, ()):
             result[key] = anchor(result[key])
     if isinstance(result.get("data"), dict):
         result["data"] = {k: anchor(v) if k in ("train", "val") else v for k, v in result["data"].items()}
@@ -183,7 +189,7 @@ def _with_model(values: dict[str, Any], overrides: list[str], where: str) -> dic
     """The values with `model` as a mapping, and overrides that reach into it applied."""
     model = values.get("model")
     if isinstance(model, str):
-        if Path(model).is_dir():
+        if Path(model).is_dir() and model not in resources.names("model"):
             config = read_config(Path(model)).plain()
             values = {**values, "model": {**config, "heads": {}}, "init": model}
         else:

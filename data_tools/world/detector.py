@@ -27,9 +27,9 @@ _GROUND = (150.0, 150.0, 150.0)
 _COLOUR_WIDTH = 40.0  # RGB distance at which a palette colour's pull has fallen to exp(-1/2)
 _SHAPE_SHARPNESS = 25.0  # correlations of the right and the next shape are about 0.15 apart
 _COLOUR_MEAN, _COLOUR_SPREAD = 140.0, 70.0  # of crops over the world: bring features to about unit scale
-_FILLED_MEAN, _FILLED_SPREAD = 0.61, 0.43
-_AROUND = 24  # pixels from a box's middle to the edges of its surroundings, the same for small and large
-_AROUND_MEAN, _AROUND_SPREAD = 0.16, 0.26
+_FILLED_SPREAD = 0.34
+_AROUND = 16  # pixels from a box's middle to the edges of its surroundings, the same for small and large
+_AROUND_MEAN, _AROUND_SPREAD = 0.34, 0.45
 
 
 def detect(photo: bytes, boxes_R4: Floats) -> Regions:
@@ -39,7 +39,7 @@ def detect(photo: bytes, boxes_R4: Floats) -> Regions:
         photo: an encoded image.
         boxes_R4: x1, y1, x2, y2 as shares of width and height.
     Returns:
-        features [R, 272] as `features` says, class probabilities [R, 40] as `CLASSES` says, confidence = the largest
+        features [R, 176] as `features` says, class probabilities [R, 40] as `CLASSES` says, confidence = the largest
         of them.
     """
     pixels_HW3 = decode(photo)
@@ -94,15 +94,16 @@ def palette_nearness(crops_RGGC: Floats) -> Floats:
 
 
 def features(crops_RGGC: Floats, nearness_RGGP: Floats, around_RGGP: Floats) -> Floats:
-    """What a region looks like, [R, 272], about zero mean and unit scale.
+    """What a region looks like, [R, 176], about zero mean and unit scale.
 
-    Mean colours on an 8 x 8 grid, how much is not ground on the same grid (the outline, whatever the colour), and how
-    much is not ground on a 4 x 4 grid of the surroundings: a detector's cells see beyond the box too, and a model tells
-    a small object from a large one by it long before it reads the box's numbers to a hundredth.
+    Mean colours on a 4 x 4 grid; on an 8 x 8 grid how much is not ground, less what is usual for objects (the outline,
+    whatever the colour); and the same of the surroundings: a detector's cells see beyond the box too. Colour, shape
+    and size speak about equally loudly. A model that had to read the size off the box's numbers began to after
+    a thousand steps.
     """
-    colours = (_means(crops_RGGC, 8) - _COLOUR_MEAN) / _COLOUR_SPREAD
-    filled = (_means(1 - nearness_RGGP[..., -1:], 8) - _FILLED_MEAN) / _FILLED_SPREAD
-    around = (_means(1 - around_RGGP[..., -1:], 4) - _AROUND_MEAN) / _AROUND_SPREAD
+    colours = (_means(crops_RGGC, 4) - _COLOUR_MEAN) / _COLOUR_SPREAD
+    filled = (_means(1 - nearness_RGGP[..., -1:], 8) - _usual()) / _FILLED_SPREAD
+    around = (_means(1 - around_RGGP[..., -1:], 8) - _AROUND_MEAN) / _AROUND_SPREAD
     return np.asarray(np.concatenate([colours, filled, around], 1), np.float32)
 
 
@@ -127,16 +128,27 @@ def class_probs(nearness_RGGP: Floats) -> Floats:
 @cache
 def _templates() -> Floats:
     """Every shape as it fills a box that is a little off, [shapes x boxes, 256], each of zero mean and unit length."""
+    scales = ((0.8, 0.8), (0.8, 1.0), (1.0, 0.8), (1.0, 1.0), (1.15, 1.15))
+    shifts = ((0.0, 0.0), (0.12, 0.0), (-0.12, 0.0), (0.0, 0.12), (0.0, -0.12))
+    return _standard(
+        np.stack([_mask(shape, scale, shift).ravel() for shape in SHAPES for scale in scales for shift in shifts])
+    )
+
+
+@cache
+def _usual() -> Floats:
+    """How much of each cell of an 8 x 8 grid is filled, mean of all shapes, [64]."""
+    mean_GG = np.mean([_mask(shape, (1.0, 1.0), (0.0, 0.0)) for shape in SHAPES], 0)
+    return _means(mean_GG[None, :, :, None], 8)[0]
+
+
+def _mask(shape: str, scale: tuple[float, float], shift: tuple[float, float]) -> Floats:
+    """How much of each cell a shape fills, [16, 16] in 0..1."""
     fine = 4
-    rows = []
-    for shape in SHAPES:
-        for scale in ((0.8, 0.8), (0.8, 1.0), (1.0, 0.8), (1.0, 1.0), (1.15, 1.15)):
-            for shift in ((0.0, 0.0), (0.12, 0.0), (-0.12, 0.0), (0.0, 0.12), (0.0, -0.12)):
-                corners = (outline(shape) * scale + shift + 1) / 2 * _GRID * fine
-                mask = Image.new("L", (_GRID * fine, _GRID * fine))
-                ImageDraw.Draw(mask).polygon([tuple(corner) for corner in corners.tolist()], fill=255)
-                rows.append(np.asarray(mask.reduce(fine), np.float32).ravel())
-    return _standard(np.stack(rows))
+    corners = (outline(shape) * scale + shift + 1) / 2 * _GRID * fine
+    image = Image.new("L", (_GRID * fine, _GRID * fine))
+    ImageDraw.Draw(image).polygon([tuple(corner) for corner in corners.tolist()], fill=255)
+    return np.asarray(image.reduce(fine), np.float32) / 255
 
 
 def _standard(rows: Floats) -> Floats:

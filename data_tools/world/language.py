@@ -95,7 +95,7 @@ def count_questions(scene: Scene) -> Iterator[Candidate]:
 QUESTIONS = {
     "colour": (colour_questions, 2),
     "shape": (shape_questions, 2),
-    "size": (size_questions, 2),
+    "size": (size_questions, 1),
     "existence": (existence_questions, 1),
     "relation": (relation_questions, 1),
     "count": (count_questions, 1),

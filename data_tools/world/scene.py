@@ -33,6 +33,9 @@ SIZES: dict[str, tuple[float, float]] = {"small": (14.0, 18.0), "large": (26.0, 
 PHOTO = 128
 """Width and height of a photo in pixels."""
 
+CROWDS = (0.35, 0.3, 0.2, 0.15)
+"""Shares of the scenes with 2, 3, 4 and 5 objects: mostly few, so that a first run learns in minutes what looking is."""
+
 GRID = 3
 _CELL = PHOTO / GRID
 _JITTER = 4.0  # pixels off a cell's middle; large neighbours still stand 3 pixels apart
@@ -91,7 +94,7 @@ def draw_scene(choices: list[list[Layout]], rng: np.random.Generator) -> Scene:
     random, so that nothing said in this order tells where they are.
     """
     while True:
-        group = choices[rng.integers(len(choices))]
+        group = choices[rng.choice(len(choices), p=CROWDS)]
         scene = tuple(_thing(cell, rng) for cell in rng.permutation(group[rng.integers(len(group))]).tolist())
         looks = [(thing.size, thing.shape) for thing in scene]
         if sum(looks.count(look) == 1 for look in looks) >= 2:

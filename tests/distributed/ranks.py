@@ -2,7 +2,7 @@
 
     results = run_on_ranks(2, function, argument=1)      # one result per rank, in order
 
-`function(world, **arguments)` stands at the top of a test module, gets a `vlp.train.distributed.World`, and takes and
+`function(world, **arguments)` stands at the top of a test module, gets a `vlp.distributed.World`, and takes and
 returns what pickle can carry. Processes and their process group live as long as the pytest session, one pool per world
 size. Importing torch and DeepSpeed takes seconds, so it is done once, in a server that ranks are forked from.
 """
@@ -111,7 +111,7 @@ def _serve(rank: int, ranks: int, port: int, end: Connection) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     import torch
 
-    from vlp.train.distributed import start, stop
+    from vlp.distributed import start, stop
 
     torch.set_num_threads(1)
     world = start(timeout_minutes=2)

@@ -10,9 +10,9 @@ import torch
 
 from tests.distributed.ranks import run_on_ranks
 from tests.distributed.standin import engine_of, split_step
+from vlp.distributed import World
 from vlp.errors import CheckpointError
 from vlp.train.checkpoint import CheckpointConfig, Checkpoints, newest, read_weights
-from vlp.train.distributed import World
 
 STAGES = (0, 1, 2, 3)
 BEFORE, AFTER = 3, 4

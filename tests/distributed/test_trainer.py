@@ -14,9 +14,9 @@ import pytest
 
 from tests.distributed.ranks import run_on_ranks
 from tests.distributed.standin import batch_of, engine_of, split_step
+from vlp.distributed import World
 from vlp.errors import ConfigError
 from vlp.train.checkpoint import CheckpointConfig, Checkpoints, completed
-from vlp.train.distributed import World
 from vlp.train.logs import LogConfig, Logs
 from vlp.train.schedule import ScheduleConfig
 from vlp.train.trainer import Outcome, Trainer

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from data_tools.tokenizer import save, train
+from data_tools.writer import ShardWriter
 from tests.unit.shard_making import CLASSES, WIDTH, some_regions
-from vlp.data.index import Block
+from vlp.data.dataset import Dataset
+from vlp.data.index import Block, Texts, build_index, open_index
+from vlp.data.lengths import token_lengths
 from vlp.data.text import TextEncoder
+from vlp.distributed import World
 from vlp.models.model import ModelConfig
 from vlp.objectives.objective import Facts, Hidden
+from vlp.tasks.judge import Judge
 from vlp.tasks.task import Setting
-from vlp.types import Example, Question, RegionInput, Sample, Slot
+from vlp.types import Batch, Example, Question, RegionBatch, RegionInput, Sample, Slot
 
 WORDS = ("red", "blue", "green", "circle", "square", "left", "of", "what", "colour", "is", "the")
 SLOT = Slot(step=0, index=0, dataset=0, epoch=0, block=0, group=0, example=0)
@@ -108,3 +115,49 @@ def block(*texts: int, regions: int = 3) -> Block:
 def within_3_sigma(hits: int, trials: int, probability: float) -> bool:
     """Whether so many hits are what chance gives in 99.7 of 100 cases."""
     return abs(hits - trials * probability) <= 3 * (trials * probability * (1 - probability)) ** 0.5
+
+
+def dataset(folder: Path, samples: Sequence[Sample], texts: Texts = "captions", per_shard: int = 3) -> Dataset:
+    """Samples as an indexed data directory, opened."""
+    with ShardWriter(folder, per_shard) as writer:
+        for each in samples:
+            writer.write(each.key, each.image, "jpg", each.regions, list(each.captions), list(each.questions))
+    build_index(folder)
+    index, encoder = open_index(folder), text_encoder()
+    return Dataset(index, texts, token_lengths(index, encoder.count, encoder.fingerprint, encoder.max_length))
+
+
+class Oracle:
+    """Stands in for a model: `scores(batch, name)` is whatever a test wants; keeps the batches it has seen."""
+
+    def __init__(self, answer: Callable[[Batch], Tensor]) -> None:
+        self.world = World(0, 1, 0, torch.device("cpu"))
+        self.answer = answer
+        self.batches: list[Batch] = []
+
+    def to_device(self, batch: Batch) -> Batch:
+        return batch
+
+    def inference(self, call: Callable[[Any], Any]) -> Any:
+        return call(self)
+
+    def scores(self, batch: Batch, name: str) -> Tensor:
+        assert name in batch.targets
+        self.batches.append(batch)
+        return self.answer(batch)
+
+
+def judge(oracle: Oracle, data: Dataset, micro_tokens: int = 60, limit: int | None = None) -> Judge:
+    return Judge(oracle, data, micro_tokens, 0, limit)
+
+
+def texts_of(batch: Batch) -> list[str]:
+    """The words of each example of a batch."""
+    parts = batch.text.ids_N.split(list(batch.text.packing.lengths))
+    return [text_encoder().decode(part[1:-1].tolist()) for part in parts]
+
+
+def images_of(batch: Batch) -> list[float]:
+    """The first number of each example's first region, by which a test knows the image."""
+    assert isinstance(batch.image, RegionBatch)
+    return batch.image.features_MD[batch.image.packing.starts_B1[:-1].long(), 0].tolist()

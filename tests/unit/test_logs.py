@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlp.train.distributed import World
+from vlp.distributed import World
 from vlp.train.logs import LogConfig, Logs
 
 MAIN = World(0, 2, 0, torch.device("cpu"))

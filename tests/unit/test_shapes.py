@@ -82,7 +82,7 @@ def test_shards_hold_every_scene_and_an_index(written: Path) -> None:
     train, dev = open_index(written / "train"), open_index(written / "dev")
     assert [entry.samples for entry in train.manifest.shards] == [25, 25, 4]
     assert dev.manifest.samples == 6
-    assert (train.manifest.feature_width, train.manifest.class_count) == (272, len(CLASSES))
+    assert (train.manifest.feature_width, train.manifest.class_count) == (176, len(CLASSES))
     report = json.loads((written / "train" / "import_report.json").read_text())
     samples = read_all(train)
     assert report["written"]["questions"] == sum(len(sample.questions) for sample, _, _ in samples)
@@ -183,7 +183,7 @@ def test_detector_sees_what_is_there(world: list[WorldSample]) -> None:
 
 def test_features_are_about_standard(world: list[WorldSample]) -> None:
     rows = np.concatenate([sample.regions.features_RD for sample in world])
-    for part in (rows[:, :192], rows[:, 192:]):
+    for part in (rows[:, :48], rows[:, 48:112], rows[:, 112:]):
         assert abs(part.mean()) < 0.1
         assert abs(part.std() - 1) < 0.1
 

@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerFast
 from vlp.data.text import TextEncoder
 from vlp.errors import ConfigError
 
-WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] a red circle ##s left of the blue square café".split()
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = [*SPECIAL, "a", "red", "circle", "##s", "left", "of", "the", "blue", "square", "café"]
 
 
 @pytest.fixture
@@ -68,14 +69,20 @@ def test_random_ids_are_all_but_the_special_ones(vocabulary: Path) -> None:
 
 
 def test_roberta_names_work(tmp_path: Path) -> None:
-    words = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "red", "circle"]
+    words = ["<s>", "</s>", "<unk>", "<mask>", "red", "circle"]
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    names = {"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    names = {
+        "cls_token": "<s>",
+        "sep_token": "</s>",
+        "mask_token": "<mask>",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+    }
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(tmp_path)
     encoder = TextEncoder(tmp_path, 9)
-    assert encoder.encode("red circle")[0].tolist() == [0, 5, 6, 2]
-    assert encoder.random_ids.tolist() == [5, 6]
+    assert encoder.encode("red circle")[0].tolist() == [0, 4, 5, 1]
+    assert encoder.random_ids.tolist() == [4, 5]
 
 
 def test_saved_and_loaded_it_is_the_same(vocabulary: Path, tmp_path: Path) -> None:
@@ -99,7 +106,7 @@ def test_a_missing_directory_is_a_sentence(source: str) -> None:
 
 
 def test_a_directory_without_a_tokenizer_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="^tokenizer: .* cannot be loaded") as caught:
+    with pytest.raises(ConfigError, match=r"^tokenizer: .* cannot be loaded") as caught:
         TextEncoder(tmp_path, 9)
     assert "\n" not in str(caught.value)
 

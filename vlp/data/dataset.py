@@ -31,6 +31,10 @@ class Dataset:
         """Examples of each shard, for `Order`."""
         return examples_per_shard(self.index.manifest, self.texts)
 
+    def keep(self, shards: int) -> None:
+        """Keep the tables of at least so many shards open."""
+        self.index.keep(shards)
+
     def shard_name(self, shard: int) -> str:
         return self.index.manifest.shards[shard].name
 

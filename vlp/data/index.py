@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 _TABLES = 16
-"""Tables kept open: those of a block or two. One of 10,000 samples takes about 2 MB."""
+"""Tables kept open unless more are asked for: those of a block or two. One of 10,000 samples takes about 2 MB."""
 
 
 class Index:
@@ -39,6 +39,11 @@ class Index:
         self.directory = directory
         self.manifest = manifest
         self._tables: OrderedDict[int, ShardTable] = OrderedDict()
+        self._kept = _TABLES
+
+    def keep(self, tables: int) -> None:
+        """Keep at least so many tables open: a loader with many groups reads from many shards in turn."""
+        self._kept = max(self._kept, tables)
 
     def path(self, shard: int) -> Path:
         """The tar of a shard."""
@@ -61,14 +66,14 @@ class Index:
                     f"make the index again with `vlp-data index {self.directory}`"
                 )
             self._tables[shard] = table
-            if len(self._tables) > _TABLES:
+            if len(self._tables) > self._kept:
                 self._tables.popitem(last=False)
         else:
             self._tables.move_to_end(shard)
         return table
 
     def __getstate__(self) -> dict[str, object]:
-        return {"directory": self.directory, "manifest": self.manifest, "_tables": OrderedDict()}
+        return {"directory": self.directory, "manifest": self.manifest, "_tables": OrderedDict(), "_kept": self._kept}
 
 
 def open_index(directory: Path) -> Index:

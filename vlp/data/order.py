@@ -156,6 +156,7 @@ class Order:
             if not np.asarray(examples).sum():
                 raise DataError(f"dataset {number} of data.train has no example: check the directory and data.texts")
         self.seed, self.batch_size, self.groups = seed, batch_size, groups
+        self.shards_per_block = block_shards
         self.streams = [
             Stream(
                 np.asarray(examples, np.int64),

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vlp.data.balance import split
+from vlp.data.balance import parties, split
 from vlp.data.dataset import Dataset
 from vlp.data.index import Block
 from vlp.data.order import Order
@@ -210,6 +210,10 @@ class StepMaker:
         self._rank, self._world_size = rank, world_size
         # Each group can be in two blocks of each dataset at once, the old and the new.
         self._reader = SlotReader(datasets, order, preparer, image_tokens, 2 * len(datasets) * order.groups)
+        # This rank reads from its own groups' blocks only; the others' tables are needed once, to open their blocks.
+        own_groups = order.groups // parties(world_size, order.groups)
+        for dataset in datasets:
+            dataset.keep(2 * order.shards_per_block * own_groups)
 
     def plan(self, step: int) -> Plan:
         """The split of a step, from index and order alone."""

@@ -37,11 +37,12 @@ class TextEncoder:
         self.sep_id = self._special("sep_token")
         self.mask_id = self._special("mask_token")
         """The id that stands where a token is hidden."""
-        self._special_ids = np.array(sorted(set(self._tokenizer.all_special_ids)), np.int64)
         self.vocab_size = max(self._tokenizer.get_vocab().values()) + 1
         """Rows that a word embedding needs: the largest id and one."""
+        self._special_V = np.zeros(self.vocab_size, np.bool_)
+        self._special_V[self._tokenizer.all_special_ids] = True
         ids = np.array(sorted(set(self._tokenizer.get_vocab().values())), np.int64)
-        self.random_ids = np.setdiff1d(ids, self._special_ids)
+        self.random_ids = ids[~self._special_V[ids]]
         """Ids that may stand in for a masked token: all but the special ones."""
         self.fingerprint = _fingerprint(self._tokenizer)
         """Changes whenever a text could give other tokens."""
@@ -51,7 +52,7 @@ class TextEncoder:
         encoding = self._tokenizer.backend_tokenizer.encode(_normal(text), add_special_tokens=False)
         room = self.max_length - 2
         token_ids_T = np.array([self.cls_id, *encoding.ids[:room], self.sep_id], np.int64)
-        special_T = np.isin(token_ids_T, self._special_ids)
+        special_T = self._special_V[token_ids_T]
         words = [-1, *(-1 if word is None else word for word in encoding.word_ids[:room]), -1]
         return token_ids_T, special_T, np.where(special_T, -1, np.array(words, np.int64))
 

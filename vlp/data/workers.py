@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
@@ -134,21 +135,36 @@ def in_order(make: Callable[[int], T], numbers: range, *, workers: int, pin_memo
         pin_memory=pin_memory,
         multiprocessing_context="fork" if forks else None,
     )
-    made: Any = iter(parcels)
+    made = _start(parcels)
     try:
         for parcel in made:
             if isinstance(parcel, _Failure):
                 raise parcel.error()
             yield parcel.open()
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+    except (RuntimeError, OSError, EOFError) as error:
+        # Torch says that a worker is gone, or the socket to it breaks first. "Caught": an error inside a worker's code.
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
+        if str(error).startswith("Caught"):
+            raise
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise DataError(
-            f"a loader worker died ({str(error).strip()}): memory or /dev/shm may be full, so try fewer data.workers"
+            f"a loader worker died ({reason}): memory or /dev/shm may be full, so try fewer data.workers"
         ) from error
     finally:
         # Torch does this when the iterator is collected, but a traceback that someone keeps would hold on to it.
         made._shutdown_workers()
+
+
+def _start(parcels: DataLoader[Any]) -> Any:
+    """The loader's iterator. Torch's handler, which raises the death of a worker in the midst of whatever the parent
+    does, is taken back: the death is found when the next step is asked for, and told in a sentence."""
+    if threading.current_thread() is not threading.main_thread():
+        return iter(parcels)
+    before = signal.getsignal(signal.SIGCHLD)
+    made = iter(parcels)
+    signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
+    return made
 
 
 def _same(value: Any) -> Any:

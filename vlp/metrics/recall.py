@@ -11,7 +11,8 @@ from vlp.errors import DataError
 def ranks_of_matches(scores_QC: Tensor, matches_QC: Tensor) -> Tensor:
     """Rank of each query's best match, 1 for the first place, [Q].
 
-    Candidates of the same score as the best match count as before it, so that a constant score earns nothing.
+    Candidates of the same score as the best match count as before it, so that a constant score earns nothing; nor does
+    one that is not a number.
 
     Args:
         scores_QC: of each candidate for each query, [Q, C].
@@ -24,7 +25,7 @@ def ranks_of_matches(scores_QC: Tensor, matches_QC: Tensor) -> Tensor:
             f"query {int((~matches_QC.any(dim=1)).nonzero()[0])} has no match among the candidates; recall is undefined"
         )
     best_Q1 = scores_QC.masked_fill(~matches_QC, float("-inf")).max(dim=1, keepdim=True).values
-    return 1 + ((scores_QC >= best_Q1) & ~matches_QC).sum(dim=1)
+    return 1 + (~(scores_QC < best_Q1) & ~matches_QC).sum(dim=1)
 
 
 def recall_at_k(scores_QC: Tensor, matches_QC: Tensor, k: int) -> float:

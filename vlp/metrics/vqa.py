@@ -9,12 +9,23 @@ from collections.abc import Sequence
 _NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBER_WORDS = {"zero": "0"} | {word: str(number) for number, word in enumerate(_NUMBERS)}
 _ARTICLES = {"a", "an", "the"}
-_PUNCTUATION = re.compile(r"""[;/\[\]"{}()=+\\_\-<>@`,?!]|\.(?!\d)""")
+_MARKS = ';/[]"{}()=+\\_-<>@`,?!'
+_THOUSANDS = re.compile(r"\d,\d")
+_PERIOD = re.compile(r"\.(?!\d)")
 
 
 def normalise(answer: str) -> str:
-    """An answer in lower case, without articles and punctuation, number words as digits."""
-    words = _PUNCTUATION.sub(" ", answer.lower()).replace("'", "").split()
+    """An answer in lower case, without articles and punctuation, number words as digits.
+
+    As the challenge's evaluation does it, a mark that touches a blank (and every mark beside a number like 1,000) goes,
+    one between letters becomes a blank. Apostrophes go everywhere, so that "dont" is "don't".
+    """
+    text = " ".join(answer.lower().split())
+    plain = text
+    for mark in _MARKS:
+        gone = _THOUSANDS.search(text) or f" {mark}" in text or f"{mark} " in text
+        plain = plain.replace(mark, "" if gone else " ")
+    words = _PERIOD.sub("", plain).replace("'", "").split()
     return " ".join(_NUMBER_WORDS.get(word, word) for word in words if word not in _ARTICLES)
 
 

@@ -119,8 +119,13 @@ class Backbone(nn.Module):
                 f"model.image.source.backbone: '{source.backbone}' has batch norms that cannot be frozen, so a "
                 "step would depend on how it is split; take another backbone"
             )
+        self.trained = source.trained
         if not source.trained:
             self.network.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """A backbone that is not trained drops nothing either."""
+        return super().train(mode and self.trained)
 
     def forward(self, pixels_P3HW: Tensor) -> Tensor:
         """Feature map, [P, D, h, w]."""

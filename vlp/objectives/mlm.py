@@ -9,9 +9,10 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import Self
 
 from vlp.models.heads import HeadConfig, VocabularyHead
 from vlp.objectives.objective import Facts, Hidden, ObjectiveConfig, SelfSupervised, accuracy, empty_positions
@@ -28,6 +29,12 @@ class MaskedLanguageConfig(ObjectiveConfig):
     """Share of the targets that [MASK] stands for."""
     random: float = Field(0.1, ge=0, le=1)
     """Share of the targets that a random token stands for; the rest is kept."""
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        if self.mask + self.random > 1 + 1e-6:
+            raise ValueError(f"mask and random are {self.mask + self.random:g} together, they should be at most 1")
+        return self
 
 
 class MaskedLanguage(SelfSupervised):

@@ -20,7 +20,7 @@ from vlp.seeds import generator
 from vlp.tasks.grounding import word_accuracies
 from vlp.tasks.judge import Judge, Totals
 from vlp.tasks.module import TaskModule
-from vlp.tasks.task import Setting, Task, TaskConfig
+from vlp.tasks.task import Setting, Task, TaskConfig, check_name
 from vlp.types import Batch, Example, Losses, Pair, Sample, Slot
 
 
@@ -36,12 +36,14 @@ class PretrainConfig(TaskConfig):
     region_hiding: RegionHidingConfig = RegionHidingConfig()
     """How regions are hidden, for all objectives that guess regions."""
     on_mismatched: bool = False
-    """Whether words and regions are hidden and guessed in mismatched pairs too."""
+    """Whether words and regions are guessed in mismatched pairs too; they are hidden there in either case."""
     probe: tuple[str, ...] = ()
     """Words that evaluation hides one by one, to be guessed with the right image and with a wrong one."""
 
     @model_validator(mode="after")
     def _drawable(self) -> Self:
+        for name in self.objectives:
+            check_name(name)
         if self.combine == "one" and sum(config.ratio for config in self.objectives.values()) <= 0:
             raise ValueError("combine: one needs an objective with a ratio above 0")
         if sum(config.kind == "matching" for config in self.objectives.values()) > 1:
@@ -94,12 +96,13 @@ class PretrainTask(Task):
     ) -> Example:
         example = self.bare_example(image, self.text_of(text, text_number), pair.matched)
         active = {name: self.objectives[name] for name in self.active(slot.step)}
-        if not pair.matched and not self.config.on_mismatched:
-            active = {name: objective for name, objective in active.items() if isinstance(objective, Matching)}
         guesses_regions = any(isinstance(objective, (RegionFeature, RegionClass)) for objective in active.values())
         hidden = hide_regions(example, self.config.region_hiding, rng) if guesses_regions else Hidden(example, None)
         for name, objective in active.items():
-            example.targets[name] = objective.target(hidden, rng)
+            # Hide in mismatched pairs too, whether or not it is guessed there: a mask must not tell a match.
+            target = objective.target(hidden, rng)
+            if pair.matched or self.config.on_mismatched or isinstance(objective, Matching):
+                example.targets[name] = target
         return example
 
     def evaluate(self, judge: Judge) -> dict[str, float]:

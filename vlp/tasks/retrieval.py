@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
+from typing_extensions import Self
 
 from vlp.data.index import Block
+from vlp.data.samples import Fault
+from vlp.data.shards import BadSample
+from vlp.errors import DataError
 from vlp.metrics.recall import recall_at_k
 from vlp.objectives.itm import other_sample, other_text
 from vlp.objectives.ranking import Ranking, RankingConfig, match_score
 from vlp.tasks.judge import Judge
-from vlp.tasks.task import Setting, Task, TaskConfig
+from vlp.tasks.task import Setting, Task, TaskConfig, check_name
 from vlp.types import Batch, Example, Pair, Sample, Slot
 
 if TYPE_CHECKING:
@@ -40,6 +44,13 @@ class RetrievalConfig(TaskConfig):
     """Mismatched texts per matched pair."""
     judged_images: int = Field(1000, ge=1)
     """Images of the validation set that are ranked, with all their texts (the first ones in index order)."""
+
+    @model_validator(mode="after")
+    def _rankable(self) -> Self:
+        check_name(self.head)
+        if self.negative_images + self.negative_texts == 0:
+            raise ValueError("negative_images and negative_texts are both 0, so there is nothing to rank above")
+        return self
 
 
 class RetrievalTask(Task):
@@ -84,6 +95,8 @@ class RetrievalTask(Task):
         image_T = torch.tensor(candidates.image_T)
         matches_IT = torch.arange(len(candidates.images))[:, None] == image_T[None, :]
         metrics = {"images": float(len(candidates.images)), "texts": float(len(image_T))}
+        if candidates.unreadable:
+            metrics["unreadable_images"] = float(len(candidates.unreadable))
         for k in (1, 5, 10):
             metrics[f"image_to_text_recall@{k}"] = recall_at_k(scores_IT, matches_IT, k)
             metrics[f"text_to_image_recall@{k}"] = recall_at_k(scores_IT.T, matches_IT.T, k)
@@ -91,19 +104,27 @@ class RetrievalTask(Task):
 
     def _candidates(self, judge: Judge) -> _Candidates:
         """The judged images (as bare examples) and their texts, read from the shards."""
-        found = _Candidates([], [], [])
+        found = _Candidates([], [], [], [])
         for shard, entry in enumerate(judge.dataset.index.manifest.shards):
             for row in range(entry.samples):
                 if len(found.images) == self.config.judged_images:
                     return found
-                sample = judge.dataset.read(shard, row, image=self.wants_image, regions=self.wants_regions, texts=True)
-                texts = (
-                    [question.text for question in sample.questions] if self.texts == "questions" else sample.captions
-                )
-                if texts:
+                try:
+                    sample = judge.dataset.read(
+                        shard, row, image=self.wants_image, regions=self.wants_regions, texts=True
+                    )
+                    self.images.prepare(sample)
+                except (BadSample, Fault):
+                    found.unreadable.append(row)
+                    continue
+                if texts := self.texts_of(sample):
                     found.texts.extend(texts)
                     found.image_T.extend([len(found.images)] * len(texts))
                     found.images.append(sample)
+        if not found.images:
+            raise DataError(
+                f"{judge.dataset.index.directory}: no image with {self.texts} can be read, so none is ranked"
+            )
         return found
 
     def _scored(self, judge: Judge, candidates: _Candidates) -> Tensor | None:
@@ -146,6 +167,7 @@ class _Candidates:
     texts: list[str]
     image_T: list[int]
     """Which image each text belongs to."""
+    unreadable: list[int]
 
 
 def _chunks(total: int, size: int) -> Iterator[range]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from torch import nn
 
 from vlp.config import Config
 from vlp.data.batch import TargetForm, collate
@@ -109,12 +110,15 @@ class Task(ABC):
         prepared = None if without == "image" else self.images.prepare(image)
         return Example("", tokens_T, special_T, word_T, prepared, matched)
 
+    def texts_of(self, sample: Sample) -> tuple[str, ...]:
+        """The texts of a sample that make examples, in the order of their numbers."""
+        captions = sample.captions if self.texts != "questions" else ()
+        questions = sample.questions if self.texts != "captions" else ()
+        return (*captions, *(question.text for question in questions))
+
     def text_of(self, sample: Sample, number: int) -> str:
         """A text of a sample by its number among `texts`."""
-        captions = sample.captions if self.texts != "questions" else ()
-        if number < len(captions):
-            return captions[number]
-        return sample.questions[number - len(captions)].text
+        return self.texts_of(sample)[number]
 
 
 def images_of(model: ModelConfig) -> RegionImages | PixelImages:
@@ -125,3 +129,14 @@ def images_of(model: ModelConfig) -> RegionImages | PixelImages:
         return RegionImages(feature_width=source.width, max_regions=source.max_regions)
     rows, columns = grid_size(source)
     return PixelImages(size=source.size, tokens_per_image=rows * columns, mean=source.mean, std=source.std)
+
+
+def check_name(name: str) -> str:
+    """A name that an objective and its head can have.
+
+    Raises:
+        ValueError: torch could keep no module of that name among the heads.
+    """
+    if not name.isidentifier() or hasattr(nn.ModuleDict(), name):
+        raise ValueError(f"'{name}' cannot name an objective; take letters, digits and _ that are no word of torch's")
+    return name

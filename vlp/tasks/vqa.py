@@ -12,7 +12,7 @@ from pydantic import Field
 
 from vlp.data.batch import WEIGHT
 from vlp.data.dataset import Dataset
-from vlp.data.index import Texts
+from vlp.data.shards import BadSample
 from vlp.errors import DataError
 from vlp.metrics.vqa import normalise, soft_scores
 from vlp.objectives.answer import Answer, AnswerConfig
@@ -30,7 +30,7 @@ class VqaConfig(TaskConfig):
     """Fine-tuning on questions with answers."""
 
     name: Literal["vqa"] = "vqa"
-    texts: Texts = "questions"
+    texts: Literal["questions"] = "questions"
     """Which texts of a sample make examples."""
     answer: AnswerConfig = AnswerConfig()
     """The loss."""
@@ -123,4 +123,7 @@ def answer_vocabulary(datasets: Iterable[Dataset], min_count: int) -> tuple[str,
 def _questions(dataset: Dataset) -> Iterator[Question]:
     for shard, entry in enumerate(dataset.index.manifest.shards):
         for row in range(entry.samples):
-            yield from dataset.read(shard, row, image=False, regions=False, texts=True).questions
+            try:
+                yield from dataset.read(shard, row, image=False, regions=False, texts=True).questions
+            except BadSample:  # the loader will meet it again, replace it and record it
+                continue

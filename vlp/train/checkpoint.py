@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from vlp.config import Config
+from vlp.distributed import World, barrier, share, sum_over_ranks
 from vlp.errors import CheckpointError
-from vlp.train.distributed import World, barrier, share, sum_over_ranks
 
 if TYPE_CHECKING:
     from torch import Tensor

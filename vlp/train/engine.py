@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from vlp.distributed import World, sum_over_ranks
 from vlp.errors import TrainingError
 from vlp.seeds import derive
-from vlp.train.distributed import World, sum_over_ranks
 from vlp.train.optimizer import OptimizerConfig, make_optimizer
 from vlp.train.quiet import import_deepspeed
 from vlp.train.states import States
@@ -79,7 +79,7 @@ class Engine:
         optimizer: AdamW's settings.
         precision: fp32 or bf16.
         zero: what `vlp.train.zero.read_zero` gave.
-        world: what `vlp.train.distributed.world` gave.
+        world: what `vlp.distributed.world` gave.
         seed: of the run; dropout is drawn from (seed, step, rank, micro-batch).
         log_file: where DeepSpeed's warnings go.
     Raises:

@@ -13,7 +13,7 @@ from typing import IO, Any
 from pydantic import Field
 
 from vlp.config import Config
-from vlp.train.distributed import World
+from vlp.distributed import World
 
 METRICS_FILE = "metrics.jsonl"
 QUARANTINE_FILE = "quarantine.jsonl"

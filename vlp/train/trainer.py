@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from vlp.distributed import gather_lists
 from vlp.train.checkpoint import Checkpoints
-from vlp.train.distributed import gather_lists
 from vlp.train.engine import Engine, StepResult
 from vlp.train.logs import Logs
 from vlp.train.schedule import ScheduleConfig, learning_rate_factor, warmup_steps

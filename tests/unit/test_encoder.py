@@ -1,0 +1,148 @@
+"""The vocabulary of blocks: what it builds, what it shares, what it refuses. Its arithmetic is in tests/numerics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.examples import batch_of, of_blocks, shaken
+from vlp.errors import ConfigError
+from vlp.models.encoder import States
+from vlp.models.model import VisionLanguageModel
+
+SELF, JOINT = ["self", "ffn"], ["joint", "ffn"]
+
+
+def test_repeat_writes_blocks_out_with_weights_of_their_own() -> None:
+    model = VisionLanguageModel(of_blocks({"stream": "text", "repeat": 3, "sublayers": SELF}))
+    assert len(model.encoder.blocks) == 3
+    weights = [p for name, p in model.encoder.named_parameters() if name.endswith("up.weight")]
+    assert len({id(p) for p in weights}) == 3
+    assert not torch.equal(weights[0], weights[1])
+
+
+def test_share_decides_who_owns_weights() -> None:
+    both = of_blocks({"stream": "both", "sublayers": ["cross", "self", "ffn"], "share": ["cross"]})
+    owners = {
+        tuple(name.split(".")[3:6:2])
+        for name in VisionLanguageModel(both).encoder.state_dict()
+        if "norm.weight" in name
+    }
+    assert owners == {("cross", "both"), ("self", "text"), ("self", "image"), ("ffn", "text"), ("ffn", "image")}
+
+
+def test_a_block_of_one_stream_leaves_the_other_alone() -> None:
+    model = shaken(VisionLanguageModel(of_blocks({"stream": "text", "sublayers": SELF})))
+    batch = batch_of([(4, 3), (3, 2)])
+    text, image = torch.randn(7, 16), torch.randn(5, 16)
+    new_text, new_image, _ = model.encoder(text, image, batch)
+    assert torch.equal(new_image, image)
+    assert not torch.equal(new_text, text)
+
+
+def test_both_directions_of_a_cross_read_the_block_s_start() -> None:
+    block = {"stream": "both", "sublayers": ["self", "cross"]}
+    model = shaken(VisionLanguageModel(of_blocks(block)))
+    batch = batch_of([(4, 3)])
+    text, image = torch.randn(4, 16), torch.randn(3, 16)
+    wanted, _, _ = model.encoder(text, image, batch)
+    with torch.no_grad():  # what self makes of the image must not matter to the text
+        for name, parameter in model.encoder.named_parameters():
+            if "self.weights.image" in name:
+                parameter.mul_(2)
+    found, other, _ = model.encoder(text, image, batch)
+    assert torch.equal(found, wanted)
+    assert not torch.equal(other, image)
+
+
+def test_a_block_s_own_settings_stand_over_the_stream_s() -> None:
+    config = of_blocks(
+        {"stream": "both", "sublayers": ["ffn"], "ffn": 5, "norm": "pre", "eps": 0.5, "activation": "relu"},
+        {"stream": "both", "sublayers": ["ffn"]},
+        image_layer={"width": 8, "ffn": 6},
+    )
+    first, second = VisionLanguageModel(config).encoder.blocks
+    shapes = [
+        {owner: tuple(module.up.weight.shape) for owner, module in block.sublayers["ffn"].weights.items()}
+        for block in (first, second)
+    ]
+    assert shapes == [{"text": (5, 16), "image": (5, 8)}, {"text": (24, 16), "image": (6, 8)}]
+    module = first.sublayers["ffn"].weights["text"]
+    assert module.pre
+    assert module.norm.eps == 0.5
+    assert module.activation(torch.tensor(-1.0)) == 0
+
+
+def test_taps_hold_the_streams_before_they_meet() -> None:
+    tower = {"stream": "text", "sublayers": SELF}
+    batch = batch_of([(4, 3), (3, None)])
+    text, image = torch.randn(7, 16), torch.randn(3, 16)
+    model = shaken(VisionLanguageModel(of_blocks(tower, {"stream": "both", "sublayers": JOINT, "share": JOINT})))
+    _, _, taps = model.encoder(text, image, batch)
+    alone = shaken(VisionLanguageModel(of_blocks(tower)))
+    alone.encoder.load_state_dict({k: v for k, v in model.encoder.state_dict().items() if k.startswith("blocks.0.")})
+    final, _, never_met = alone.encoder(text, image, batch)
+    assert torch.equal(taps["text.unimodal"], final)
+    assert torch.equal(taps["image.unimodal"], image)
+    assert torch.equal(never_met["text.unimodal"], final)
+
+
+def test_states_change_form_and_back() -> None:
+    batch = batch_of([(2, 1), (3, None), (2, 2)])
+    text, image = torch.arange(7.0)[:, None], 10 + torch.arange(3.0)[:, None]
+    states = States(text, image, batch)
+    assert states.joint().flatten().tolist() == [0, 1, 10, 2, 3, 4, 5, 6, 11, 12]
+    states.set_joint(-states.joint())
+    assert torch.equal(states.apart()["text"], -text)
+    assert torch.equal(states.apart()["image"], -image)
+
+
+def test_dropout_is_on_in_training_only() -> None:
+    config = of_blocks({"stream": "both", "sublayers": JOINT, "share": JOINT}, dropout=0.5, attention_dropout=0.5)
+    model, batch = VisionLanguageModel(config), batch_of([(4, 3)])
+    torch.manual_seed(0)
+    assert not torch.equal(model(batch).text_NH, model(batch).text_NH)
+    model.eval()
+    assert torch.equal(model(batch).text_NH, model(batch).text_NH)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "share of a stranger": (
+        {"stream": "both", "sublayers": SELF, "share": ["joint"]},
+        {},
+        r"encoder.0: share names 'joint', which is not among the sublayers",
+    ),
+    "joint of one stream": ({"stream": "text", "sublayers": JOINT}, {}, "share and joint need stream: both"),
+    "a sublayer twice": ({"stream": "text", "sublayers": ["ffn", "ffn"]}, {}, "a sublayer stands twice in one block"),
+    "no sublayer": ({"stream": "text", "sublayers": []}, {}, r"encoder.0.sublayers"),
+    "heads": ({"stream": "text", "sublayers": SELF, "heads": 3}, {}, "width 16 of the text stream .* by heads 3"),
+    "shared widths": (
+        {"stream": "both", "sublayers": SELF, "share": ["ffn"]},
+        {"image_layer": {"width": 8}},
+        r"encoder.0: share: ffn needs streams of one width, but text is 16 and image 8",
+    ),
+    "joint widths": (
+        {"stream": "both", "sublayers": JOINT},
+        {"image_layer": {"width": 8}},
+        r"joint needs streams of one width, but text is 16 and image 8",
+    ),
+    "joint heads": (
+        {"stream": "both", "sublayers": JOINT},
+        {"image_layer": {"heads": 4}},
+        r"joint needs one number of heads, but text has 2 and image 4",
+    ),
+    "stream's heads": (
+        {"stream": "text", "sublayers": SELF},
+        {"text_layer": {"heads": 3}},
+        "width 16 is not divisible",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_blocks_that_cannot_be_are_refused_with_a_sentence(case: str) -> None:
+    block, settings, sentence = REFUSED[case]
+    with pytest.raises(ConfigError, match=sentence):
+        of_blocks(block, **settings)

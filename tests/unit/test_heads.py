@@ -1,0 +1,100 @@
+"""Heads: their layers, whose weights they read, and what happens on zero rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tests.examples import REGION_WIDTH, SMALL, VOCABULARY, batch_of, shaken, shipped
+from vlp.models.heads import ClassHead, FeatureHead, Head, HeadConfig, VocabularyHead
+from vlp.models.model import VisionLanguageModel
+
+HEADS: dict[str, HeadConfig] = {
+    "words": VocabularyHead(),
+    "match": ClassHead(reads="example", classes=2),
+    "classes": ClassHead(reads="image", classes=5, inner="same"),
+    "answers": ClassHead(reads="example", classes=6, inner="double"),
+    "feature": FeatureHead(width=REGION_WIDTH),
+    "tied": FeatureHead(width=REGION_WIDTH, tied=True),
+}
+OUTPUTS = {"words": VOCABULARY, "match": 2, "classes": 5, "answers": 6, "feature": REGION_WIDTH, "tied": REGION_WIDTH}
+
+
+def model_of() -> VisionLanguageModel:
+    config = shipped("uniter_tiny", *SMALL, "encoder.0.repeat=1").model_copy(update={"heads": HEADS})
+    model = shaken(VisionLanguageModel(config))
+    assert isinstance(model, VisionLanguageModel)
+    return model
+
+
+def head_of(model: VisionLanguageModel, name: str) -> Any:
+    head = model.heads[name]
+    assert isinstance(head, Head)
+    return head
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_shapes_and_zero_rows(name: str) -> None:
+    model = model_of()
+    head = head_of(model, name)
+    assert head(torch.randn(4, 16)).shape == (4, OUTPUTS[name])
+    nothing = head(torch.randn(0, 16))
+    assert nothing.shape == (0, OUTPUTS[name])
+    nothing.sum().backward()
+    for parameter in head.parameters():
+        assert parameter.grad is not None
+        assert (parameter.grad == 0).all()
+
+
+def test_words_are_scored_by_the_word_table_itself() -> None:
+    model, x = model_of(), torch.randn(4, 16)
+    head, table = head_of(model, "words"), model.text.words.weight
+    linear, norm = head.transform.linear, head.transform.norm
+    inner = F.layer_norm(F.gelu(F.linear(x, linear.weight, linear.bias)), (16,), norm.weight, norm.bias, norm.eps)
+    torch.testing.assert_close(head(x), inner @ table.T + head.bias)
+    before = head(x)
+    with torch.no_grad():
+        table.add_(1)
+    assert not torch.equal(head(x), before)
+    head(x).square().sum().backward()
+    assert table.grad is not None
+    assert table.grad.abs().sum() > 0
+
+
+def test_tied_features_go_back_through_the_feature_projection() -> None:
+    model, x = model_of(), torch.randn(4, 16)
+    head, projection = head_of(model, "tied"), model.image.parts["feature"].linear
+    torch.testing.assert_close(head(x), head.transform(x) @ projection.weight + head.bias)
+    head(x).square().sum().backward()
+    assert projection.weight.grad.abs().sum() > 0
+
+
+def test_a_tied_weight_is_registered_once() -> None:
+    names = dict(model_of().named_parameters(remove_duplicate=False))
+    layers = ("bias", "linear.weight", "linear.bias", "norm.weight", "norm.bias")
+    for head in ("tied", "words"):
+        own = {name.removeprefix(f"heads.{head}.") for name in names if name.startswith(f"heads.{head}.")}
+        assert {name.removeprefix("transform.") for name in own} == set(layers)
+
+
+def test_inner_layers_are_none_the_same_or_twice_as_wide() -> None:
+    model = model_of()
+    assert isinstance(head_of(model, "match").transform, nn.Identity)
+    assert head_of(model, "classes").transform.linear.weight.shape == (16, 16)
+    assert head_of(model, "answers").transform.linear.weight.shape == (32, 16)
+    assert head_of(model, "answers").output.weight.shape == (6, 32)
+
+
+def test_heads_read_their_own_stream_s_width() -> None:
+    wide = '{"width": 24, "heads": 2, "ffn": 8}'
+    config = shipped("lxmert_tiny", *SMALL, f"image.layer={wide}", "encoder=[{stream: text, sublayers: [ffn]}]")
+    model = VisionLanguageModel(config.model_copy(update={"heads": HEADS}))
+    widths = {name: head.transform.linear.in_features for name, head in model.heads.items() if name != "match"}
+    assert widths == {"words": 16, "classes": 24, "answers": 16, "feature": 24, "tied": 24}
+    encoded = model(batch_of([(3, 2)]))
+    assert model.heads["tied"](encoded.image_MH).shape == (2, REGION_WIDTH)
+    assert model.heads["match"](encoded.pooled_BH).shape == (1, 2)
