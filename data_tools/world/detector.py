@@ -130,16 +130,15 @@ def _templates() -> Floats:
     """Every shape as it fills a box that is a little off, [shapes x boxes, 256], each of zero mean and unit length."""
     scales = ((0.8, 0.8), (0.8, 1.0), (1.0, 0.8), (1.0, 1.0), (1.15, 1.15))
     shifts = ((0.0, 0.0), (0.12, 0.0), (-0.12, 0.0), (0.0, 0.12), (0.0, -0.12))
-    return _standard(
-        np.stack([_mask(shape, scale, shift).ravel() for shape in SHAPES for scale in scales for shift in shifts])
-    )
+    masks = [_mask(shape, scale, shift).ravel() for shape in SHAPES for scale in scales for shift in shifts]
+    return _standard(np.stack(masks))
 
 
 @cache
 def _usual() -> Floats:
     """How much of each cell of an 8 x 8 grid is filled, mean of all shapes, [64]."""
-    mean_GG = np.mean([_mask(shape, (1.0, 1.0), (0.0, 0.0)) for shape in SHAPES], 0)
-    return _means(mean_GG[None, :, :, None], 8)[0]
+    masks_SGG = np.stack([_mask(shape, (1.0, 1.0), (0.0, 0.0)) for shape in SHAPES])
+    return np.asarray(_means(masks_SGG[..., None], 8).mean(0))
 
 
 def _mask(shape: str, scale: tuple[float, float], shift: tuple[float, float]) -> Floats:
@@ -148,7 +147,7 @@ def _mask(shape: str, scale: tuple[float, float], shift: tuple[float, float]) ->
     corners = (outline(shape) * scale + shift + 1) / 2 * _GRID * fine
     image = Image.new("L", (_GRID * fine, _GRID * fine))
     ImageDraw.Draw(image).polygon([tuple(corner) for corner in corners.tolist()], fill=255)
-    return np.asarray(image.reduce(fine), np.float32) / 255
+    return np.asarray(np.asarray(image.reduce(fine), np.float32) / 255)
 
 
 def _standard(rows: Floats) -> Floats:

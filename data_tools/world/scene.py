@@ -34,7 +34,7 @@ PHOTO = 128
 """Width and height of a photo in pixels."""
 
 CROWDS = (0.35, 0.3, 0.2, 0.15)
-"""Shares of the scenes with 2, 3, 4 and 5 objects: mostly few, so that a first run learns in minutes what looking is."""
+"""Shares of the scenes with 2, 3, 4 and 5 objects: mostly few, so that a first run learns to look within minutes."""
 
 GRID = 3
 _CELL = PHOTO / GRID

@@ -38,8 +38,8 @@ BLOCKS = {
 }
 
 
-# Adam divides by the root of the second moment, so an element whose gradient is rounding alone (a key's bias, which softmax
-# cancels) would take whole steps in a direction that nothing decides. The epsilon keeps such elements still.
+# Adam divides by the root of the second moment, so an element whose gradient is rounding alone (a key's bias, which
+# softmax cancels) would take whole steps in a direction that nothing decides. The epsilon keeps such elements still.
 OPTIMIZER = OptimizerConfig(epsilon=1e-4, weight_decay=0.1)
 
 
@@ -56,7 +56,7 @@ def module_of(task: PretrainTask) -> TaskModule:
 
 
 def example_of(task: PretrainTask, step: int, index: int) -> Example:
-    """An example of a global batch; nothing is guessed in every third, which is mismatched; every seventh has no region."""
+    """An example of a global batch; every third is mismatched, so nothing is guessed in it, every seventh is bare."""
     number = step * BATCH + index
     sizes = generator(0, "sizes", number).integers((3, 1), (10, 6))
     record = sample(int(sizes[0]), int(sizes[1]) if number % 7 else 0, number)

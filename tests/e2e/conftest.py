@@ -1,4 +1,4 @@
-"""A small rendered world and the models trained on it, made once per session, and a way to call `vlp` in this process."""
+"""A small rendered world and models trained on it, made once per session, and a way to call `vlp` in this process."""
 
 from __future__ import annotations
 

@@ -33,11 +33,11 @@ def commands() -> Iterator[str]:
     for model in MODELS:
         yield from pretrain(model, f"{RUNS}/{model}")
     for model in MODELS:
-        yield from finetune("vqa", f"{RUNS}/{model}", f"{RUNS}/{model}-vqa", "run.steps=600")
-    yield from finetune("vqa", f"{RUNS}/uniter_tiny", f"{RUNS}/question-only", "run.steps=300 data.without=image")
+        yield from finetune("vqa", f"{RUNS}/{model}", f"{RUNS}/{model}-vqa", "run.epochs=3")
+    yield from finetune("vqa", f"{RUNS}/uniter_tiny", f"{RUNS}/question-only", "run.epochs=2 data.without=image")
     for model in MODELS:
-        steps = "run.steps=100 batch.size=32"
-        yield from finetune("retrieval", f"{RUNS}/{model}", f"{RUNS}/{model}-retrieval", steps, "--limit 100")
+        epochs = "run.epochs=0.3 batch.size=32"
+        yield from finetune("retrieval", f"{RUNS}/{model}", f"{RUNS}/{model}-retrieval", epochs, "--limit 100")
     yield f"vlp extract --model {RUNS}/uniter_tiny/model --data {DEV} --out {RUNS}/features --what pooled,text,image"
 
 

@@ -13,7 +13,7 @@ import numpy as np
 COLUMNS = 4
 EXAMPLES = 8
 SMOOTHED = 25
-"""Steps of the running mean over a curve; a step's loss is noisy."""
+"""Most steps of the running mean over a curve (a tenth of a short one); a step's loss is noisy."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def draw_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
 
 def smooth(values: Sequence[float]) -> Any:
     """The running mean, shorter than `values` by its window."""
-    window = min(SMOOTHED, len(values))
+    window = min(SMOOTHED, max(1, len(values) // 10))
     return np.convolve(values, np.ones(window) / window, mode="valid")
 
 

@@ -151,9 +151,7 @@ def test_a_tokenizer_that_is_not_there(run: tuple[str, ...], tmp_path: Path) -> 
 def test_an_objective_without_its_targets(run: tuple[str, ...]) -> None:
     pixels = "model.image.source={kind: pixels, backbone: test_convnext, size: 32}"
     refused(2, *run, pixels, sentence="task.objectives.mrfr: guesses regions, but model.image.source reads pixels")
-    refused(
-        2, *run, "model.image.source.classes=", sentence="task.objectives.mrc_kl: needs class probabilities"
-    )
+    refused(2, *run, "model.image.source.classes=", sentence="task.objectives.mrc_kl: needs class probabilities")
     unknown = "model.image.source={kind: pixels, backbone: resnet_18, size: 32}"
     refused(2, *run, unknown, sentence="timm has no 'resnet_18'")
 
@@ -216,9 +214,7 @@ def test_data_of_another_kind(single: Path, tmp_path: Path) -> None:
 
     write_tar(tmp_path / "x.tar", [("a.json", texts("red")), *region_members("a")])
     build_index(tmp_path)
-    refused(
-        2, "evaluate", "--model", single / "model", "--data", tmp_path, sentence="the model reads regions of "
-    )
+    refused(2, "evaluate", "--model", single / "model", "--data", tmp_path, sentence="the model reads regions of ")
 
 
 def test_a_config_to_describe_that_is_not_there() -> None:

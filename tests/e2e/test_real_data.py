@@ -37,7 +37,6 @@ def check_learning(run: Path, steps: int) -> None:
         assert line["skipped_steps"] == line["quarantined"] == 0
     words = [line["loss/mlm"] for line in found if "loss/mlm" in line]
     third = max(1, len(words) // 3)
-    print(words)
     assert sum(words[-third:]) / third < 0.97 * sum(words[:third]) / third, words
     assert all(math.isfinite(value) for value in evaluation_of(run).values())
 

@@ -91,9 +91,7 @@ def hidden(of: Example | None = None) -> Hidden:
 
 
 def sample(number: int, *captions: str, questions: Sequence[Question] = (), regions: int = 3) -> Sample:
-    return Sample(
-        f"s{number}", regions=some_regions(regions, number), captions=captions, questions=tuple(questions)
-    )
+    return Sample(f"s{number}", regions=some_regions(regions, number), captions=captions, questions=tuple(questions))
 
 
 def block(*texts: int, regions: int = 3) -> Block:

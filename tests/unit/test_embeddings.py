@@ -52,11 +52,11 @@ def test_text_is_word_plus_position_plus_segment() -> None:
 
 @pytest.mark.parametrize("numbers", [4, 5, 7])
 def test_box_numbers(numbers: int) -> None:
-    boxes = torch.tensor([[0.25, 0.5, 0.75, 1.0], [0, 0, 1, 1]])
+    boxes = torch.tensor([[0.25, 0.5, 0.5, 1.0], [0, 0, 1, 1]])
     wanted = {
-        4: [[0.25, 0.5, 0.75, 1.0], [0, 0, 1, 1]],
-        5: [[0.25, 0.5, 0.75, 1.0, 0.25], [0, 0, 1, 1, 1]],
-        7: [[0.25, 0.5, 0.75, 1.0, 0.5, 0.5, 0.25], [0, 0, 1, 1, 1, 1, 1]],
+        4: [[0.25, 0.5, 0.5, 1.0], [0, 0, 1, 1]],
+        5: [[0.25, 0.5, 0.5, 1.0, 0.125], [0, 0, 1, 1, 1]],
+        7: [[0.25, 0.5, 0.5, 1.0, 0.25, 0.5, 0.125], [0, 0, 1, 1, 1, 1, 1]],
     }
     assert box_numbers(boxes, numbers).tolist() == wanted[numbers]
 

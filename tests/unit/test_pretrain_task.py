@@ -59,9 +59,7 @@ def test_one_objective_per_step_by_ratio() -> None:
 
 
 def test_the_draw_is_a_function_of_seed_and_step() -> None:
-    one, again, other = (
-        [task(seed, combine="one").active(step) for step in range(50)] for seed in (1, 1, 2)
-    )
+    one, again, other = ([task(seed, combine="one").active(step) for step in range(50)] for seed in (1, 1, 2))
     assert one == again != other
     assert task(1, combine="one").active(49) == one[49]
 
@@ -110,15 +108,22 @@ def test_both_are_hidden_with_all() -> None:
     assert made.targets["mrfr"].positions.tolist() == made.targets["mrc"].positions.tolist()
 
 
-def test_nothing_is_hidden_in_a_mismatched_pair() -> None:
+def test_a_mask_does_not_tell_a_match() -> None:
     for combine in ("all", "one"):
         made = task(combine=combine)
         for step in range(20):
-            torn = example(made, matched=False, slot=at(step))
-            assert hides(torn) == (False, False)
-            assert set(torn.targets) <= {"itm"}
+            whole, torn = (example(made, matched, slot=at(step)) for matched in (True, False))
+            assert torn.token_ids_T.tolist() == whole.token_ids_T.tolist()
+            assert isinstance(torn.image, RegionInput)
+            assert isinstance(whole.image, RegionInput)
+            np.testing.assert_array_equal(torn.image.features_RD, whole.image.features_RD)
+
+
+def test_nothing_is_guessed_in_a_mismatched_pair() -> None:
     torn = example(task(), matched=False)
+    assert set(torn.targets) == {"itm"}
     assert torn.targets["itm"].values["matched"].tolist() == [0]
+    assert not example(task().only("mlm"), matched=False).targets
 
 
 def test_unless_the_config_says_so() -> None:
@@ -176,8 +181,14 @@ def test_evaluation_looks_at_one_objective_in_every_step() -> None:
         ({"combine": "one", "objectives": {"mlm": {"kind": "masked_language", "ratio": 0}}}, "a ratio above 0"),
         ({"objectives": {"a": {"kind": "matching"}, "b": {"kind": "matching"}}}, "one of kind matching"),
         ({"objectives": {"mlm": {"kind": "masked_langage"}}}, "objectives.mlm.kind: 'masked_langage' is not right"),
-        ({"objectives": {"mlm": {"kind": "masked_language", "masc": 1}}}, r"objectives.mlm.masc' \(did you mean 'mask'"),
-        ({"objectives": {"mlm": {"kind": "masked_language", "mask": 0.9, "random": 0.2}}}, "mlm: mask and random are 1.1"),
+        (
+            {"objectives": {"mlm": {"kind": "masked_language", "masc": 1}}},
+            r"objectives.mlm.masc' \(did you mean 'mask'",
+        ),
+        (
+            {"objectives": {"mlm": {"kind": "masked_language", "mask": 0.9, "random": 0.2}}},
+            "mlm: mask and random are 1.1",
+        ),
         ({"objectives": {"m.l.m": {"kind": "masked_language"}}}, "'m.l.m' cannot name an objective"),
         ({"objectives": {"train": {"kind": "masked_language"}}}, "'train' cannot name an objective"),
     ],

@@ -33,8 +33,9 @@ def test_the_loss_is_a_sum_over_groups_and_the_first_pair_is_the_matched_one() -
     by_hand = [math.log(sum(math.exp(score - odds[0]) for score in odds)) for odds in ((2, 0, -0.5), (-1, 3, 0))]
     assert float(total) == pytest.approx(sum(by_hand))
     assert [float(value) for value in metrics["itm_accuracy"]] == [1.0, 2.0]
-    one, _ = ranking(2).loss(SCORES[:2], targets(2, 2))
+    one, metrics = ranking(2).loss(SCORES[:2], targets(2, 2))
     assert float(one) == pytest.approx(math.log(1 + math.exp(-2)))
+    assert [float(value) for value in metrics["itm_accuracy"]] == [1.0, 1.0]
 
 
 def test_the_count_is_the_number_of_groups() -> None:

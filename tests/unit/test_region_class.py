@@ -83,7 +83,9 @@ def test_its_head() -> None:
 
 def test_shards_without_classes_are_refused() -> None:
     source = {"kind": "regions", "width": WIDTH, "classes": None}
-    with pytest.raises(ConfigError, match=r"^task\.objectives\.mrc: needs class probabilities .* data\.train hold none"):
+    with pytest.raises(
+        ConfigError, match=r"^task\.objectives\.mrc: needs class probabilities .* data\.train hold none"
+    ):
         RegionClass("mrc", RegionClassConfig(), facts(source))
 
 

@@ -66,9 +66,7 @@ def test_a_group_without_negatives_to_be_had_teaches_nothing() -> None:
 
 def test_a_groups_pairs_count_as_one() -> None:
     made = task(negative_images=1, negative_texts=2)
-    examples = [
-        made.example(SLOT, Pair(0, 0), sample(0), sample(0, "red"), 0, generator(0, "t"), 0) for _ in range(8)
-    ]
+    examples = [made.example(SLOT, Pair(0, 0), sample(0), sample(0, "red"), 0, generator(0, "t"), 0) for _ in range(8)]
     batch = made.collate([examples[:4], examples[4:]], 0)
     assert batch.targets["itm"].count == pytest.approx(2)
     assert float(batch.targets["itm"].values[WEIGHT].sum()) == pytest.approx(2)
@@ -87,7 +85,7 @@ def test_nothing_is_hidden() -> None:
 def test_no_negatives_at_all_are_refused() -> None:
     with pytest.raises(ConfigError, match="negative_images and negative_texts are both 0"):
         RetrievalConfig.parse({"negative_images": 0, "negative_texts": 0})
-    with pytest.raises(ConfigError, match="'it.m' cannot name"):
+    with pytest.raises(ConfigError, match=r"'it\.m' cannot name"):
         RetrievalConfig.parse({"head": "it.m"})
 
 
@@ -153,9 +151,7 @@ def test_questions_can_be_ranked_too(tmp_path: Path) -> None:
             assert found["texts"] == count
 
 
-def test_an_image_that_cannot_be_read_is_left_out_and_counted(
-    data: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_image_that_cannot_be_read_is_left_out_and_counted(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     made, prepare = task(), type(task().images).prepare
     bad = {"s1"}
 

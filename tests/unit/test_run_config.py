@@ -235,7 +235,10 @@ def test_one_dataset_or_a_weighted_list(tmp_path: Path) -> None:
         (["batch.size=true"], "batch: key 'size' should not be true or false"),
         (["precision=fp8"], "precision: 'fp8' is not right, it should be 'fp32', 'bf16' or 'fp16'"),
         (["model.dropout=1.5"], "model.dropout: 1.5 is not right, it should be less than 1"),
-        (["task.name=pretian"], "task.name: 'pretian' is not right, it should be one of 'pretrain', 'vqa', 'retrieval'"),
+        (
+            ["task.name=pretian"],
+            "task.name: 'pretian' is not right, it should be one of 'pretrain', 'vqa', 'retrieval'",
+        ),
         (["task.objectives.mlm.kind=mlm"], "task.objectives.mlm.kind: 'mlm' is not right"),
         (["model.image.source.kind=region"], "model.image.source.kind: 'region' is not right"),
         (["data.train=[]"], "data.train: [] is not right"),
@@ -243,7 +246,10 @@ def test_one_dataset_or_a_weighted_list(tmp_path: Path) -> None:
         (["run.epochs=2"], "run: steps and epochs are both given"),
         (["run.steps="], "run: give either steps or epochs"),
         (["tokenizer="], "tokenizer is missing"),
-        (["model=uniter_tinny"], "model: 'uniter_tinny' is no shipped model, file or directory of a trained model (did"),
+        (
+            ["model=uniter_tinny"],
+            "model: 'uniter_tinny' is no shipped model, file or directory of a trained model (did",
+        ),
         (["model=7"], "model: 7 is not right, it should be a mapping"),
         (["batch.size"], "override 'batch.size' is not of the form section.key=value"),
     ],
@@ -286,7 +292,9 @@ def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["pretrain", "finetune"])
 def test_a_config_that_is_not_there_is_refused(command: Command, tmp_path: Path) -> None:
     known = resources.names(command)[0]
-    with pytest.raises(ConfigError, match=rf"no config file or shipped {command} config is called '{known}x' \(did you"):
+    with pytest.raises(
+        ConfigError, match=rf"no config file or shipped {command} config is called '{known}x' \(did you"
+    ):
         load_run(known + "x", [], command)
     for name in ("none.yaml", str(tmp_path / "none"), f"folder{os.sep}none"):
         with pytest.raises(ConfigError, match="no such file"):

@@ -184,8 +184,8 @@ def test_detector_sees_what_is_there(world: list[WorldSample]) -> None:
 def test_features_are_about_standard(world: list[WorldSample]) -> None:
     rows = np.concatenate([sample.regions.features_RD for sample in world])
     for part in (rows[:, :48], rows[:, 48:112], rows[:, 112:]):
-        assert abs(part.mean()) < 0.1
-        assert abs(part.std() - 1) < 0.1
+        assert abs(part.mean()) < 0.2
+        assert abs(part.std() - 1) < 0.2
 
 
 # ----------------------------------------------------------------------------------------------------- language

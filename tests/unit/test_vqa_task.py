@@ -48,7 +48,7 @@ def data(tmp_path: Path) -> Iterator[Dataset]:
 
 
 def test_answers_by_the_number_of_questions_they_occur_for(data: Dataset) -> None:
-    # red: q0 and q1 (once each, however many said so); blue: q0 and q3; ties in the order of the alphabet. 'a' is nothing.
+    # red: q0 and q1 (once each, however many said so); blue: q0 and q3; ties by the alphabet. 'a' is nothing.
     assert answer_vocabulary([data], 1) == ("blue", "red", "green", "purple")
     assert answer_vocabulary([data], 2) == ("blue", "red")
     assert answer_vocabulary([data, data], 3) == ("blue", "red")
