@@ -33,7 +33,7 @@ SIZES: dict[str, tuple[float, float]] = {"small": (14.0, 18.0), "large": (26.0, 
 PHOTO = 128
 """Width and height of a photo in pixels."""
 
-CROWDS = (0.35, 0.3, 0.2, 0.15)
+CROWDS = (0.4, 0.3, 0.2, 0.1)
 """Shares of the scenes with 2, 3, 4 and 5 objects: mostly few, so that a first run learns to look within minutes."""
 
 GRID = 3

@@ -63,9 +63,9 @@ def read_row(runs: Path, model: str) -> Row:
 
 
 def read_metrics(run: Path) -> dict[str, float]:
-    """What `vlp evaluate` wrote for a run."""
-    metrics: dict[str, float] = json.loads((run / "dev.json").read_text(encoding="utf-8"))["metrics"]
-    return metrics
+    """The last evaluation of a run."""
+    last = [line for line in read_lines(run / "metrics.jsonl") if "loss" not in line][-1]
+    return {name.removeprefix("eval/"): value for name, value in last.items()}
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
