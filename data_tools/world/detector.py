@@ -98,8 +98,8 @@ def features(crops_RGGC: Floats, nearness_RGGP: Floats, around_RGGP: Floats) -> 
 
     Mean colours on a 4 x 4 grid; on an 8 x 8 grid how much is not ground, less what is usual for objects (the outline,
     whatever the colour); and the same of the surroundings: a detector's cells see beyond the box too. Colour, shape
-    and size speak about equally loudly. A model that had to read the size off the box's numbers began to after
-    a thousand steps.
+    and size speak about equally loudly. Without the surroundings, size had to be read off the box's numbers, and a
+    tiny model's answers about it were still at chance after 1600 steps of pre-training and 400 on questions.
     """
     colours = (_means(crops_RGGC, 4) - _COLOUR_MEAN) / _COLOUR_SPREAD
     filled = (_means(1 - nearness_RGGP[..., -1:], 8) - _usual()) / _FILLED_SPREAD
