@@ -8,9 +8,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-# DeepSpeed looks for ninja on the path when it compiles.
-export PATH := $(CURDIR)/$(BIN):$(PATH)
-
 .PHONY: demo test slow lint install clean
 
 demo: $(INSTALLED)
@@ -37,8 +34,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; \
 	then $(BIN)/pip install -c constraints.txt -e '.[dev]'; \
 	else $(BIN)/pip install -e '.[dev]'; fi
-	@echo "Making DeepSpeed ready: what it has to compile on this machine, it compiles now."
-	$(BIN)/python -m vlp.train.build
 	@touch $@
 
 clean:

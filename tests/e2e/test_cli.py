@@ -122,8 +122,8 @@ def test_a_typo_in_a_key(run: tuple[str, ...]) -> None:
 
 
 def test_data_that_is_not_there(run: tuple[str, ...], shapes: Shapes, tmp_path: Path) -> None:
-    refused(1, *run, "data.train=nowhere", sentence="nowhere: no such directory; give the directory that holds")
-    refused(1, *run, "data.val=nowhere", sentence="nowhere: no such directory")
+    refused(2, *run, "data.train=nowhere", sentence="nowhere: no such directory; give the directory that holds")
+    refused(2, *run, "data.val=nowhere", sentence="nowhere: no such directory")
     refused(1, *run, f"data.train={tmp_path}", sentence="holds no *.tar shard; make some with `vlp-data")
     bare = tmp_path / "bare"
     bare.mkdir()
@@ -178,7 +178,7 @@ def test_a_run_directory_that_is_a_file(run: tuple[str, ...], tmp_path: Path) ->
 def test_a_model_that_is_none(shapes: Shapes, single: Path, tmp_path: Path) -> None:
     for command, more in (("evaluate", ()), ("extract", ("--out", tmp_path / "out"))):
         given = ("--data", shapes.dev, *more)
-        refused(1, command, "--model", tmp_path / "none", *given, sentence="none: no such directory; give the model/")
+        refused(2, command, "--model", tmp_path / "none", *given, sentence="none: no such directory; give the model/")
         refused(1, command, "--model", single, *given, sentence="not the task of a trained model")
     broken = tmp_path / "broken"
     shutil.copytree(single / "model", broken)
@@ -230,7 +230,7 @@ def test_the_module_is_the_command(root: Path) -> None:
 
 def test_a_mistake_on_several_ranks_is_said_once(run: tuple[str, ...]) -> None:
     said = vlp_process(*run, "data.train=nowhere", "--nproc", 2)
-    assert said.code == 1
+    assert said.code == 2
     assert said.err.count("nowhere: no such directory") == 1
     assert "Traceback" not in said.err
 

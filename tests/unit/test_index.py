@@ -17,7 +17,7 @@ from vlp.data.arrays import ArrayFault, npy_bytes, read_npy, read_npz, write_npz
 from vlp.data.index import Index, build_index, examples_per_shard, open_block, open_index
 from vlp.data.lengths import token_lengths
 from vlp.data.manifest import INDEX, MANIFEST
-from vlp.errors import DataError
+from vlp.errors import ConfigError, DataError
 
 
 def _files(directory: Path) -> dict[str, bytes]:
@@ -105,7 +105,7 @@ def test_removed_shards_leave_the_index_and_notes_stay(shards: Path) -> None:
 
 
 def test_directories_without_shards_or_index_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such directory"):
+    with pytest.raises(ConfigError, match="no such directory"):
         open_index(tmp_path / "none")
     with pytest.raises(DataError, match=r"holds no \*\.tar"):
         open_index(tmp_path)

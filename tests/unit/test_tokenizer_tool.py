@@ -46,7 +46,7 @@ def test_texts_of_directories_and_of_single_shards(data: Path) -> None:
     assert read_texts([data / "shard-000001.tar"], "both") == (["twó captions"], 0)
     with pytest.raises(DataError, match="no text to learn from; give shards that hold questions"):
         read_texts([data / "shard-000001.tar"], "questions")
-    with pytest.raises(DataError, match="no such directory"):
+    with pytest.raises(ConfigError, match="no such directory"):
         read_texts([data / "absent.tar"], "both")
 
 

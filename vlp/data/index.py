@@ -13,7 +13,7 @@ from pathlib import Path
 from vlp.data.build import build_index
 from vlp.data.manifest import INDEX, Manifest, ShardEntry, Texts, examples_per_shard, read_manifest
 from vlp.data.tables import Block, ShardTable, load_table, open_block
-from vlp.errors import DataError
+from vlp.errors import ConfigError, DataError
 
 __all__ = [
     "Block",
@@ -80,11 +80,12 @@ def open_index(directory: Path) -> Index:
     """Open a data directory that `vlp-data index` has indexed.
 
     Raises:
-        DataError: no such directory, no shards, no index, or shards that changed since it was made.
+        ConfigError: no such directory.
+        DataError: no shards, no index, or shards that changed since it was made.
     """
     directory = Path(directory)
     if not directory.is_dir():
-        raise DataError(f"{directory}: no such directory; give the directory that holds the *.tar shards")
+        raise ConfigError(f"{directory}: no such directory; give the directory that holds the *.tar shards")
     with os.scandir(directory) as entries:
         sizes = {e.name: e.stat().st_size for e in entries if e.name.endswith(".tar") and not e.name.startswith(".")}
     if not sizes:

@@ -75,7 +75,7 @@ def load_trained(directory: Path, *, task: AnyTaskConfig | None = None, seed: in
         ConfigError: the model lacks a head that the task needs; its heads are named.
     """
     if not directory.is_dir():
-        raise CheckpointError(f"{directory}: no such directory; give the model/ of a run")
+        raise ConfigError(f"{directory}: no such directory; give the model/ of a run")
     saved = read_saved(directory)
     config = read_config(directory)
     text = TextEncoder(directory, config.text.max_length)
