@@ -48,6 +48,7 @@ def write_page(path: Path, index: Index, summary: Summary, pictures: int) -> Non
         DataError: a shard's index cannot be used.
         OSError: the file cannot be written.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     title = escape(f"{index.directory.resolve().name}: {summary.samples:,} samples")
     parts = [
         "<!doctype html>",

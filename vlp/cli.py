@@ -24,12 +24,29 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="section.key=value, as in batch.size=64 model.dropout=0.2.", metavar="KEY=VALUE"),
 ]
+ModelName = Annotated[
+    str, typer.Argument(help="A YAML file, the name of a shipped model, or the model/ of a run.", show_default=False)
+]
+ModelOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="key=value of the model, as in text.layer.width=256.", metavar="KEY=VALUE"),
+]
 Nproc = Annotated[int, typer.Option(help="Start so many ranks on this machine.", min=1)]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in run.dir from its newest checkpoint.")]
 Model = Annotated[Path, typer.Option(help="The model/ directory of a run.", show_default=False)]
 Data = Annotated[Path, typer.Option(help="A directory of indexed shards.", show_default=False)]
 Tokens = Annotated[int, typer.Option(help="Most tokens of a batch; bounds memory.", min=1)]
 Precision = Annotated[str, typer.Option(help="Of weights and arithmetic: fp32 or bf16.")]
+
+
+@app.callback()
+def _started(
+    local_rank: Annotated[
+        int | None, typer.Option("--local_rank", hidden=True, help="From `deepspeed --module`.")
+    ] = None,
+) -> None:
+    """Pre-train vision-language transformers, fine-tune them, and extract their features."""
+    # The environment tells the rank too, so nothing is done with the option but to bear it.
 
 
 @app.command()
@@ -97,7 +114,7 @@ def extract(
 
 
 @app.command()
-def describe(config: Config, overrides: Overrides = None) -> None:
+def describe(config: ModelName, overrides: ModelOverrides = None) -> None:
     """Show a model config: its blocks and parameters."""
     from vlp.describe import describe_model
 

@@ -12,7 +12,15 @@ from vlp import resources
 from vlp.config import apply_overrides, read_yaml
 from vlp.errors import ConfigError, nearest
 from vlp.models.encoder import BlockConfig
-from vlp.models.model import ModelConfig, Sizes, VisionLanguageModel, count_parameters, fill_sizes, meta_model
+from vlp.models.model import (
+    ModelConfig,
+    Sizes,
+    VisionLanguageModel,
+    count_parameters,
+    fill_sizes,
+    meta_model,
+    read_config,
+)
 
 _ASSUMED = Sizes(vocab_size=30522, region_width=2048, classes=1600)
 """What `auto` sizes are shown as, since there is no data to take them from."""
@@ -35,17 +43,22 @@ def describe_model(config: str, overrides: Sequence[str]) -> None:
 
 
 def _values(config: str) -> dict[str, object]:
-    """The model part of a model config, or of a run's config."""
+    """The model part of a model config, of a run's config, or of a trained model's directory."""
     if config in resources.names("model"):
         values = read_yaml(resources.shipped("model", config))
     elif Path(config).is_file():
         values = read_yaml(Path(config))
+    elif (Path(config) / "config.json").is_file():
+        return read_config(Path(config)).plain()
     else:
         raise ConfigError(f"no file or shipped model is called '{config}'{nearest(config, resources.names('model'))}")
     if not isinstance(values, dict):
         raise ConfigError(f"{config}: must hold a mapping")
     model = values.get("model", values)
-    return _values(model) if isinstance(model, str) else model
+    if not isinstance(model, str):
+        return model
+    beside = Path(config).parent / model  # a path is relative to the config that holds it
+    return _values(str(beside) if model not in resources.names("model") and beside.exists() else model)
 
 
 def _blocks(config: ModelConfig, model: VisionLanguageModel) -> Table:

@@ -15,6 +15,7 @@ from vlp.errors import ConfigError
 from vlp.evaluate import Precision, evaluate, write_report
 from vlp.extract import extract, parse_what
 from vlp.models.image import RegionSource
+from vlp.objectives.region_class import RegionClass
 from vlp.tasks.pretrain import PretrainConfig
 from vlp.tasks.registry import AnyTaskConfig
 from vlp.tasks.retrieval import RetrievalConfig
@@ -29,6 +30,7 @@ def evaluate_model(
     with world() as ranks:
         trained = load_trained(model, task=_task(model, task, limit) if model.is_dir() else None)
         dataset = _open(trained, data)
+        _check_classes(trained, dataset)
         metrics = evaluate(trained, dataset, ranks, micro_tokens=micro_tokens, limit=limit, precision=chosen)
         if ranks.is_main:
             name = trained.task.config.name  # type: ignore[attr-defined]
@@ -82,6 +84,18 @@ def _open(trained: Trained, data: Path) -> Dataset:
             f"the model reads regions of {source.width} numbers, but those of {data} have {found or 'no'} features"
         )
     return dataset
+
+
+def _check_classes(trained: Trained, dataset: Dataset) -> None:
+    """Refuse regions of other classes than the model guesses; of data without classes all else is judged."""
+    guessed = [
+        objective.classes for objective in trained.task.objectives.values() if isinstance(objective, RegionClass)
+    ]
+    found = dataset.index.manifest.class_count
+    if guessed and found is not None and guessed[0] != found:
+        raise ConfigError(
+            f"the model guesses {guessed[0]} region classes, but those of {dataset.index.directory} have {found}"
+        )
 
 
 def _precision(text: str) -> Precision:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from vlp import resources
 from vlp.assemble import Assembled, assemble, make_module, model_summary
@@ -140,16 +141,21 @@ def _zero_file(run: RunConfig) -> Path | None:
 def _fingerprints(assembled: Assembled) -> dict[str, str]:
     """What a resumed run must have in common with the one that wrote the checkpoint."""
     run = assembled.config
-    parts = {
+    weights = [entry.weight for entry in run.data.train]
+    parts: dict[str, Any] = {
         "model": run.model.plain(),
-        "task": run.task.plain(),
-        "data": [*assembled.data_fingerprints, run.data.groups, run.data.block_shards],
+        "task": [run.task.plain(), run.data.without],
+        "data": [*assembled.data_fingerprints, *weights, run.data.groups, run.data.block_shards],
         "tokenizer": assembled.text.fingerprint,
         "batch.size": run.batch.size,
         "run.seed": run.run.seed,
-        "steps": assembled.steps,
+        "run.steps": assembled.steps,
     }
-    return {name: hashlib.blake2b(json.dumps(part).encode(), digest_size=8).hexdigest() for name, part in parts.items()}
+    return {name: str(part) if isinstance(part, int) else _digest(part) for name, part in parts.items()}
+
+
+def _digest(part: Any) -> str:
+    return hashlib.blake2b(json.dumps(part).encode(), digest_size=8).hexdigest()
 
 
 def _describe(assembled: Assembled, directory: Path, ranks: World) -> None:

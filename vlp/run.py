@@ -93,7 +93,7 @@ class EvaluationConfig(Config):
     every: int | None = Field(None, ge=1)
     """Steps between evaluations; null for none but the last."""
     limit: int | None = Field(None, ge=1)
-    """Judge only so many examples; null for all."""
+    """Judge only so many examples (retrieval: images, `task.judged_images` at most); null for all."""
 
 
 class RunConfig(Config):

@@ -133,6 +133,16 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {"image_layer": {"heads": 4}},
         r"joint needs one number of heads, but text has 2 and image 4",
     ),
+    "shared ffn": (
+        {"stream": "both", "sublayers": SELF, "share": ["ffn"]},
+        {"image_layer": {"ffn": 6}},
+        "share: ffn needs one ffn for both streams, but text has 24 and image 6",
+    ),
+    "shared heads": (
+        {"stream": "both", "sublayers": SELF, "share": ["self"]},
+        {"image_layer": {"heads": 4}},
+        "share: self needs one heads for both streams, but text has 2 and image 4",
+    ),
     "stream's heads": (
         {"stream": "text", "sublayers": SELF},
         {"text_layer": {"heads": 3}},

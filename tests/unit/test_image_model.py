@@ -198,9 +198,15 @@ def test_a_backbone_can_be_kept_as_it_is() -> None:
     [
         ({"backbone": "resnet18x"}, r"backbone: timm has no 'resnet18x' \(did you mean '.*'\?\)"),
         ({"backbone": "resnet10t", "arguments": {"colour": 1}}, "timm cannot make 'resnet10t' so: .*colour"),
+        ({"backbone": "resnet10t", "level": 9}, "timm cannot make 'resnet10t' so"),
         ({"backbone": "levit_128s"}, "'levit_128s' has batch norms that cannot be frozen"),
     ],
 )
 def test_backbones_that_cannot_be_are_refused_with_a_sentence(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         Backbone(PixelSource.parse({"kind": "pixels", **settings}))
+
+
+def test_an_image_size_that_the_backbone_does_not_take_is_refused_with_a_sentence() -> None:
+    with pytest.raises(ConfigError, match=r"size: 'vit_tiny_patch16_224' takes no images of 96 x 96 .*96"):
+        grid_size(PixelSource.parse({"kind": "pixels", "backbone": "vit_tiny_patch16_224", "size": 96}))

@@ -250,6 +250,7 @@ def test_one_dataset_or_a_weighted_list(tmp_path: Path) -> None:
             ["model=uniter_tinny"],
             "model: 'uniter_tinny' is no shipped model, file or directory of a trained model (did",
         ),
+        (["optimizer.betas=[0.9, 1.5]"], "optimizer.betas.1: 1.5 is not right, it should be less than 1"),
         (["model=7"], "model: 7 is not right, it should be a mapping"),
         (["batch.size"], "override 'batch.size' is not of the form section.key=value"),
     ],
@@ -324,8 +325,8 @@ def test_sizes_that_contradict_the_data_are_refused() -> None:
     assert fill_sizes(base, fitting) == base
     for sizes, key in (
         (Sizes(30522, 2048, 1601), r"model\.text\.vocab_size is 28996, but the tokenizer has 30522"),
-        (Sizes(28996, 1024, 1601), r"model\.image\.source\.width is 2048, but the shards has? 1024"),
-        (Sizes(28996, 2048, 400), r"model\.image\.source\.classes is 1601, but the shards has? 400"),
+        (Sizes(28996, 1024, 1601), r"model\.image\.source\.width is 2048, but the shards have 1024"),
+        (Sizes(28996, 2048, 400), r"model\.image\.source\.classes is 1601, but the shards have 400"),
         (Sizes(28996, None, None), "needs region features, and the shards of data.train hold none"),
     ):
         with pytest.raises(ConfigError, match=key):

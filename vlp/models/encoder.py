@@ -109,6 +109,12 @@ def check_block(block: BlockConfig, layers: Mapping[Stream, LayerConfig]) -> Non
         if (name == "joint" or name in block.share) and text.width != image.width:
             reason = "joint" if name == "joint" else f"share: {name}"
             raise ValueError(f"{reason} needs streams of one width, but text is {text.width} and image {image.width}")
+        for key in ("ffn", "activation", "norm", "eps") if name == "ffn" else ("heads", "norm", "eps"):
+            theirs = [getattr(block.layer(layer), key) for layer in (text, image)]
+            if name in block.share and theirs[0] != theirs[1]:
+                raise ValueError(
+                    f"share: {name} needs one {key} for both streams, but text has {theirs[0]} and image {theirs[1]}"
+                )
         if name == "joint" and block.heads is None and text.heads != image.heads:
             raise ValueError(f"joint needs one number of heads, but text has {text.heads} and image {image.heads}")
 

@@ -34,12 +34,15 @@ class RegionSource(Config):
     """Features that a detector made beforehand, from the shards."""
 
     kind: Literal["regions"]
-    width: int | Auto = "auto"
+    width: Annotated[int, Field(gt=0)] | Auto = "auto"
     """Numbers per region; `auto` takes the shards'."""
-    classes: int | Auto | None = "auto"
+    classes: Annotated[int, Field(gt=0)] | Auto | None = "auto"
     """Classes in the shards' class probabilities; null where there are none."""
     max_regions: int = Field(100, gt=0)
     """Regions kept per image, best confidence first."""
+
+
+Spread = Annotated[float, Field(gt=0)]
 
 
 class PixelSource(Config):
@@ -58,7 +61,7 @@ class PixelSource(Config):
     """Images are resized to size x size pixels."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean per channel that is subtracted (default: ImageNet)."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    std: tuple[Spread, Spread, Spread] = (0.229, 0.224, 0.225)
     """Standard deviation per channel that is divided by (default: ImageNet)."""
     trained: bool = True
     """Whether the backbone is trained along; its batch norms keep their statistics in any case."""
@@ -109,9 +112,9 @@ class Backbone(nn.Module):
                 out_indices=(source.level,),
                 **source.arguments,
             )
-        except (TypeError, RuntimeError, ValueError, AssertionError, OSError) as error:
+            self.width = int(network.feature_info.channels()[-1])
+        except (TypeError, RuntimeError, ValueError, AssertionError, LookupError, OSError) as error:
             raise ConfigError(f"model.image.source: timm cannot make '{source.backbone}' so: {error}") from None
-        self.width = int(network.feature_info.channels()[-1])
         self.channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
         self.network: nn.Module = freeze_batch_norm_2d(network)  # type: ignore[no-untyped-call]
         if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.network.modules()):
@@ -134,13 +137,20 @@ class Backbone(nn.Module):
 
 
 def grid_size(source: PixelSource) -> tuple[int, int]:
-    """Rows and columns of the backbone's grid, found by running it on the meta device."""
+    """Rows and columns of the backbone's grid, found by running it on the meta device.
+
+    Raises:
+        ConfigError: timm has no such backbone, or it takes no images of this size.
+    """
     with torch.device("meta"), torch.no_grad():
-        shape = (
-            Backbone(source.model_copy(update={"pretrained": False}))
-            .eval()(torch.zeros(1, 3, source.size, source.size))
-            .shape
-        )
+        backbone = Backbone(source.model_copy(update={"pretrained": False})).eval()
+        try:
+            shape = backbone(torch.zeros(1, 3, source.size, source.size)).shape
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"model.image.source.size: '{source.backbone}' takes no images of {source.size} x {source.size} "
+                f"pixels: {error}"
+            ) from None
     return int(shape[2]), int(shape[3])
 
 

@@ -94,9 +94,8 @@ def fill_sizes(config: ModelConfig, sizes: Sizes) -> ModelConfig:
     Raises:
         ConfigError: a size that was given differs from the data's; both numbers are named.
     """
-    text = config.text.model_copy(
-        update={"vocab_size": _size("model.text.vocab_size", config.text.vocab_size, sizes.vocab_size, "the tokenizer")}
-    )
+    words = _size("model.text.vocab_size", config.text.vocab_size, sizes.vocab_size, "the tokenizer has")
+    text = config.text.model_copy(update={"vocab_size": words})
     source = config.image.source
     if isinstance(source, RegionSource):
         if sizes.region_width is None:
@@ -104,21 +103,21 @@ def fill_sizes(config: ModelConfig, sizes: Sizes) -> ModelConfig:
                 "model.image.source.kind: 'regions' needs region features, and the shards of data.train hold none; "
                 "import them with --regions, or take a model that reads pixels"
             )
-        width = _size("model.image.source.width", source.width, sizes.region_width, "the shards")
+        width = _size("model.image.source.width", source.width, sizes.region_width, "the shards have")
         classes = source.classes
         if classes is not None:
             # Shards without class probabilities serve all but the objectives that guess classes, which then refuse.
             found = sizes.classes
-            classes = None if found is None else _size("model.image.source.classes", classes, found, "the shards")
+            classes = None if found is None else _size("model.image.source.classes", classes, found, "the shards have")
         source = source.model_copy(update={"width": width, "classes": classes})
     image = config.image.model_copy(update={"source": source})
     return config.model_copy(update={"text": text, "image": image})
 
 
-def _size(key: str, given: int | str | None, found: int | None, where: str) -> int:
+def _size(key: str, given: int | str | None, found: int | None, has: str) -> int:
     assert found is not None
     if given not in ("auto", found):
-        raise ConfigError(f"{key} is {given}, but {where} has {found}; write auto, or use matching data")
+        raise ConfigError(f"{key} is {given}, but {has} {found}; write auto, or use matching data")
     return found
 
 

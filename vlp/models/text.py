@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from vlp.types import TextBatch
 class TextConfig(EmbeddingConfig):
     """`text:` of a model config."""
 
-    vocab_size: int | Auto = "auto"
+    vocab_size: Annotated[int, Field(gt=0)] | Auto = "auto"
     """Rows of the word table; `auto` takes the tokenizer's."""
     max_length: int = Field(512, gt=2)
     """Longest text in tokens, [CLS] and [SEP] included; rows of the position table."""

@@ -40,7 +40,7 @@ class Judge:
     """Most tokens of a batch."""
     seed: int
     limit: int | None = None
-    """Judge only so many examples (the first ones in index order)."""
+    """Judge only so many examples, or images where all pairs are ranked (the first ones in index order)."""
 
     @property
     def world(self) -> World:

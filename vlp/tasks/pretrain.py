@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -80,9 +81,8 @@ class PretrainTask(Task):
         names = tuple(self.objectives)
         if self.config.combine == "all":
             return names
-        ratios = np.array([self.config.objectives[name].ratio for name in names])
-        drawn = generator(self.setting.seed, "objective", step).choice(len(names), p=ratios / ratios.sum())
-        return (names[int(drawn)],)
+        ratios = tuple(self.config.objectives[name].ratio for name in names)
+        return (names[_drawn(self.setting.seed, step, ratios)],)
 
     def pairs(self, slot: Slot, block: Block, rng: np.random.Generator) -> tuple[Pair, ...]:
         for name in self.active(slot.step):
@@ -121,3 +121,10 @@ class PretrainTask(Task):
         for metric, (value, count) in losses.metrics.items():
             if metric.startswith(f"{name}_"):
                 totals.add(metric, float(value), count)
+
+
+@lru_cache(maxsize=4)
+def _drawn(seed: int, step: int, ratios: tuple[float, ...]) -> int:
+    """The number of the one objective of a step; kept for a step, since each of its examples asks."""
+    shares = np.array(ratios) / sum(ratios)
+    return int(generator(seed, "objective", step).choice(len(ratios), p=shares))

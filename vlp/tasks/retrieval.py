@@ -105,9 +105,10 @@ class RetrievalTask(Task):
     def _candidates(self, judge: Judge) -> _Candidates:
         """The judged images (as bare examples) and their texts, read from the shards."""
         found = _Candidates([], [], [], [])
+        most = min(self.config.judged_images, judge.limit or self.config.judged_images)
         for shard, entry in enumerate(judge.dataset.index.manifest.shards):
             for row in range(entry.samples):
-                if len(found.images) == self.config.judged_images:
+                if len(found.images) == most:
                     return found
                 try:
                     sample = judge.dataset.read(

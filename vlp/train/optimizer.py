@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from torch.optim import AdamW
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimizerConfig(Config):
     """AdamW (Loshchilov & Hutter 2019): decay is applied to the weights, not to the gradient."""
 
@@ -20,7 +23,7 @@ class OptimizerConfig(Config):
     """Peak learning rate; the schedule multiplies it."""
     weight_decay: float = Field(0.01, ge=0)
     """Decay of weight matrices; norms and biases (fewer than 2 dimensions) have none. 0.01 as in BERT."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Decay of the running mean and of the running square of the gradient."""
     epsilon: float = Field(1e-8, gt=0)
     """Added to the root of the running square."""
@@ -42,4 +45,4 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> AdamW:
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     kept = [group for group in groups if group["params"]]
-    return AdamW(kept, lr=0.0, betas=config.betas, eps=config.epsilon)
+    return AdamW(kept, lr=0.0, betas=config.betas, eps=config.epsilon, fused=True)
