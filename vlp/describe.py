@@ -56,7 +56,7 @@ def _values(config: str) -> dict[str, object]:
         raise ConfigError(f"{config}: must hold a mapping")
     model = values.get("model", values)
     if not isinstance(model, str):
-        return model
+        return dict(model) if isinstance(model, dict) else values
     beside = Path(config).parent / model  # a path is relative to the config that holds it
     return _values(str(beside) if model not in resources.names("model") and beside.exists() else model)
 

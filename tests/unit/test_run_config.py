@@ -13,7 +13,7 @@ import yaml
 from vlp import resources
 from vlp.config import read_yaml, write_yaml
 from vlp.errors import CheckpointError, ConfigError
-from vlp.models.image import RegionSource
+from vlp.models.image import PixelSource, RegionSource
 from vlp.models.model import ModelConfig, Sizes, fill_sizes
 from vlp.run import Command, RunConfig, load_run
 from vlp.tasks.pretrain import PretrainConfig
@@ -61,6 +61,9 @@ def trained(tmp_path: Path) -> Path:
 def test_every_shipped_model_is_one(name: str) -> None:
     made = ModelConfig.parse(read_yaml(resources.shipped("model", name)), name)
     assert not made.heads
+    if isinstance(made.image.source, PixelSource):
+        assert fill_sizes(made, Sizes(99, None, None)).text.vocab_size == 99
+        return
     sizes = fill_sizes(made, Sizes(_or(made.text.vocab_size, 99), _or(_source(made).width, 9), _or(_classes(made), 3)))
     assert sizes.text.vocab_size != "auto"
     assert "auto" not in (_source(sizes).width, _source(sizes).classes)
