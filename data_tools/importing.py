@@ -137,7 +137,7 @@ def _regions(file: str, regions: NpzRegions | None, report: Report) -> Regions |
     if regions is None:
         return None
     try:
-        seen = regions.read(PurePosixPath(file).stem)
+        seen = regions.read(file)
     except Fault as fault:
         raise _Skip(f"regions: {fault}") from None
     if seen is None or not len(seen):

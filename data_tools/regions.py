@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from vlp.data.samples import Fault, checked_regions, regions_npz
 from vlp.errors import ConfigError
@@ -10,22 +10,35 @@ from vlp.types import Regions
 
 
 class NpzRegions:
-    """Regions by image id, from `<image id>.npz` holding `features`, `norm_bb`, `conf`, `soft_labels`."""
+    """Regions of images, from `<image>.npz` holding `features`, `norm_bb`, `conf`, `soft_labels`.
+
+    The file lies as the image does among the images, or, by its name alone, at the top of the directory.
+    """
 
     def __init__(self, directory: Path) -> None:
         if not directory.is_dir():
             raise ConfigError(f"--regions {directory}: no such directory")
-        if next(directory.glob("*.npz"), None) is None:
+        if next(directory.rglob("*.npz"), None) is None:
             raise ConfigError(f"--regions {directory}: holds no .npz file; it should have one per image")
         self.directory = directory
+        self._taken: dict[str, str] = {}
 
-    def read(self, image_id: str) -> Regions | None:
-        """The regions of an image; None if there is no file for it.
+    def read(self, image: str) -> Regions | None:
+        """The regions of an image, by its path among the images; None if there is no file for it.
 
         Raises:
             Fault: the file is damaged or its arrays are not what they should be.
         """
-        path = self.directory / f"{image_id}.npz"
+        wanted = PurePosixPath(image).with_suffix(".npz")
+        path = self.directory / wanted
+        if not path.is_file():
+            path = self.directory / wanted.name
+            first = self._taken.setdefault(wanted.name, image)
+            if first != image:
+                raise Fault(
+                    wanted.name,
+                    f"stands for two images, {first} and {image}: sort the files into folders as the images",
+                )
         try:
             data = path.read_bytes()
         except FileNotFoundError:

@@ -75,7 +75,7 @@ def open_dataset(directory: Path, texts: Texts, text: TextEncoder) -> Dataset:
     index = open_index(directory)
     dataset = Dataset(index, texts, token_lengths(index, text.count, text.fingerprint, text.max_length))
     if not dataset.examples_S.sum():
-        raise DataError(f"{directory}: no sample has {texts}; set task.texts to what the shards hold")
+        raise DataError(f"{directory}: no sample has {texts}, which the task takes for its texts; give shards that do")
     return dataset
 
 

@@ -39,7 +39,7 @@ def describe_model(config: str, overrides: Sequence[str]) -> None:
     console.print(_blocks(given, model))
     console.print(f"{count_parameters(model):,} parameters, heads not counted", highlight=False)
     if auto:
-        console.print(f"auto sizes shown as {_ASSUMED.vocab_size} words and {_ASSUMED.region_width} numbers per region")
+        console.print(f"auto sizes shown as {_ASSUMED.vocab_size} words, {_ASSUMED.region_width} numbers per region")
 
 
 def _values(config: str) -> dict[str, object]:

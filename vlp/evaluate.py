@@ -49,7 +49,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics of a trained model on a dataset; on rank 0, empty elsewhere."""
     judge = Judge(Inference(trained.module(), world, precision), dataset, micro_tokens, seed, limit)
-    metrics = trained.task.evaluate(judge)
+    metrics = judge.metrics(trained.task)
     return metrics if world.is_main else {}
 
 

@@ -66,13 +66,13 @@ def extract(
     *,
     micro_tokens: int,
     precision: Precision = "fp32",
-) -> int:
+) -> tuple[int, int]:
     """Write the features of every example, one row each: its `id` and a column per feature.
 
     A column of tokens holds a list of vectors; `pooled` holds one. Numbers are float32.
 
     Returns:
-        rows written by all ranks, on rank 0; 0 elsewhere.
+        examples written and examples left out because they cannot be read, over all ranks; zeros but on rank 0.
     Raises:
         ConfigError: `out` holds features already.
     """
@@ -85,9 +85,8 @@ def extract(
     task = _Plain(TaskConfig(texts=dataset.texts), trained.task.setting)
     judge = Judge(Inference(trained.module(), world, precision), dataset, micro_tokens, seed=0)
     name = f"features-{world.rank:05d}-of-{world.size:05d}.parquet"
-    rows, quarantined, writer = 0, [], None
+    rows, writer = 0, None
     for step in judge.batches(task):
-        quarantined += step.quarantined
         for batch in step.micro_batches:
             table = _table(batch.ids, judge.run(batch, lambda module, moved: _features(module, moved, what)))
             writer = writer or pq.ParquetWriter(out / f".{name}.partial", table.schema)
@@ -98,10 +97,10 @@ def extract(
         writer.close()
         os.replace(out / f".{name}.partial", out / name)
     total = int(sum(judge.gathered([rows])))
-    lost = judge.gathered(quarantined)
+    lost = judge.gathered(list(judge.left_out.values()))
     if world.is_main:
         _manifest(out, trained, dataset, what, total, lost)
-    return total
+    return total, len(lost)
 
 
 def _features(module: TaskModule, batch: Batch, what: Sequence[What]) -> dict[str, list[Any]]:

@@ -45,9 +45,11 @@ def extract_features(model: Path, data: Path, out: Path, what: str, *, micro_tok
     with world() as ranks:
         trained = load_trained(model)
         dataset = _open(trained, data)
-        rows = extract(trained, dataset, out, wanted, ranks, micro_tokens=micro_tokens, precision=chosen)
+        rows, lost = extract(trained, dataset, out, wanted, ranks, micro_tokens=micro_tokens, precision=chosen)
         if ranks.is_main:
             print(f"{rows} examples: {', '.join(wanted)} in {out}", flush=True)
+            if lost:
+                print(f"{lost} examples cannot be read and were left out: see {out / 'manifest.json'}", flush=True)
 
 
 def _task(model: Path, name: str | None, limit: int | None) -> AnyTaskConfig | None:

@@ -117,7 +117,7 @@ def _evaluation(assembled: Assembled, engine: Engine) -> Evaluate | None:
     if val is None:
         return None
     judge = Judge(engine, val, run.batch.micro_tokens, run.run.seed, run.evaluation.limit)
-    return lambda: assembled.task.evaluate(judge)
+    return lambda: judge.metrics(assembled.task)
 
 
 def export(assembled: Assembled, engine: Engine, directory: Path) -> None:

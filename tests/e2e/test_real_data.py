@@ -123,3 +123,18 @@ def vlp_config(name: str) -> Path:
     from vlp import resources
 
     return resources.shipped("model", name)
+
+
+# ----------------------------------------------------------------------------------------------------- the long runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["uniter_tiny", "lxmert_tiny", "uniter_tiny_pixels", "lxmert_tiny_pixels"])
+def test_shipped_recipes_on_real_photos(name: str, coco: Path, test_data: Path, tmp_path: Path) -> None:
+    """The recipes as they are shipped, for some hundred steps."""
+    words = part_of(test_data, "bert_vocab")
+    given = (f"data.train={coco}", f"tokenizer={words}", f"run.dir={tmp_path / 'run'}")
+    done(vlp("pretrain", name, *given, "run.steps=300"))
+    found = [line["loss/mlm"] for line in steps_of(tmp_path / "run") if "loss/mlm" in line]
+    tenth = len(found) // 10
+    assert sum(found[-tenth:]) < 0.7 * sum(found[:tenth])

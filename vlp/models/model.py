@@ -51,7 +51,7 @@ class ModelConfig(Config):
     attention: Literal["sdpa", "reference"] = "sdpa"
     """Torch's fused attention, or the plain formula (slow, for tests)."""
     heads: dict[str, HeadConfig] = {}
-    """Heads by objective; written by the task, seldom by hand."""
+    """Heads by objective; written by the task that trains the model."""
 
     @model_validator(mode="after")
     def _blocks_fit(self) -> Self:

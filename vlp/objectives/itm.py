@@ -16,11 +16,11 @@ from torch.nn import functional as F
 
 from vlp.data.index import Block
 from vlp.models.heads import ClassHead, HeadConfig
-from vlp.objectives.objective import Facts, Hidden, ObjectiveConfig, SelfSupervised, accuracy, empty_positions
+from vlp.objectives.objective import Facts, Hidden, SelfSupervised, SelfSupervisedConfig, accuracy, empty_positions
 from vlp.types import Pair, Rows, Target, Targets
 
 
-class MatchingConfig(ObjectiveConfig):
+class MatchingConfig(SelfSupervisedConfig):
     """Settings of image-text matching."""
 
     kind: Literal["matching"] = "matching"

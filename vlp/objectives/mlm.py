@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from vlp.models.heads import HeadConfig, VocabularyHead
-from vlp.objectives.objective import Facts, Hidden, ObjectiveConfig, SelfSupervised, accuracy, empty_positions
+from vlp.objectives.objective import Facts, Hidden, SelfSupervised, SelfSupervisedConfig, accuracy, empty_positions
 from vlp.types import Rows, Target, Targets
 
 
-class MaskedLanguageConfig(ObjectiveConfig):
+class MaskedLanguageConfig(SelfSupervisedConfig):
     """Settings of masked language modelling; defaults are BERT's."""
 
     kind: Literal["masked_language"] = "masked_language"

@@ -27,6 +27,11 @@ class ObjectiveConfig(Config):
 
     weight: float = Field(1.0, ge=0)
     """Factor of this objective's loss in the step's."""
+
+
+class SelfSupervisedConfig(ObjectiveConfig):
+    """What every self-supervised objective has."""
+
     ratio: float = Field(1.0, ge=0)
     """Share of the steps that it gets where a step has one objective (`combine: one`)."""
 

@@ -15,13 +15,13 @@ from torch.nn import functional as F
 from vlp.errors import ConfigError
 from vlp.models.heads import ClassHead, HeadConfig
 from vlp.models.image import RegionSource
-from vlp.objectives.objective import Facts, Hidden, ObjectiveConfig, SelfSupervised, accuracy, empty_positions
+from vlp.objectives.objective import Facts, Hidden, SelfSupervised, SelfSupervisedConfig, accuracy, empty_positions
 from vlp.objectives.region_feature import region_width
 from vlp.objectives.regions import hidden_positions
 from vlp.types import Rows, Target, Targets
 
 
-class RegionClassConfig(ObjectiveConfig):
+class RegionClassConfig(SelfSupervisedConfig):
     """Settings of soft region classification."""
 
     kind: Literal["region_class"] = "region_class"

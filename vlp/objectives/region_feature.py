@@ -15,12 +15,12 @@ from torch.nn import functional as F
 from vlp.errors import ConfigError
 from vlp.models.heads import FeatureHead, HeadConfig
 from vlp.models.image import RegionSource
-from vlp.objectives.objective import Facts, Hidden, ObjectiveConfig, SelfSupervised, empty_positions
+from vlp.objectives.objective import Facts, Hidden, SelfSupervised, SelfSupervisedConfig, empty_positions
 from vlp.objectives.regions import hidden_positions
 from vlp.types import Rows, Target, Targets
 
 
-class RegionFeatureConfig(ObjectiveConfig):
+class RegionFeatureConfig(SelfSupervisedConfig):
     """Settings of region feature regression."""
 
     kind: Literal["region_feature"] = "region_feature"

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vlp.data.index import Block
+from vlp.data.text import TextEncoder
+from vlp.errors import ConfigError
 from vlp.objectives.itm import other_sample
 from vlp.objectives.mlm import MaskedLanguage
 from vlp.tasks.judge import Judge, Totals
@@ -30,9 +32,7 @@ class _Probe(Task):
         self.objectives = {objective.name: objective}
         self.objective = objective
         self.wrong = wrong
-        encoded = map(task.setting.text.encode, words)
-        # An unknown word is one token too, but [UNK] stands for any word.
-        self.word_ids = [int(ids[1]) for ids, special, _ in encoded if len(ids) == 3 and not special[1]]
+        self.word_ids = probe_ids(words, task.setting.text)
 
     def pairs(self, slot: Slot, block: Block, rng: np.random.Generator) -> tuple[Pair, ...]:
         sample = int(block.sample_E[slot.example])
@@ -63,6 +63,20 @@ class _Probe(Task):
     def _right(self, module: TaskModule, batch: Batch) -> float:
         scores_KV = module.scores(batch, self.objective.name)
         return float((scores_KV.argmax(-1) == batch.targets[self.objective.name].values["token"]).sum())
+
+
+def probe_ids(words: Collection[str], text: TextEncoder) -> list[int]:
+    """The tokens of the words that are one token each.
+
+    Raises:
+        ConfigError: none of them is, so there is nothing to probe.
+    """
+    encoded = map(text.encode, words)
+    # An unknown word is one token too, but [UNK] stands for any word.
+    found = [int(ids[1]) for ids, special, _ in encoded if len(ids) == 3 and not special[1]]
+    if not found:
+        raise ConfigError(f"task.probe: none of '{', '.join(words)}' is a token of the tokenizer; give words that are")
+    return found
 
 
 def word_accuracies(task: PretrainTask, judge: Judge, words: Collection[str]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
@@ -41,6 +41,8 @@ class Judge:
     seed: int
     limit: int | None = None
     """Judge only so many examples, or images where all pairs are ranked (the first ones in index order)."""
+    left_out: dict[str, dict[str, str]] = field(default_factory=dict)
+    """What this rank could not read, by shard and key; filled as batches are read."""
 
     @property
     def world(self) -> World:
@@ -48,7 +50,7 @@ class Judge:
 
     def batches(self, task: Task) -> Iterator[Step]:
         """This rank's share of the dataset as steps of one micro-batch, equally many on every rank."""
-        yield from EvaluationLoader(
+        loader = EvaluationLoader(
             self.dataset,
             task,
             image_tokens=task.image_tokens,
@@ -58,6 +60,16 @@ class Judge:
             world_size=self.world.size,
             limit=self.limit,
         )
+        for step in loader:
+            self.left_out.update({f"{bad['shard']}/{bad['key']}": bad for bad in step.quarantined})
+            yield step
+
+    def metrics(self, task: Task) -> dict[str, float]:
+        """What the task measures, and how many examples could not be read, if any."""
+        measured = task.evaluate(self)
+        lost = torch.tensor(float(len(self.left_out)), dtype=torch.float64, device=self.world.device)
+        unreadable = float(sum_over_ranks(lost))
+        return measured | ({"unreadable_examples": unreadable} if unreadable else {})
 
     def run(self, batch: Batch, call: Callable[[Any, Batch], T]) -> T:
         """`call(task module, batch)` on the device, without gradients."""

@@ -18,7 +18,7 @@ from vlp.objectives.region_feature import RegionFeature
 from vlp.objectives.regions import RegionHidingConfig, hide_regions
 from vlp.objectives.registry import AnyObjectiveConfig, make_objective
 from vlp.seeds import generator
-from vlp.tasks.grounding import word_accuracies
+from vlp.tasks.grounding import probe_ids, word_accuracies
 from vlp.tasks.judge import Judge, Totals
 from vlp.tasks.module import TaskModule
 from vlp.tasks.task import Setting, Task, TaskConfig, check_name
@@ -63,6 +63,8 @@ class PretrainTask(Task):
             name: make_objective(name, own, facts) for name, own in config.objectives.items()
         }
         self._only: str | None = None
+        if config.probe:
+            probe_ids(config.probe, setting.text)  # refuses words that cannot be probed before any work is done
 
     @property
     def weights(self) -> dict[str, float]:

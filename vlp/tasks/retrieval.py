@@ -72,7 +72,7 @@ class RetrievalTask(Task):
         images = [other_sample(sample, block, rng) for _ in range(self.config.negative_images)]
         texts = [other_text(sample, block, rng) for _ in range(self.config.negative_texts)]
         if None in images or None in texts:
-            return (matched,) * self.objective.group  # no negatives to be had: a loss of log(group), no gradient
+            return (matched,) * self.objective.group  # no negatives to be had: nothing to rank, so only noise to learn
         return (
             matched,
             *(Pair(image, slot.example, matched=False) for image in images if image is not None),

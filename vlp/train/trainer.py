@@ -173,7 +173,7 @@ class StopSignal:
 
 
 class _Clock:
-    """Wall time of a step, from the end of the step before, and the share spent waiting for data."""
+    """Wall time of a step, from the end of the step before, and the seconds of it spent waiting for data."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
