@@ -44,7 +44,7 @@ def train(config: str, overrides: Sequence[str], command: Command, *, resume: bo
     with world() as ranks:
         assembled = assemble(run)
         barrier(ranks)  # rank 0 must not write before the others have looked
-        return _train(assembled, directory, ranks)
+        return _train(assembled, directory, ranks, resume)
 
 
 def _check_directory(directory: Path, resume: bool) -> None:
@@ -56,7 +56,7 @@ def _check_directory(directory: Path, resume: bool) -> None:
         )
 
 
-def _train(assembled: Assembled, directory: Path, ranks: World) -> Outcome:
+def _train(assembled: Assembled, directory: Path, ranks: World, resume: bool) -> Outcome:
     run = assembled.config
     engine = Engine(
         make_module(assembled),
@@ -88,6 +88,8 @@ def _train(assembled: Assembled, directory: Path, ranks: World) -> Outcome:
         _describe(assembled, directory, ranks)
     with Logs(directory, run.log, ranks, steps=assembled.steps, resume_from=done) as logs:
         logs.note(_headline(assembled, ranks, done))
+        if resume and state is None:
+            logs.note(f"{directory} holds no checkpoint to resume from; this is the first step")
         trainer = Trainer(
             engine,
             loader,

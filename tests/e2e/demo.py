@@ -20,7 +20,7 @@ from data_tools.world.scene import COLOURS
 
 RUNS = Path("runs/demo")
 TRAIN, DEV, TOKENIZER = RUNS / "world/train", RUNS / "world/dev", RUNS / "tokenizer"
-STEPS = {"uniter_tiny": 1400, "lxmert_tiny": 2000}
+STEPS = {"uniter_tiny": 1400, "lxmert_tiny": 1800}
 """The models and how long they are pre-trained."""
 MODELS = tuple(STEPS)
 RANKS = 2
@@ -36,10 +36,10 @@ def commands() -> Iterator[str]:
     for model in MODELS:
         yield pretrain(model)
     for model in MODELS:
-        yield finetune("vqa", model, f"{model}-vqa", "run.steps=200")
-    yield finetune("vqa", MODELS[0], "question-only", "run.steps=200 data.without=image")
+        yield finetune("vqa", model, f"{model}-vqa", "run.steps=300")
+    yield finetune("vqa", MODELS[0], "question-only", "run.steps=300 data.without=image")
     for model in MODELS:
-        yield finetune("retrieval", model, f"{model}-retrieval", "run.steps=60 batch.size=32 task.judged_images=100")
+        yield finetune("retrieval", model, f"{model}-retrieval", "run.steps=60 batch.size=32 task.judged_images=50")
     yield f"vlp extract --model {RUNS}/{MODELS[0]}/model --data {DEV} --out {RUNS}/features --what pooled,text,image"
 
 

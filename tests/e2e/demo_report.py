@@ -142,7 +142,7 @@ def write_markdown(
     for (measure, wanted), *values in zip(measures(bars), *map(cells, rows), strict=True):
         lines.append(_line([measure, *values, wanted]))
     lines += ["", *(f"Missed: {sentence}." for sentence in missed), *([""] if missed else [])]
-    lines += ["Recall is over 100 images and all their captions. Short captions fit several scenes.", ""]
+    lines += ["Recall is over 50 images and all their captions. Short captions fit several scenes.", ""]
     lines += ["## Losses", "", "![losses](loss.png)", ""]
     lines += ["## Examples", "", f"The first dev scenes, a question each, answered by {answered_by}.", ""]
     lines += ["![examples](examples.png)", "", "## Commands", ""]
