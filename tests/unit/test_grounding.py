@@ -12,6 +12,7 @@ from torch import Tensor
 from tests.unit.task_making import Oracle, dataset, images_of, judge, sample, setting, text_encoder, texts_of
 from vlp.data.dataset import Dataset
 from vlp.distributed import world
+from vlp.errors import ConfigError
 from vlp.tasks.grounding import word_accuracies
 from vlp.tasks.pretrain import PretrainConfig, PretrainTask
 from vlp.types import Batch
@@ -86,8 +87,15 @@ def test_the_first_of_the_words_is_hidden_and_nothing_else(data: Dataset) -> Non
 def test_an_unknown_word_is_not_a_name_for_all_unknown_words(tmp_path: Path) -> None:
     strange = dataset(tmp_path, [sample(0, "the Ж"), sample(1, "red Ж")])
     oracle = Oracle(lambda batch: always("red", batch))
-    assert word_accuracies(probed(), judge(oracle, strange), ["Щ", "yellow dog"]) == {}
-    assert not any(batch.targets["guess"].count for batch in oracle.batches)
+    measured = word_accuracies(probed(), judge(oracle, strange), ["Щ", "yellow dog", "red"])
+    assert measured["word_accuracy"] == 1.0
+    assert sum(batch.targets["guess"].count for batch in oracle.batches) == 2  # with the right and with the wrong image
+
+
+def test_words_that_are_no_tokens_are_refused(tmp_path: Path) -> None:
+    strange = dataset(tmp_path, [sample(0, "the Ж"), sample(1, "red Ж")])
+    with pytest.raises(ConfigError, match="none of 'Щ, yellow dog' is a token"):
+        word_accuracies(probed(), judge(Oracle(lambda batch: always("red", batch)), strange), ["Щ", "yellow dog"])
 
 
 def test_a_lone_image_has_no_wrong_one(tmp_path: Path) -> None:

@@ -323,7 +323,9 @@ def test_any_other_error_of_a_worker_stays_one() -> None:
 
 
 def children() -> list[int]:
-    return [process.pid or 0 for process in multiprocessing.active_children()]
+    """The loader's workers; ranks that other tests keep alive are no forks of this process."""
+    alive = multiprocessing.active_children()
+    return [process.pid or 0 for process in alive if isinstance(process, multiprocessing.context.ForkProcess)]
 
 
 def many_steps(dataset: FakeDataset, *, groups: int = 1, world_size: int = 1, workers: int = 0) -> StepLoader:
