@@ -17,11 +17,13 @@ from vlp.config import write_yaml
 from vlp.data.loader import StepLoader
 from vlp.distributed import World, barrier, world
 from vlp.errors import ConfigError
+from vlp.models.heights import heights
 from vlp.run import Command, RunConfig, load_run
 from vlp.tasks.judge import Judge
 from vlp.tasks.saved import SavedTask, save_trained
 from vlp.train.checkpoint import Checkpoints
 from vlp.train.engine import Engine
+from vlp.train.guard import QuarantineGuard
 from vlp.train.logs import Logs
 from vlp.train.trainer import Evaluate, Outcome, Trainer
 from vlp.train.zero import read_zero
@@ -58,14 +60,16 @@ def _check_directory(directory: Path, resume: bool) -> None:
 
 def _train(assembled: Assembled, directory: Path, ranks: World, resume: bool) -> Outcome:
     run = assembled.config
+    module = make_module(assembled)
     engine = Engine(
-        make_module(assembled),
+        module,
         weights=assembled.task.weights,
         optimizer=run.optimizer,
         precision=run.precision,
         zero=read_zero(_zero_file(run), run.precision),
         world=ranks,
         seed=run.run.seed,
+        heights={f"model.{name}": height for name, height in heights(module.model).items()},
         log_file=directory / "deepspeed.log",
     )
     checkpoints = Checkpoints(directory / "checkpoints", run.checkpoint, ranks, _fingerprints(assembled))
@@ -101,6 +105,7 @@ def _train(assembled: Assembled, directory: Path, ranks: World, resume: bool) ->
             first_step=done,
             evaluate=_evaluation(assembled, engine),
             evaluate_every=run.evaluation.every,
+            guard=QuarantineGuard(run.data.quarantine_limit),
         )
         outcome = trainer.run()
         if outcome.finished:

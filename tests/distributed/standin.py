@@ -112,14 +112,24 @@ def split_step(number: int, world: World, micro_batches: int, batch_size: int = 
     return step_of(number, [batch_of(numbers[index::micro_batches]) for index in range(micro_batches)])
 
 
+OPTIMIZER = OptimizerConfig(learning_rate=0.01, weight_decay=0.1, epsilon=EPSILON)
+
+
 def engine_of(
-    world: World, stage: int, *, precision: str = "fp32", seed: int = 0, clip: float | None = None, **task: Any
+    world: World,
+    stage: int,
+    *,
+    precision: str = "fp32",
+    seed: int = 0,
+    clip: float | None = None,
+    optimizer: OptimizerConfig = OPTIMIZER,
+    **task: Any,
 ) -> Engine:
     """A fresh engine around the stand-in."""
     return Engine(
         StandIn(**task),
         weights=WEIGHTS,
-        optimizer=OptimizerConfig(learning_rate=0.01, weight_decay=0.1, epsilon=EPSILON, clip_norm=clip),
+        optimizer=optimizer.model_copy(update={"clip_norm": clip}),
         precision=precision,  # type: ignore[arg-type]
         zero={"zero_optimization": {"stage": stage}},
         world=world,

@@ -13,7 +13,7 @@ from tests.distributed.ranks import run_on_ranks
 from tests.distributed.standin import EPSILON, WEIGHTS, StandIn, batch_of, engine_of, split_step, step_of
 from vlp.distributed import World
 from vlp.errors import ConfigError, TrainingError
-from vlp.train.optimizer import OptimizerConfig, make_optimizer
+from vlp.train.optimizer import OptimizerConfig, make_optimizer, set_rate
 
 STAGES = (0, 1, 2, 3)
 NUMBERS = list(range(12))
@@ -99,6 +99,63 @@ def test_one_objective_per_step_equals_a_plain_loop(stage: int) -> None:
     found = run_on_ranks(2, alternating, stage=stage, steps=steps)[0]
     for name, weight in task.state_dict().items():
         torch.testing.assert_close(found[name], weight, atol=1e-5, rtol=0)
+
+
+def some_steps(world: World, stage: int, precision: str, optimizer: OptimizerConfig) -> dict[str, torch.Tensor]:
+    engine = engine_of(world, stage, precision=precision, optimizer=optimizer)
+    for number in range(4):
+        engine.train_step(split_step(number, world, 2), 0.01)
+    weights = engine.full_weights()
+    engine.close()
+    return weights
+
+
+def plain_steps(optimizer: OptimizerConfig) -> dict[str, torch.Tensor]:
+    task = StandIn()
+    made = make_optimizer(task, optimizer)
+    for number in range(4):
+        batch = batch_of(list(range(12 * number, 12 * number + 12)))
+        made.zero_grad()
+        losses = task(batch).sums
+        sum(WEIGHTS[name] * loss / batch.targets[name].count for name, loss in losses.items()).backward()  # type: ignore[union-attr]
+        set_rate(made.param_groups, optimizer, 0.01, number + 1)
+        made.step()
+    return task.state_dict()
+
+
+UNUSUAL = OptimizerConfig.parse(
+    {
+        "weight_decay": 0.1,
+        "epsilon": EPSILON,
+        "bias_correction": False,
+        "groups": [{"pattern": "embed", "learning_rate": 0.1}, {"pattern": "words", "weight_decay": 0.5}],
+    }
+)
+LAMB = OptimizerConfig(kind="lamb", weight_decay=0.1, epsilon=EPSILON)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_groups_and_missing_bias_correction_hold_at_every_stage(stage: int) -> None:
+    found = run_on_ranks(2, some_steps, stage=stage, precision="fp32", optimizer=UNUSUAL)[0]
+    for name, weight in plain_steps(UNUSUAL).items():
+        torch.testing.assert_close(found[name], weight, atol=1e-5, rtol=0)
+
+
+def test_lamb_at_stage_0_equals_a_plain_loop() -> None:
+    found = run_on_ranks(2, some_steps, stage=0, precision="fp32", optimizer=LAMB)[0]
+    for name, weight in plain_steps(LAMB).items():
+        torch.testing.assert_close(found[name], weight, atol=1e-5, rtol=0)
+
+
+def test_lamb_at_stage_0_in_bf16_keeps_fp32_weights() -> None:
+    found = run_on_ranks(2, some_steps, stage=0, precision="bf16", optimizer=LAMB)[0]
+    for name, weight in plain_steps(LAMB).items():
+        torch.testing.assert_close(found[name], weight, atol=2e-2, rtol=0)
+
+
+def test_lamb_is_refused_where_tensors_are_cut() -> None:
+    with pytest.raises(ConfigError, match="lamb .* ZeRO stage 2 .* zero0"):
+        run_on_ranks(2, some_steps, stage=2, precision="fp32", optimizer=LAMB)
 
 
 def poisoned(world: World, stage: int, precision: str, kind: str) -> list[Any]:

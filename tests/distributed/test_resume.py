@@ -12,7 +12,8 @@ from tests.distributed.ranks import run_on_ranks
 from tests.distributed.standin import engine_of, split_step
 from vlp.distributed import World
 from vlp.errors import CheckpointError
-from vlp.train.checkpoint import CheckpointConfig, Checkpoints, newest, read_weights
+from vlp.train.checkpoint import CheckpointConfig, Checkpoints
+from vlp.train.checkpointfiles import newest, read_weights
 
 STAGES = (0, 1, 2, 3)
 BEFORE, AFTER = 3, 4
@@ -96,24 +97,67 @@ def test_another_model_or_data_is_refused(tmp_path: Path) -> None:
         run_on_ranks(2, load_as, directory=tmp_path, data="other")
 
 
+def resume_noting(world: World, directory: Path) -> tuple[int, list[str]]:
+    engine = engine_of(world, 1)
+    notes: list[str] = []
+    try:
+        state = checkpoints_of(directory, world).load_newest(engine, notes.append)
+        return (state.step if state else 0), notes
+    finally:
+        engine.close()
+
+
+def save_two(world: World, directory: Path) -> None:
+    engine = engine_of(world, 1)
+    for step in (1, 2):
+        checkpoints_of(directory, world).save(engine, step)
+    engine.close()
+
+
+def damage(path: Path, how: str) -> None:
+    if how == "missing":
+        path.unlink()
+    elif how == "truncated":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+
+
+@pytest.mark.parametrize("how", ["missing", "truncated", "flipped"])
+@pytest.mark.parametrize("file", ["rank-00001.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, how: str, file: str) -> None:
+    run_on_ranks(2, save_two, directory=tmp_path)
+    damage(tmp_path / "step-00000002" / file, how if file != "state.json" else "truncated")
+    (step, notes), (other, none) = run_on_ranks(2, resume_noting, directory=tmp_path)
+    assert step == other == 1
+    assert "step-00000002" in notes[0]
+    assert len(notes) == 1
+    assert none == []
+    damage(tmp_path / "step-00000001" / "rank-00000.safetensors", how)
+    with pytest.raises(CheckpointError, match="no checkpoint is whole"):
+        run_on_ranks(2, resume_noting, directory=tmp_path)
+
+
 def fail_to_write(world: World, directory: Path) -> None:
     engine = engine_of(world, 1)
     checkpoints = checkpoints_of(directory, world)
     checkpoints.save(engine, 1)
     from vlp.train import checkpoint
 
-    working = checkpoint._write
+    working = checkpoint.write_tensors
 
-    def full(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    def full(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
         if world.rank == 1:
             raise OSError(28, "No space left on device")
-        working(path, tensors)
+        return working(path, tensors)
 
-    checkpoint._write = full
+    checkpoint.write_tensors = full
     try:
         checkpoints.save(engine, 2)
     finally:
-        checkpoint._write = working
+        checkpoint.write_tensors = working
         engine.close()
 
 

@@ -15,18 +15,36 @@ import pytest
 from tests.distributed.ranks import run_on_ranks
 from tests.distributed.standin import batch_of, engine_of, split_step
 from vlp.distributed import World
-from vlp.errors import ConfigError
-from vlp.train.checkpoint import CheckpointConfig, Checkpoints, completed
+from vlp.errors import ConfigError, VlpError
+from vlp.train.checkpoint import CheckpointConfig, Checkpoints
+from vlp.train.checkpointfiles import completed
+from vlp.train.guard import QuarantineGuard
 from vlp.train.logs import LogConfig, Logs
 from vlp.train.schedule import ScheduleConfig
 from vlp.train.trainer import Outcome, Trainer
 from vlp.types import Step
 
 
+def bad(key: str) -> dict[str, str]:
+    return {"data": "d", "shard": "a.tar", "key": key, "member": "jpg", "error": "does not decode"}
+
+
 def run(
-    world: World, directory: Path, steps: int, stop_in: int = -1, every: int | None = 4, warmup: int = 2
+    world: World,
+    directory: Path,
+    steps: int,
+    stop_in: int = -1,
+    every: int | None = 4,
+    warmup: int = 2,
+    bad_from: int = 99,
+    fail_in: int = -1,
+    limit: float = 0.1,
 ) -> dict[str, Any]:
-    """A run of the stand-in, resumed if the directory has a checkpoint; rank 1 gets SIGTERM in step `stop_in`."""
+    """A run of the stand-in, resumed if the directory has a checkpoint.
+
+    The last rank gets SIGTERM in step `stop_in` and cannot make step `fail_in`; from step `bad_from` on each rank
+    replaces six examples a step.
+    """
     engine = engine_of(world, 2, dropout=0.5)
     checkpoints = Checkpoints(directory / "checkpoints", CheckpointConfig(every=every, keep=2), world, {})
     state = checkpoints.load_newest(engine)
@@ -38,7 +56,11 @@ def run(
                 os.kill(os.getpid(), signal.SIGTERM)
             step = split_step(number, world, 2)
             if number == 1:
-                step.quarantined.append({"key": f"bad of rank {world.rank}"})
+                step.quarantined.append(bad(f"bad of rank {world.rank}"))
+            if number >= bad_from:
+                step.quarantined.extend(bad(f"{number}-{world.rank}-{place}") for place in range(6))
+            if number == fail_in and world.rank == world.size - 1:
+                step = Step(number, [], 0, failure="data: no example can be used")
             yield step
 
     def evaluate() -> dict[str, float]:
@@ -59,6 +81,7 @@ def run(
                 first_step=first,
                 evaluate=evaluate,
                 evaluate_every=5,
+                guard=QuarantineGuard(limit),
             ).run()
     finally:
         engine.close()
@@ -85,7 +108,34 @@ def test_a_run_leaves_numbers_evaluations_and_checkpoints(tmp_path: Path) -> Non
     assert records[0]["lr"] == pytest.approx(0.01 / 3)
     assert [p.name for p in completed(tmp_path / "checkpoints")] == ["step-00000008", "step-00000010"]
     quarantined = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
-    assert quarantined == [{"step": 2, "key": "bad of rank 0"}, {"step": 2, "key": "bad of rank 1"}]
+    assert quarantined == [{"step": 2, **bad(f"bad of rank {rank}")} for rank in range(2)]
+
+
+def test_a_step_that_one_rank_cannot_make_ends_the_run_on_all(tmp_path: Path) -> None:
+    for error in errors_on_ranks(2, directory=tmp_path, steps=10, fail_in=6):
+        assert error == "DataError: data: no example can be used"
+    assert completed(tmp_path / "checkpoints")[-1].name == "step-00000006", "the steps before it are kept"
+    assert run_on_ranks(2, run, directory=tmp_path, steps=10)[0]["finished"]
+
+
+def test_too_many_bad_examples_end_the_run_on_all_ranks(tmp_path: Path) -> None:
+    for error in errors_on_ranks(2, directory=tmp_path, steps=10, bad_from=4):
+        assert "18.9% of the examples seen" in error, error
+    assert completed(tmp_path / "checkpoints")[-1].name == "step-00000005"
+    assert run_on_ranks(2, run, directory=tmp_path, steps=10, bad_from=4, limit=0.5)[0]["finished"]
+
+
+def errors_on_ranks(ranks: int, **arguments: Any) -> list[str]:
+    """What each rank's run ended with."""
+    return run_on_ranks(ranks, failing_run, **arguments)
+
+
+def failing_run(world: World, **arguments: Any) -> str:
+    try:
+        run(world, **arguments)
+    except VlpError as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
 
 
 def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:

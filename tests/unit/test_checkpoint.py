@@ -7,8 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from vlp.data.build import checksum_of
 from vlp.errors import CheckpointError
-from vlp.train.checkpoint import _compare_shapes, newest, read_state, read_weights
+from vlp.train.checkpoint import CheckpointConfig, _compare_shapes, superseded
+from vlp.train.checkpointfiles import DamagedCheckpoint, newest, read_state, read_weights, verify
 
 
 def make(directory: Path, step: int = 1) -> Path:
@@ -18,8 +20,8 @@ def make(directory: Path, step: int = 1) -> Path:
     whole = torch.arange(6.0)
     save_file({"weight/a@0": whole[:2]}, path / "rank-00000.safetensors")
     save_file({"weight/a@2": whole[2:], "kept/b@0": torch.ones(3)}, path / "rank-00001.safetensors")
-    files = {file.name: file.stat().st_size for file in path.iterdir()}
-    state = {"format": 1, "step": step, "parameters": {"a": [2, 3]}, "files": files}
+    files = {file.name: {"bytes": file.stat().st_size, "checksum": checksum_of(file)} for file in path.iterdir()}
+    state = {"format": 2, "step": step, "parameters": {"a": [2, 3]}, "files": files}
     (path / "state.json").write_text(json.dumps(state))
     return path
 
@@ -47,6 +49,30 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
         read_state(path)
 
 
+def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
+    path = make(tmp_path)
+    file = path / "rank-00001.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    state = read_state(path)
+    verify(path, state, slice(0, None, 2))  # the other rank's share is whole
+    with pytest.raises(DamagedCheckpoint, match=r"rank-00001.safetensors: its checksum"):
+        verify(path, state, slice(1, None, 2))
+
+
+def test_the_newest_the_best_and_the_milestones_are_kept() -> None:
+    found = [Path(f"step-{step:08d}") for step in range(10, 100, 10)]
+
+    def removed(best: int | None = None, **config: int) -> list[int]:
+        return [int(path.name[5:]) for path in superseded(found, CheckpointConfig(**config), best)]  # type: ignore[arg-type]
+
+    assert removed(keep=2) == [10, 20, 30, 40, 50, 60, 70]
+    assert removed(keep=2, keep_every=30) == [10, 20, 40, 50, 70]
+    assert removed(best=20, keep=2, keep_every=30) == [10, 40, 50, 70]
+    assert removed(keep=20) == []
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     path = make(tmp_path)
     (path / "rank-00000.safetensors").unlink()
@@ -54,7 +80,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         read_state(path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"format": 1, "files": 3}'])
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"format": 2, "files": 3}'])
 def test_a_state_that_cannot_be_read_is_refused(tmp_path: Path, text: str) -> None:
     path = make(tmp_path)
     (path / "state.json").write_text(text)
@@ -64,8 +90,8 @@ def test_a_state_that_cannot_be_read_is_refused(tmp_path: Path, text: str) -> No
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
     path = make(tmp_path)
-    (path / "state.json").write_text('{"format": 2}')
-    with pytest.raises(CheckpointError, match="format 2 is unknown"):
+    (path / "state.json").write_text('{"format": 3}')
+    with pytest.raises(CheckpointError, match=r"format 3 is not the one .* reads \(2\)"):
         read_state(path)
 
 

@@ -60,3 +60,14 @@ def test_every_step_moves_and_none_passes_the_peak(steps: int, warmup: float, ki
     peak = found.index(max(found))
     assert found[:peak] == sorted(found[:peak])
     assert found[peak:] == sorted(found[peak:], reverse=True)
+
+
+def test_stable_holds_the_peak_and_falls_at_the_end() -> None:
+    found = factors(10, kind="stable", warmup=2, decay=0.3)
+    assert found[2:7] == [1, 1, 1, 1, 1]
+    assert found[7:] == pytest.approx([1, 2 / 3, 1 / 3])
+
+
+def test_polynomial_is_a_power_of_the_line() -> None:
+    line = factors(8, kind="linear", warmup=0)
+    assert factors(8, kind="polynomial", warmup=0, power=3) == pytest.approx([left**3 for left in line])

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from vlp.distributed import World, sum_over_ranks
-from vlp.errors import TrainingError
+from vlp.distributed import World, share, sum_over_ranks
+from vlp.errors import ConfigError, DataError, TrainingError
 from vlp.seeds import derive
-from vlp.train.optimizer import OptimizerConfig, make_optimizer
+from vlp.train.optimizer import OptimizerConfig, make_optimizer, set_rate
 from vlp.train.quiet import import_deepspeed
 from vlp.train.states import States
 from vlp.train.zero import Precision, engine_config, stage_of
@@ -76,7 +76,8 @@ class Engine:
             tensors, or tuples, lists or dicts of them (ZeRO-3 hooks see no others). Every forward, on every rank,
             reports the same metrics.
         weights: weight of each objective in the loss; an objective that is not named here is refused.
-        optimizer: AdamW's settings.
+        optimizer: its settings.
+        heights: layers between a parameter of the task and its heads, by name; for `optimizer.layer_decay`.
         precision: fp32 or bf16.
         zero: what `vlp.train.zero.read_zero` gave.
         world: what `vlp.distributed.world` gave.
@@ -96,8 +97,10 @@ class Engine:
         zero: dict[str, Any],
         world: World,
         seed: int,
+        heights: Mapping[str, int] | None = None,
         log_file: Path | None = None,
     ) -> None:
+        _check_optimizer(optimizer, zero)
         deepspeed = import_deepspeed(log_file)
         self.world = world
         self.seed = seed
@@ -107,9 +110,10 @@ class Engine:
         self._weights = dict(weights)
         self._dtype = torch.bfloat16 if precision == "bf16" else None
         self._root = _Root(task)
-        adam = make_optimizer(self._root, optimizer)
+        self._optimizer = optimizer
+        made = make_optimizer(task, optimizer, heights)
         self._engine, *_ = deepspeed.initialize(
-            model=self._root, optimizer=adam, config=engine_config(zero, precision, optimizer.clip_norm)
+            model=self._root, optimizer=made, config=engine_config(zero, precision, optimizer.clip_norm)
         )
         trained = {name: p for name, p in self._root.task.named_parameters() if p.requires_grad}
         self.states = States(self._engine, trained)
@@ -145,6 +149,7 @@ class Engine:
             stop: this rank wishes to stop; the result says if any rank does.
         Raises:
             TrainingError: ranks disagree on the number of micro-batches or on the metrics.
+            DataError: a rank's step could not be made; raised on all ranks, before anything else is done.
         """
         agreed = self._agree(step, stop)
         scales_O = self._scales(agreed.counts)
@@ -184,15 +189,18 @@ class Engine:
         counts = [sum(b.targets[n].count for b in batches if n in b.targets) for n in self._weights]
         tokens = sum(batch.tokens for batch in batches)
         own = [float(stop), step.examples, tokens, step.cut_texts, len(step.quarantined), len(batches)]
+        own.append(float(bool(step.failure)))
         values = torch.tensor([*own, len(batches) ** 2, *counts], dtype=torch.float64, device=self.world.device)
         total = sum_over_ranks(values).tolist()
-        if total[5] ** 2 != self.world.size * total[6] or not batches:
+        if total[6]:
+            raise DataError(next(failure for failure in share(step.failure, self.world) if failure))
+        if total[5] ** 2 != self.world.size * total[7] or not batches:
             raise TrainingError(
                 f"step {step.number + 1}: ranks have different numbers of micro-batches (rank {self.world.rank} has "
                 f"{len(batches)}), which would hang; this is a defect of the loader, please report it"
             )
         return _Agreed(
-            counts=dict(zip(self._weights, total[7:], strict=True)),
+            counts=dict(zip(self._weights, total[8:], strict=True)),
             stop=total[0] > 0,
             examples=int(total[1]),
             tokens=int(total[2]),
@@ -207,8 +215,7 @@ class Engine:
 
     def _update(self, learning_rate: float) -> tuple[float, bool]:
         """Apply the gradients unless they are not finite; returns their norm and whether they were applied."""
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_rate(self._engine.optimizer.param_groups, self._optimizer, learning_rate, self.states.steps + 1)
         if self.stage == 0 and self.precision == "fp32":  # the one case in which DeepSpeed would apply a NaN
             gradients = [p.grad for p in self._root.parameters() if p.grad is not None]
             norm = float(nn.utils.get_total_norm(gradients))
@@ -294,6 +301,14 @@ class Engine:
     def close(self) -> None:
         """Release DeepSpeed's hooks and buffers."""
         self._engine.destroy()
+
+
+def _check_optimizer(optimizer: OptimizerConfig, zero: dict[str, Any]) -> None:
+    if optimizer.kind == "lamb" and stage_of(zero) > 0:
+        raise ConfigError(
+            f"optimizer.kind: lamb scales each tensor by its norm, and ZeRO stage {stage_of(zero)} cuts tensors into "
+            "shards, whose norms differ: set deepspeed to zero0, or take adamw"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,7 @@ class Logs:
         self._steps = steps
         self._metrics: IO[str] | None = None
         self._quarantine: IO[str] | None = None
+        self._known: set[tuple[str, ...]] = set()
         self._events: Any = None
         self._bar: Any = None
         if not world.is_main:
@@ -59,6 +60,8 @@ class Logs:
         directory.mkdir(parents=True, exist_ok=True)
         self._metrics = _reopen(directory / METRICS_FILE, resume_from)
         self._quarantine = _reopen(directory / QUARANTINE_FILE, resume_from)
+        lines = (directory / QUARANTINE_FILE).read_text(encoding="utf-8").splitlines()
+        self._known = {_place_of(json.loads(line)) for line in lines}
         if config.tensorboard:
             self._events = _events(directory / "tensorboard", resume_from)
         if sys.stdout.isatty() if terminal is None else terminal:
@@ -90,11 +93,13 @@ class Logs:
         self.note(f"step {step}: evaluation: {shown}")
 
     def quarantine(self, step: int, records: Sequence[Mapping[str, str]]) -> None:
-        """Examples that were replaced in a step."""
+        """Examples that were replaced in a step. Each member of a sample is recorded at its first time alone."""
         if self._quarantine is None:
             return
         for record in records:
-            _append(self._quarantine, {"step": step, **record})
+            if _place_of(record) not in self._known:
+                self._known.add(_place_of(record))
+                _append(self._quarantine, {"step": step, **record})
 
     def note(self, text: str) -> None:
         """A line for the person watching."""
@@ -139,6 +144,10 @@ def _reopen(path: Path, last_step: int) -> IO[str]:
             os.fsync(file.fileno())
         fresh.replace(path)
     return path.open("a", encoding="utf-8")
+
+
+def _place_of(record: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(record.get(name, "")) for name in ("data", "shard", "key", "member"))
 
 
 def _step_of(line: str) -> float:

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from vlp.distributed import gather_lists
+from vlp.distributed import share
+from vlp.errors import DataError
 from vlp.train.checkpoint import Checkpoints
 from vlp.train.engine import Engine, StepResult
+from vlp.train.guard import QuarantineGuard
 from vlp.train.logs import Logs
 from vlp.train.schedule import ScheduleConfig, learning_rate_factor, warmup_steps
 
@@ -48,6 +50,7 @@ class Trainer:
         first_step: steps already done (a checkpoint's `step`).
         learning_rate: the peak, which the schedule multiplies.
         evaluate: gives metrics; called on all ranks, every `evaluate_every` steps and after the last.
+        guard: stops the run where too many examples are bad.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Trainer:
         first_step: int = 0,
         evaluate: Evaluate | None = None,
         evaluate_every: int | None = None,
+        guard: QuarantineGuard,
     ) -> None:
         warmup_steps(schedule, steps)  # refuse a warm-up that does not fit before any work is done
         self._engine = engine
@@ -72,36 +76,39 @@ class Trainer:
         self._learning_rate = learning_rate
         self._checkpoints = checkpoints
         self._logs = logs
-        self._done = first_step
+        self._done = self._saved = first_step
         self._evaluate = evaluate
         self._evaluate_every = evaluate_every
+        self._guard = guard
         self._evaluated: dict[str, float] = {}
         self._cut_texts = 0
         self._quarantined = 0
 
     def run(self) -> Outcome:
-        """Train. A checkpoint stands at the end, also after SIGTERM or SIGINT."""
-        saved = self._done
+        """Train. A checkpoint stands at the end, also after SIGTERM or SIGINT.
+
+        Raises:
+            DataError: a step cannot be made, or too many examples are bad; on all ranks, and the steps done are kept.
+        """
         stopped = False
         with StopSignal() as signalled:
             clock = _Clock()
             for step in self._loader:
                 clock.loaded()
-                rate = self._learning_rate * learning_rate_factor(self._schedule, step.number, self._steps)
-                result = self._engine.train_step(step, rate, stop=signalled.received)
-                self._done = step.number + 1
-                self._record(step, result, rate, clock)
+                try:
+                    result = self._step(step, clock, stop=signalled.received)
+                except DataError:
+                    self._save()
+                    raise
                 if self._due(self._checkpoints.config.every):
-                    self._checkpoints.save(self._engine, self._done)
-                    saved = self._done
+                    self._save()
                 if result.stop:
                     stopped = self._done < self._steps
                     break
                 if self._evaluate_every and self._done < self._steps and self._due(self._evaluate_every):
                     self._run_evaluation()
                 clock.restart()
-            if saved != self._done:
-                self._checkpoints.save(self._engine, self._done)
+            self._save()
             if stopped:
                 self._logs.note(f"stopped by a signal after step {self._done}; resume with --resume")
             elif self._evaluate:
@@ -114,6 +121,20 @@ class Trainer:
             quarantined=self._quarantined,
             evaluation=self._evaluated,
         )
+
+    def _step(self, step: Step, clock: _Clock, *, stop: bool) -> StepResult:
+        rate = self._learning_rate * learning_rate_factor(self._schedule, step.number, self._steps)
+        result = self._engine.train_step(step, rate, stop=stop)
+        self._done = step.number + 1
+        self._record(step, result, rate, clock)
+        self._guard.check()
+        return result
+
+    def _save(self) -> None:
+        """A checkpoint of the steps done, if there is none."""
+        if self._saved != self._done:
+            self._checkpoints.save(self._engine, self._done)
+            self._saved = self._done
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self._done % every == 0
@@ -145,8 +166,11 @@ class Trainer:
         self._logs.step(record)
         if not result.applied:
             self._logs.note(f"step {self._done}: loss or gradient is not finite, the step was skipped")
+        records: list[dict[str, str]] = []
         if result.quarantined:  # all ranks know the total, so all come here together
-            self._logs.quarantine(self._done, gather_lists(step.quarantined, self._engine.world))
+            records = [record for part in share(step.quarantined, self._engine.world) for record in part]
+            self._logs.quarantine(self._done, records)
+        self._guard.add(result.examples, records)
 
 
 class StopSignal:
