@@ -154,7 +154,7 @@ def test_lamb_at_stage_0_in_bf16_keeps_fp32_weights() -> None:
 
 
 def test_lamb_is_refused_where_tensors_are_cut() -> None:
-    with pytest.raises(ConfigError, match="lamb .* ZeRO stage 2 .* zero0"):
+    with pytest.raises(ConfigError, match=r"lamb .* ZeRO stage 2 .* zero0"):
         run_on_ranks(2, some_steps, stage=2, precision="fp32", optimizer=LAMB)
 
 

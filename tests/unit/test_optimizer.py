@@ -63,7 +63,7 @@ def test_a_group_without_a_parameter_is_refused(patterns: list[str]) -> None:
 
 
 def test_a_pattern_that_is_none_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"optimizer.groups.*no regular expression"):
+    with pytest.raises(ConfigError, match=r"groups.0.pattern: .* is no regular expression"):
         OptimizerConfig.parse({"groups": [{"pattern": "("}]}, "run.yaml: optimizer")
 
 
@@ -91,7 +91,7 @@ def test_heights_of_a_dual_stream_model() -> None:
         own = [by_block[n] for n in range(len(streams)) if streams[n] == stream]
         assert own == [{both + len(own) - n} for n in range(len(own))]
         assert {h for name, h in found.items() if name.startswith(f"{stream}.")} == {both + len(own) + 1}
-    assert found["pooler.weight"] == 0
+    assert {height for name, height in found.items() if name.startswith("pooler")} == {0}
 
 
 def published_bert_adam(weight: torch.Tensor, gradients: list[torch.Tensor], rate: float) -> torch.Tensor:

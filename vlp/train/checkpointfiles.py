@@ -62,9 +62,7 @@ def read_state(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
         if state["format"] != FORMAT:
-            raise CheckpointError(
-                f"{path}: format {state['format']} is not the one this version of vlp reads ({FORMAT})"
-            )
+            raise CheckpointError(f"{path}: has format {state['format']}, and this version of vlp reads {FORMAT}")
         for name, told in state["files"].items():
             actual = (path / name).stat().st_size
             if actual != told["bytes"]:

@@ -1,49 +1,85 @@
-"""Stops a run whose data turn out to be broken, instead of training on what is left of them."""
+"""Watching the losses: what leaps out of its recent range is told, and a run that only skips steps is ended."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from vlp.errors import DataError
+from pydantic import Field
 
-_SAMPLES, _EXAMPLES = 10, 1000
-"""No verdict before so many different samples were found bad, or so many examples were seen: one bad photo among the
-first few is no rate. With 0.1 % of a dataset bad, the first ten come within 1000 examples once in ten million runs."""
+from vlp.config import Config
+from vlp.errors import TrainingError
+
+_FEWEST = 32
+"""Losses of an objective before its range means anything."""
 
 
-class QuarantineGuard:
-    """Counts what was replaced and what was seen. Every rank is told the same, so all come to the same verdict.
+class GuardConfig(Config):
+    """When a run is warned about, and when it is ended."""
 
-    Counts are of this start of the run: a resumed one begins anew.
+    skipped_in_a_row: int = Field(20, ge=1)
+    """Steps in a row with a loss or gradient that is not finite, after which the run ends."""
+    spike_sigma: float = Field(6.0, gt=0)
+    """A loss that lies so many standard deviations above its recent mean is told, with the step's example ids."""
+    spike_window: int = Field(128, ge=_FEWEST)
+    """Losses of an objective that make its recent mean and deviation."""
+    step_minutes: float = Field(30, gt=0)
+    """Longest that a step, an evaluation or a checkpoint may take; after it a rank takes the others for dead."""
 
-    Args:
-        limit: share of the examples seen that may be bad; 0 tolerates none, 1 any.
-    """
 
-    def __init__(self, limit: float) -> None:
-        self._limit = limit
-        self._seen = 0
-        self._bad = 0
-        self._samples: dict[tuple[str, str], set[str]] = {}
+@dataclass(frozen=True, slots=True)
+class Spike:
+    """A loss out of its range."""
 
-    def add(self, examples: int, records: Iterable[Mapping[str, str]]) -> None:
-        """A step: the examples it was made of, and a record of each that had to be replaced (of all ranks)."""
-        self._seen += examples
-        for record in records:
-            self._bad += 1
-            self._seen += 1
-            self._samples.setdefault((record["data"], record["shard"]), set()).add(record["key"])
+    objective: str
+    loss: float
+    mean: float
+    sigma: float
+    """Standard deviation of the window."""
 
-    def check(self) -> None:
-        """Raises DataError if too many examples are bad, naming the worst shard and what looks into it."""
-        found = sum(map(len, self._samples.values()))
-        early = self._seen < _EXAMPLES and found < _SAMPLES
-        if self._bad <= self._limit * self._seen or (early and self._limit > 0):
+
+class Guard:
+    """Keeps the recent losses of each objective: with one objective per step they live on different levels."""
+
+    def __init__(self, config: GuardConfig) -> None:
+        self._config = config
+        self._recent: dict[str, deque[float]] = {}
+        self._skipped = 0
+
+    def spikes(self, losses: Mapping[str, float]) -> list[Spike]:
+        """The objectives whose loss leaps out of its window, which takes the loss in afterwards."""
+        found = []
+        for name, loss in losses.items():
+            if not math.isfinite(loss):
+                continue
+            window = self._recent.setdefault(name, deque(maxlen=self._config.spike_window))
+            if len(window) >= _FEWEST:
+                mean = math.fsum(window) / len(window)
+                sigma = math.sqrt(math.fsum((value - mean) ** 2 for value in window) / (len(window) - 1))
+                if loss > mean + self._config.spike_sigma * sigma:
+                    found.append(Spike(name, loss, mean, sigma))
+            window.append(loss)
+        return found
+
+    def applied(self, step: int, applied: bool, losses: Mapping[str, float], grad_norm: float) -> None:
+        """Count a step that was applied or skipped.
+
+        Raises:
+            TrainingError: too many were skipped in a row; the message says what to look at.
+        """
+        self._skipped = 0 if applied else self._skipped + 1
+        if self._skipped < self._config.skipped_in_a_row:
             return
-        (data, shard), keys = max(self._samples.items(), key=lambda item: len(item[1]))
-        share = f"{self._bad / self._seen:.1%} of the examples seen so far ({self._bad:,} of {self._seen:,})"
-        raise DataError(
-            f"{share} cannot be used, and data.quarantine_limit allows {self._limit:.1%}; most of the bad samples "
-            f"({len(keys):,} of {found:,}) are in {data}/{shard}: see quarantine.jsonl, and find and mend them all "
-            f"with `vlp-data verify {data} --repair OUT`"
+        bad = [name for name, loss in losses.items() if not math.isfinite(loss)]
+        where = (
+            f"the loss of {', '.join(bad)} is"
+            if bad
+            else f"all losses are finite but the gradient norm is {grad_norm},"
+        )
+        remedy = "its data and targets" if bad else "optimizer.learning_rate, schedule.warmup and optimizer.clip_norm"
+        raise TrainingError(
+            f"step {step}: {self._skipped} steps in a row were skipped; {where} not finite: look at {remedy}, "
+            "then resume from the last checkpoint"
         )
