@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vlp.data.packing import join, pack
 from vlp.distributed import World
+from vlp.train.ema import EmaConfig
 from vlp.train.engine import Engine
 from vlp.train.optimizer import OptimizerConfig
 from vlp.types import Batch, Losses, RegionBatch, Step, Targets, TextBatch
@@ -86,8 +87,9 @@ def batch_of(numbers: list[int], objectives: tuple[str, ...] = ("words", "match"
     masked = torch.cat(positions)
     words = Targets(masked, {"labels": torch.cat(labels)}, float(len(masked)))
     match = Targets(torch.arange(len(classes) - 1), {"labels": torch.cat(classes)}, float(len(classes) - 1))
+    places = torch.zeros(text.tokens, dtype=torch.int64)
     return Batch(
-        text=TextBatch(torch.cat([empty, *(e["ids"] for e in examples)]), torch.zeros(text.tokens), text),
+        text=TextBatch(torch.cat([empty, *(e["ids"] for e in examples)]), places, places, text),
         image=RegionBatch(
             torch.cat([none, *(e["features"] for e in examples)]),
             torch.zeros(image.tokens, 4),
@@ -123,6 +125,7 @@ def engine_of(
     seed: int = 0,
     clip: float | None = None,
     optimizer: OptimizerConfig = OPTIMIZER,
+    ema: EmaConfig | None = None,
     **task: Any,
 ) -> Engine:
     """A fresh engine around the stand-in."""
@@ -134,4 +137,5 @@ def engine_of(
         zero={"zero_optimization": {"stage": stage}},
         world=world,
         seed=seed,
+        ema=ema,
     )

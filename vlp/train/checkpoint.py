@@ -31,6 +31,7 @@ from vlp.train.checkpointfiles import (
     write_state,
     write_tensors,
 )
+from vlp.train.ema import KIND as EMA
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -191,9 +192,12 @@ class Checkpoints:
                 )
         _compare_shapes(path, state["parameters"], engine.shapes())
         with Reader(path, list(state["files"])) as reader:
-            for piece in engine.states.pieces():
+            averaged = bool(reader.names(EMA))
+            for piece in engine.pieces():
                 for kind, values in piece.values.items():
-                    values.copy_(reader.range(kind, piece.name, piece.start, piece.length))
+                    # A mean that the run did not keep before starts at the weights.
+                    source = "weight" if kind == EMA and not averaged else kind
+                    values.copy_(reader.range(source, piece.name, piece.start, piece.length))
             engine.set_untrained({name: reader.whole("kept", name) for name in engine.untrained_names()})
         engine.states.set_steps(state["adam_steps"])
         engine.states.refresh_working_weights()
@@ -214,7 +218,7 @@ def superseded(found: list[Path], config: CheckpointConfig, best_step: int | Non
 def _own_tensors(engine: Engine, world: World) -> dict[str, Tensor]:
     """What this rank writes. At stage 0, where all hold everything, parameters are dealt to the ranks."""
     own: dict[str, Tensor] = {}
-    for index, piece in enumerate(engine.states.pieces()):
+    for index, piece in enumerate(engine.pieces()):
         if engine.stage > 0 or index % world.size == world.rank:
             own |= {f"{kind}/{piece.name}@{piece.start}": values for kind, values in piece.values.items()}
     kept = engine.untrained()

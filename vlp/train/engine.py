@@ -9,9 +9,9 @@ known before the first forward; with them travels all else that ranks must agree
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,9 +21,11 @@ from torch import Tensor, nn
 from vlp.distributed import World, share, sum_over_ranks
 from vlp.errors import ConfigError, DataError, TrainingError
 from vlp.seeds import derive
+from vlp.train.ema import KIND as EMA
+from vlp.train.ema import Ema, EmaConfig
 from vlp.train.optimizer import OptimizerConfig, make_optimizer, set_rate
 from vlp.train.quiet import import_deepspeed
-from vlp.train.states import States
+from vlp.train.states import Piece, States
 from vlp.train.zero import Precision, engine_config, stage_of
 
 if TYPE_CHECKING:
@@ -78,6 +80,7 @@ class Engine:
         weights: weight of each objective in the loss; an objective that is not named here is refused.
         optimizer: its settings.
         heights: layers between a parameter of the task and its heads, by name; for `optimizer.layer_decay`.
+        ema: keep a running mean of the weights.
         precision: fp32 or bf16.
         zero: what `vlp.train.zero.read_zero` gave.
         world: what `vlp.distributed.world` gave.
@@ -98,6 +101,7 @@ class Engine:
         world: World,
         seed: int,
         heights: Mapping[str, int] | None = None,
+        ema: EmaConfig | None = None,
         log_file: Path | None = None,
     ) -> None:
         _check_optimizer(optimizer, zero)
@@ -117,6 +121,7 @@ class Engine:
         )
         trained = {name: p for name, p in self._root.task.named_parameters() if p.requires_grad}
         self.states = States(self._engine, trained)
+        self._ema = Ema(ema, self.states) if ema is not None else None
 
     @property
     def task(self) -> nn.Module:
@@ -165,6 +170,8 @@ class Engine:
             metrics.add(measured)
         grad_norm, applied = self._update(learning_rate)
         self.skipped_steps += not applied
+        if self._ema is not None and applied:
+            self._ema.update(self.states.steps)
         means_O, measures = self._report(sums_O, agreed.counts, metrics)
         losses = {name: mean for name, mean in means_O.items() if agreed.counts[name] > 0}
         return StepResult(
@@ -244,6 +251,16 @@ class Engine:
         values, weights = rest[: len(names)], rest[len(names) :]
         measures = {n: v / w for n, v, w in zip(names, values, weights, strict=True) if w > 0}
         return means, measures
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within it the weights are their running mean, if one is kept; collective. For evaluation and export."""
+        return self._ema.in_place() if self._ema is not None else nullcontext()
+
+    def pieces(self) -> Iterator[Piece]:
+        """What this rank holds of the trained parameters, with all that a checkpoint keeps of them."""
+        for piece in self.states.pieces():
+            mean = {EMA: self._ema.values[piece.name]} if self._ema is not None else {}
+            yield replace(piece, values=piece.values | mean)
 
     def shapes(self) -> dict[str, list[int]]:
         """Shape of each trained parameter by name."""
