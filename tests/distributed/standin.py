@@ -12,6 +12,7 @@ from vlp.distributed import World
 from vlp.train.ema import EmaConfig
 from vlp.train.engine import Engine
 from vlp.train.optimizer import OptimizerConfig
+from vlp.train.zero import read_zero, zero_file
 from vlp.types import Batch, Losses, RegionBatch, Step, Targets, TextBatch
 
 WORDS, WIDTH, CLASSES = 11, 6, 3
@@ -117,6 +118,10 @@ def split_step(number: int, world: World, micro_batches: int, batch_size: int = 
 OPTIMIZER = OptimizerConfig(learning_rate=0.01, weight_decay=0.1, epsilon=EPSILON)
 
 
+def _offloaded(stage: int) -> dict[str, Any]:
+    return read_zero(zero_file(f"zero{stage}_offload"), "fp32")
+
+
 def engine_of(
     world: World,
     stage: int,
@@ -126,6 +131,7 @@ def engine_of(
     clip: float | None = None,
     optimizer: OptimizerConfig = OPTIMIZER,
     ema: EmaConfig | None = None,
+    offload: bool = False,
     **task: Any,
 ) -> Engine:
     """A fresh engine around the stand-in."""
@@ -134,7 +140,7 @@ def engine_of(
         weights=WEIGHTS,
         optimizer=optimizer.model_copy(update={"clip_norm": clip}),
         precision=precision,  # type: ignore[arg-type]
-        zero={"zero_optimization": {"stage": stage}},
+        zero=_offloaded(stage) if offload else {"zero_optimization": {"stage": stage}},
         world=world,
         seed=seed,
         ema=ema,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests.distributed.ranks import run_on_ranks
-from tests.distributed.standin import EPSILON, WEIGHTS, StandIn, batch_of, engine_of, split_step, step_of
+from tests.distributed.standin import EPSILON, OPTIMIZER, WEIGHTS, StandIn, batch_of, engine_of, split_step, step_of
 from vlp.distributed import World
 from vlp.errors import ConfigError, TrainingError
 from vlp.train.optimizer import OptimizerConfig, make_optimizer, set_rate
@@ -101,8 +101,8 @@ def test_one_objective_per_step_equals_a_plain_loop(stage: int) -> None:
         torch.testing.assert_close(found[name], weight, atol=1e-5, rtol=0)
 
 
-def some_steps(world: World, stage: int, precision: str, optimizer: OptimizerConfig) -> dict[str, torch.Tensor]:
-    engine = engine_of(world, stage, precision=precision, optimizer=optimizer)
+def some_steps(world: World, stage: int, **options: Any) -> dict[str, torch.Tensor]:
+    engine = engine_of(world, stage, **options)
     for number in range(4):
         engine.train_step(split_step(number, world, 2), 0.01)
     weights = engine.full_weights()
@@ -138,6 +138,13 @@ LAMB = OptimizerConfig(kind="lamb", weight_decay=0.1, epsilon=EPSILON)
 def test_groups_and_missing_bias_correction_hold_at_every_stage(stage: int) -> None:
     found = run_on_ranks(2, some_steps, stage=stage, precision="fp32", optimizer=UNUSUAL)[0]
     for name, weight in plain_steps(UNUSUAL).items():
+        torch.testing.assert_close(found[name], weight, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_offloading_changes_no_number(stage: int) -> None:
+    found = run_on_ranks(2, some_steps, stage=stage, offload=True)[0]
+    for name, weight in plain_steps(OPTIMIZER).items():
         torch.testing.assert_close(found[name], weight, atol=1e-5, rtol=0)
 
 
@@ -237,5 +244,5 @@ def fp16(world: World) -> None:
 
 
 def test_fp16_is_refused() -> None:
-    with pytest.raises(ConfigError, match="precision: fp16 is not supported yet"):
+    with pytest.raises(ConfigError, match="precision: fp16 needs a GPU"):
         run_on_ranks(1, fp16)

@@ -65,6 +65,20 @@ def test_resumed_at_any_size_and_stage_walks_the_same_curve(
         assert found[0] == pytest.approx(whole[2 * BEFORE :], abs=1e-5), f"stage {source} to {target}"
 
 
+@pytest.mark.parametrize(
+    ("before", "after"), [((2, True), (3, False)), ((3, False), (3, True)), ((3, True), (2, True))]
+)
+def test_offloaded_states_are_saved_and_loaded(
+    tmp_path: Path, before: tuple[int, bool], after: tuple[int, bool]
+) -> None:
+    options = {"stage": before[0], "offload": before[1]}
+    whole = run_on_ranks(2, train, directory=None, first=0, last=BEFORE + AFTER, **options)[0]
+    run_on_ranks(2, train, directory=tmp_path, first=0, last=BEFORE, **options)
+    options = {"stage": after[0], "offload": after[1]}
+    rest = run_on_ranks(2, train, directory=tmp_path, first=BEFORE, last=BEFORE + AFTER, **options)[0]
+    assert rest == pytest.approx(whole[2 * BEFORE :], abs=1e-5)
+
+
 def save_and_compare(world: World, stage: int, directory: Path) -> None:
     engine = engine_of(world, stage, frozen=True)
     engine.train_step(split_step(0, world, 1), 0.01)

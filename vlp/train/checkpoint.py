@@ -133,6 +133,7 @@ class Checkpoints:
             "step": step,
             "adam_steps": engine.states.steps,
             "skipped_steps": engine.skipped_steps,
+            "scaler": engine.scaler,
             "fingerprints": self._fingerprints,
             "facts": facts,
             "made_by": {"world_size": self._world.size, "zero_stage": engine.stage, "precision": engine.precision},
@@ -202,6 +203,7 @@ class Checkpoints:
         engine.states.set_steps(state["adam_steps"])
         engine.states.refresh_working_weights()
         engine.skipped_steps = state["skipped_steps"]
+        engine.scaler = state["scaler"]
         barrier(self._world)
         return CheckpointState(state["step"], state["facts"])
 

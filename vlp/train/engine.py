@@ -25,6 +25,7 @@ from vlp.train.ema import KIND as EMA
 from vlp.train.ema import Ema, EmaConfig
 from vlp.train.optimizer import OptimizerConfig, make_optimizer, set_rate
 from vlp.train.quiet import import_deepspeed
+from vlp.train.scaler import scaler_state, set_scaler_state
 from vlp.train.states import Piece, States
 from vlp.train.zero import Precision, engine_config, stage_of
 
@@ -81,7 +82,7 @@ class Engine:
         optimizer: its settings.
         heights: layers between a parameter of the task and its heads, by name; for `optimizer.layer_decay`.
         ema: keep a running mean of the weights.
-        precision: fp32 or bf16.
+        precision: fp32, bf16, or, on GPUs, fp16 with a dynamic loss scale.
         zero: what `vlp.train.zero.read_zero` gave.
         world: what `vlp.distributed.world` gave.
         seed: of the run; dropout is drawn from (seed, step, rank, micro-batch).
@@ -112,12 +113,14 @@ class Engine:
         self.stage = stage_of(zero)
         self.skipped_steps = 0
         self._weights = dict(weights)
-        self._dtype = torch.bfloat16 if precision == "bf16" else None
+        self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         self._root = _Root(task)
         self._optimizer = optimizer
         made = make_optimizer(task, optimizer, heights)
         self._engine, *_ = deepspeed.initialize(
-            model=self._root, optimizer=made, config=engine_config(zero, precision, optimizer.clip_norm)
+            model=self._root,
+            optimizer=made,
+            config=engine_config(zero, precision, optimizer.clip_norm, cuda=world.device.type == "cuda"),
         )
         trained = {name: p for name, p in self._root.task.named_parameters() if p.requires_grad}
         self.states = States(self._engine, trained)
@@ -261,6 +264,15 @@ class Engine:
         for piece in self.states.pieces():
             mean = {EMA: self._ema.values[piece.name]} if self._ema is not None else {}
             yield replace(piece, values=piece.values | mean)
+
+    @property
+    def scaler(self) -> dict[str, float]:
+        """State of the loss scale; empty but in fp16."""
+        return scaler_state(self._engine.optimizer)
+
+    @scaler.setter
+    def scaler(self, state: Mapping[str, float]) -> None:
+        set_scaler_state(self._engine.optimizer, state)
 
     def shapes(self) -> dict[str, list[int]]:
         """Shape of each trained parameter by name."""

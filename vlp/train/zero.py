@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+from vlp import resources
 from vlp.errors import ConfigError, nearest
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
-_ALLOWED = {"zero_optimization", "aio", "zero_force_ds_cpu_optimizer"}
+_ALLOWED = {"zero_optimization", "aio"}
 _OWNED = {
     "train_batch_size": "batch.size",
     "train_micro_batch_size_per_gpu": "batch.micro_tokens",
@@ -34,6 +35,13 @@ _REFUSED = {
     "zenflow": "it updates parameters late, so a step would no longer be a function of its batch",
     "zero_quantized_gradients": "it rounds gradients differently on every number of ranks",
 }
+
+
+def zero_file(name: str | None) -> Path | None:
+    """The DeepSpeed file that a run's config names: a shipped one or the user's own."""
+    if name is None:
+        return None
+    return resources.shipped("deepspeed", name) if name in resources.names("deepspeed") else Path(name)
 
 
 def read_zero(path: Path | None, precision: Precision) -> dict[str, Any]:
@@ -76,19 +84,33 @@ def _check(values: dict[str, Any], path: str) -> None:
         raise ConfigError(f"{path}: zero_optimization.compute_grad_norm cannot be off: NaNs would be applied")
 
 
+def compiled_operations(zero: dict[str, Any]) -> list[str]:
+    """Operations that DeepSpeed compiles when a run with this configuration first starts.
+
+    Torch's own AdamW and collectives are used, so only reading and writing offloaded states on an NVMe disk needs one.
+    """
+    section = zero.get("zero_optimization", {})
+    offloads = (section.get("offload_optimizer") or {}, section.get("offload_param") or {})
+    return ["async_io"] if any(offload.get("device") == "nvme" for offload in offloads) else []
+
+
 def stage_of(zero: dict[str, Any]) -> int:
     """The ZeRO stage of a configuration that `read_zero` gave."""
     return int(zero.get("zero_optimization", {}).get("stage", 0))
 
 
-def engine_config(zero: dict[str, Any], precision: Precision, clip_norm: float | None) -> dict[str, Any]:
+def engine_config(
+    zero: dict[str, Any], precision: Precision, clip_norm: float | None, *, cuda: bool = False
+) -> dict[str, Any]:
     """The whole configuration for DeepSpeed.
 
+    Args:
+        cuda: whether the run has GPUs, which fp16 needs.
     Raises:
         ConfigError: the precision is not supported, or ZeRO's section holds a key or value DeepSpeed does not know.
     """
-    if precision == "fp16":
-        raise ConfigError("precision: fp16 is not supported yet; use bf16 (same memory, no loss scaling) or fp32")
+    if precision == "fp16" and not cuda:
+        raise ConfigError("precision: fp16 needs a GPU; on a CPU use bf16 (same memory, no loss scaling) or fp32")
     _check_section(zero.get("zero_optimization", {}))
     config: dict[str, Any] = {
         **zero,
@@ -97,10 +119,13 @@ def engine_config(zero: dict[str, Any], precision: Precision, clip_norm: float |
         "gradient_clipping": clip_norm or 0.0,  # DeepSpeed's default is 1.0
         "zero_allow_untested_optimizer": False,
         # Offload with torch's AdamW instead of DeepSpeed's own, which would be compiled for minutes at the first start.
-        "zero_force_ds_cpu_optimizer": zero.get("zero_force_ds_cpu_optimizer", False),
+        "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": precision == "bf16"},
+        # loss_scale 0 is dynamic: halved when a gradient overflows, doubled after 1000 steps without (Micikevicius et
+        # al. 2018, section 3.2). DeepSpeed's own start, 2**16, and its patience of two overflows.
+        "fp16": {"enabled": precision == "fp16", "loss_scale": 0, "initial_scale_power": 16, "hysteresis": 2},
     }
-    if precision == "bf16" and stage_of(zero) > 0:
+    if precision != "fp32" and stage_of(zero) > 0:
         config["data_types"] = {"grad_accum_dtype": "fp32"}  # many small micro-batches would vanish in bf16
     return config
 
