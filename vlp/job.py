@@ -6,31 +6,40 @@ import hashlib
 import json
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from vlp import resources
 from vlp.assemble import Assembled, assemble, make_module, model_summary
 from vlp.config import write_yaml
+from vlp.data.dataset import Dataset
 from vlp.data.loader import StepLoader
 from vlp.distributed import World, barrier, world
 from vlp.errors import ConfigError
 from vlp.models.heights import heights
-from vlp.run import Command, RunConfig, load_run
+from vlp.run import Command, load_run
+from vlp.tasks.card import DataFacts, Training, shown
 from vlp.tasks.judge import Judge
 from vlp.tasks.saved import SavedTask, save_trained
 from vlp.train.checkpoint import Checkpoints
+from vlp.train.checkpointfiles import CHECKPOINTS
 from vlp.train.engine import Engine
-from vlp.train.guard import QuarantineGuard
+from vlp.train.evaluation import Evaluation
+from vlp.train.guard import Guard
+from vlp.train.hooks import Hook
 from vlp.train.logs import Logs
-from vlp.train.trainer import Evaluate, Outcome, Trainer
-from vlp.train.zero import read_zero
+from vlp.train.profiler import Profiler
+from vlp.train.quarantine import Quarantine
+from vlp.train.saver import Saver
+from vlp.train.trainer import Outcome, Trainer
+from vlp.train.watchdog import Watchdog
+from vlp.train.zero import read_zero, zero_file
 
 CONFIG_FILE = "config.yaml"
 FACTS_FILE = "run.json"
 MODEL_DIRECTORY = "model"
+PACKAGES = ("torch", "torchvision", "timm", "transformers", "deepspeed", "webdataset", "vlp")
 
 
 def train(config: str, overrides: Sequence[str], command: Command, *, resume: bool) -> Outcome:
@@ -60,19 +69,21 @@ def _check_directory(directory: Path, resume: bool) -> None:
 
 def _train(assembled: Assembled, directory: Path, ranks: World, resume: bool) -> Outcome:
     run = assembled.config
-    module = make_module(assembled)
+    notes: list[str] = []
+    module = make_module(assembled, notes.append)
     engine = Engine(
         module,
         weights=assembled.task.weights,
         optimizer=run.optimizer,
         precision=run.precision,
-        zero=read_zero(_zero_file(run), run.precision),
+        zero=read_zero(zero_file(run.deepspeed), run.precision),
         world=ranks,
         seed=run.run.seed,
         heights={f"model.{name}": height for name, height in heights(module.model).items()},
+        ema=run.ema,
         log_file=directory / "deepspeed.log",
     )
-    checkpoints = Checkpoints(directory / "checkpoints", run.checkpoint, ranks, _fingerprints(assembled))
+    checkpoints = Checkpoints(directory / CHECKPOINTS, run.checkpoint, ranks, _fingerprints(assembled))
     state = checkpoints.load_newest(engine)
     done = state.step if state else 0
     loader = StepLoader(
@@ -87,29 +98,36 @@ def _train(assembled: Assembled, directory: Path, ranks: World, resume: bool) ->
         world_size=ranks.size,
         workers=run.data.workers,
         pin_memory=ranks.device.type == "cuda",
+        augment=run.data.augment,
     )
     if ranks.is_main:
         _describe(assembled, directory, ranks)
+    evaluation = _evaluation(assembled, engine)
     with Logs(directory, run.log, ranks, steps=assembled.steps, resume_from=done) as logs:
         logs.note(_headline(assembled, ranks, done))
+        for note in notes if not done else ():
+            logs.note(note)
         if resume and state is None:
             logs.note(f"{directory} holds no checkpoint to resume from; this is the first step")
-        trainer = Trainer(
-            engine,
-            loader,
-            steps=assembled.steps,
-            schedule=run.schedule,
-            learning_rate=run.optimizer.learning_rate,
-            checkpoints=checkpoints,
-            logs=logs,
-            first_step=done,
-            evaluate=_evaluation(assembled, engine),
-            evaluate_every=run.evaluation.every,
-            guard=QuarantineGuard(run.data.quarantine_limit),
-        )
-        outcome = trainer.run()
+        if evaluation is not None and state is not None:
+            evaluation.restore(state.facts)
+        with Watchdog(run.guard.step_minutes, ranks.rank) as watchdog:
+            trainer = Trainer(
+                engine,
+                loader,
+                steps=assembled.steps,
+                schedule=run.schedule,
+                learning_rate=run.optimizer.learning_rate,
+                saver=Saver(checkpoints, engine, done),
+                logs=logs,
+                hooks=_hooks(assembled, directory, logs, ranks),
+                first_step=done,
+                evaluation=evaluation,
+                watchdog=watchdog,
+            )
+            outcome = trainer.run()
         if outcome.finished:
-            export(assembled, engine, directory / MODEL_DIRECTORY)
+            export(assembled, engine, directory / MODEL_DIRECTORY, outcome.evaluation)
             logs.note(f"model: {directory / MODEL_DIRECTORY}")
         if outcome.cut_texts or outcome.quarantined:
             logs.note(
@@ -119,39 +137,67 @@ def _train(assembled: Assembled, directory: Path, ranks: World, resume: bool) ->
     return outcome
 
 
-def _evaluation(assembled: Assembled, engine: Engine) -> Evaluate | None:
+def _hooks(assembled: Assembled, directory: Path, logs: Logs, ranks: World) -> list[Hook]:
+    run = assembled.config
+    hooks: list[Hook] = [Quarantine(run.data.quarantine_limit, logs, ranks), Guard(run.guard, logs, ranks)]
+    if run.profile is not None:
+        hooks.append(Profiler(run.profile, directory, ranks.rank))
+    return hooks
+
+
+def _evaluation(assembled: Assembled, engine: Engine) -> Evaluation | None:
     val, run = assembled.val, assembled.config
     if val is None:
         return None
     judge = Judge(engine, val, run.batch.micro_tokens, run.run.seed, run.evaluation.limit)
-    return lambda: judge.metrics(assembled.task)
+    return Evaluation(run.evaluation, lambda: judge.metrics(assembled.task))
 
 
-def export(assembled: Assembled, engine: Engine, directory: Path) -> None:
+def export(assembled: Assembled, engine: Engine, directory: Path, metrics: Mapping[str, float]) -> None:
     """Write the model directory; collective, rank 0 writes."""
-    weights = engine.full_weights()
+    with engine.averaged():
+        weights = engine.full_weights()
     if engine.world.is_main:
         tensors = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
         run = assembled.config
         saved = SavedTask(task=run.task, without=run.data.without, data=assembled.data_fingerprints)
-        save_trained(directory, run.model, tensors, saved, assembled.text)
+        history = _history(assembled, metrics)
+        save_trained(directory, run.model, tensors, saved, assembled.text, history, Path(run.run.dir).resolve().name)
 
 
-def _zero_file(run: RunConfig) -> Path | None:
-    if run.deepspeed is None:
-        return None
-    if run.deepspeed in resources.names("deepspeed"):
-        return resources.shipped("deepspeed", run.deepspeed)
-    return Path(run.deepspeed)
+def _history(assembled: Assembled, metrics: Mapping[str, float]) -> Training:
+    """What the model's card says of its training."""
+    recipe = shown(assembled.config.plain())
+    for section in ("model", "log"):
+        del recipe[section]
+    del recipe["run"]["dir"]
+    return Training(
+        steps=assembled.steps,
+        recipe=recipe,
+        data=tuple(_data_facts(dataset) for dataset in assembled.train),
+        judged_on=_data_facts(assembled.val) if assembled.val else None,
+        metrics=dict(metrics),
+        versions={name: version(name) for name in PACKAGES},
+    )
+
+
+def _data_facts(dataset: Dataset) -> DataFacts:
+    manifest = dataset.index.manifest
+    return DataFacts(
+        name=str(dataset.index.directory).rstrip("/").rsplit("/", 1)[-1],
+        examples=int(dataset.examples_S.sum()),
+        fingerprint=manifest.fingerprint,
+        made_by=shown(manifest.made_by),
+    )
 
 
 def _fingerprints(assembled: Assembled) -> dict[str, str]:
     """What a resumed run must have in common with the one that wrote the checkpoint."""
     run = assembled.config
-    weights = [entry.weight for entry in run.data.train]
+    weights = [*(entry.weight for entry in run.data.train), run.data.temperature]
     parts: dict[str, Any] = {
         "model": run.model.plain(),
-        "task": [run.task.plain(), run.data.without],
+        "task": [run.task.plain(), run.data.without, run.data.augment and run.data.augment.plain()],
         "data": [*assembled.data_fingerprints, *weights, run.data.groups, run.data.block_shards],
         "tokenizer": assembled.text.fingerprint,
         "batch.size": run.batch.size,
@@ -169,11 +215,10 @@ def _describe(assembled: Assembled, directory: Path, ranks: World) -> None:
     """What the run is, for who finds its directory later."""
     directory.mkdir(parents=True, exist_ok=True)
     write_yaml(directory / CONFIG_FILE, assembled.config.plain())
-    packages = ("torch", "torchvision", "timm", "transformers", "deepspeed", "webdataset", "vlp")
     facts = {
         "command": sys.argv,
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
+        "versions": {name: version(name) for name in PACKAGES},
         "ranks": ranks.size,
         "device": str(ranks.device),
         "data": assembled.data_fingerprints,

@@ -12,13 +12,19 @@ from typing_extensions import Self
 
 from vlp import resources
 from vlp.config import Config, apply_overrides, read_yaml
+from vlp.data.augment import AugmentConfig
+from vlp.data.cache import CacheConfig
 from vlp.errors import ConfigError, nearest
 from vlp.models.model import ModelConfig, read_config
 from vlp.tasks.registry import AnyTaskConfig
 from vlp.tasks.task import Without
 from vlp.train.checkpoint import CheckpointConfig
+from vlp.train.ema import EmaConfig
+from vlp.train.evaluation import EvaluationConfig
+from vlp.train.guard import GuardConfig
 from vlp.train.logs import LogConfig
 from vlp.train.optimizer import OptimizerConfig
+from vlp.train.profiler import ProfileConfig
 from vlp.train.schedule import ScheduleConfig
 from vlp.train.zero import Precision
 
@@ -27,9 +33,9 @@ class DatasetConfig(Config):
     """One dataset of a mixture."""
 
     path: str
-    """A directory of indexed shards."""
-    weight: float = Field(1.0, gt=0)
-    """Its part of the mixture; only proportions matter."""
+    """A directory of indexed shards, or the URL of one (s3://, gs://, hf://, https://)."""
+    weight: float | None = Field(None, gt=0)
+    """Its part of the mixture; only proportions matter (default: 1 each, unless `temperature` is given)."""
 
 
 class DataConfig(Config):
@@ -37,6 +43,8 @@ class DataConfig(Config):
 
     train: tuple[DatasetConfig, ...] = Field(min_length=1)
     """A directory, or a list of directories or of {path, weight}."""
+    temperature: float | None = Field(None, ge=1)
+    """Instead of weights: each dataset gets examples ** (1 / temperature). 1 mixes by size, larger evens sizes out."""
     val: str | None = None
     """A directory that evaluation reads."""
     groups: int = Field(1, ge=1)
@@ -45,8 +53,20 @@ class DataConfig(Config):
     """Shards whose examples are shuffled together."""
     workers: int = Field(0, ge=0)
     """Loader processes per rank; 0 prepares each step in the training process."""
+    quarantine_limit: float = Field(0.01, ge=0, le=1)
+    """Share of the examples seen that may be unreadable, and replaced, before the run stops."""
+    cache: CacheConfig = CacheConfig()
+    """Where remote data are kept on this machine."""
     without: Without | None = None
     """Leave out a modality, to measure what the other can do alone."""
+    augment: AugmentConfig | None = None
+    """How training looks at images anew in each epoch; null shows them as they are, as evaluation does."""
+
+    @model_validator(mode="after")
+    def _one_mixture(self) -> Self:
+        if self.temperature is not None and any(entry.weight is not None for entry in self.train):
+            raise ValueError("temperature and a weight are both given, and either fixes the mixture; take one back")
+        return self
 
     @field_validator("train", mode="before")
     @classmethod
@@ -87,15 +107,6 @@ class RunSection(Config):
         return self
 
 
-class EvaluationConfig(Config):
-    """Evaluation during training, on `data.val`; there is always one at the end."""
-
-    every: int | None = Field(None, ge=1)
-    """Steps between evaluations; null for none but the last."""
-    limit: int | None = Field(None, ge=1)
-    """Judge only so many examples (retrieval: images, `task.judged_images` at most); null for all."""
-
-
 class RunConfig(Config):
     """One run."""
 
@@ -115,14 +126,27 @@ class RunConfig(Config):
     """Of forward and backward; from ZeRO stage 1 on the optimizer keeps fp32 weights in either case."""
     deepspeed: str | None = None
     """The name of a shipped DeepSpeed config (zero1, zero2, ...) or a JSON file: ZeRO and offload only."""
+    ema: EmaConfig | None = None
+    """Keep a running mean of the weights, which evaluation and the exported model use; null for none."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    guard: GuardConfig = GuardConfig()
+    profile: ProfileConfig | None = None
+    """Trace some steps; null for none."""
     log: LogConfig = LogConfig()
     run: RunSection
 
     @model_validator(mode="after")
+    def _can_keep_best(self) -> Self:
+        if self.checkpoint.keep_best and self.evaluation.metric is None:
+            raise ValueError("checkpoint.keep_best needs evaluation.metric, the name of the metric that decides")
+        if self.data.val is None and (self.checkpoint.keep_best or self.evaluation.every):
+            raise ValueError("evaluation.every and checkpoint.keep_best need data.val, which there is none of")
+        return self
+
+    @model_validator(mode="after")
     def _has_tokenizer(self) -> Self:
-        if self.tokenizer is None and self.init is None:
+        if self.tokenizer is None and self.init is None and self.model.text.weights is None:
             raise ValueError("tokenizer is missing: give a directory or hub id (or a trained model, which has one)")
         return self
 

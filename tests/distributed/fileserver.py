@@ -35,6 +35,8 @@ class FileServer:
         self.always: dict[str, Fault] = {}
         self.delay = 0.0
         """Seconds before each answer."""
+        self.silent: set[str] = set()
+        """Files that are never answered for."""
         self.sent: Counter[str] = Counter()
         """Bytes given of each file, by name."""
         self.most_at_once = 0
@@ -92,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         path = self.files.directory / unquote(self.path).removeprefix("/data/")
         fault = self.files.fault(path.name)
-        time.sleep(self.files.delay)
+        time.sleep(100 if path.name in self.files.silent else self.files.delay)
         if fault == "reset":
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from collections.abc import Iterator
@@ -11,15 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.distributed.ranks import run_on_ranks
 from tests.distributed.standin import batch_of, engine_of, split_step
 from vlp.distributed import World
 from vlp.errors import ConfigError, VlpError
 from vlp.train.checkpoint import CheckpointConfig, Checkpoints
-from vlp.train.checkpointfiles import completed
-from vlp.train.guard import QuarantineGuard
+from vlp.train.checkpointfiles import completed, step_of
+from vlp.train.evaluation import Evaluation, EvaluationConfig
+from vlp.train.guard import Guard, GuardConfig
 from vlp.train.logs import LogConfig, Logs
+from vlp.train.quarantine import Quarantine
+from vlp.train.saver import Saver
 from vlp.train.schedule import ScheduleConfig
 from vlp.train.trainer import Outcome, Trainer
 from vlp.types import Step
@@ -34,26 +39,34 @@ def run(
     directory: Path,
     steps: int,
     stop_in: int = -1,
+    save_in: int = -1,
+    nan_from: int = 99,
+    scores: tuple[float, ...] = (),
     every: int | None = 4,
     warmup: int = 2,
     bad_from: int = 99,
     fail_in: int = -1,
     limit: float = 0.1,
+    judged: dict[str, Any] | None = None,
+    **kept: Any,
 ) -> dict[str, Any]:
     """A run of the stand-in, resumed if the directory has a checkpoint.
 
-    The last rank gets SIGTERM in step `stop_in` and cannot make step `fail_in`; from step `bad_from` on each rank
-    replaces six examples a step.
+    The last rank gets SIGTERM in step `stop_in`, SIGUSR1 in step `save_in`, and cannot make step `fail_in`; from step
+    `bad_from` on each rank replaces six examples a step, from `nan_from` on the loss is none. Evaluation n scores
+    `scores[n]`.
     """
     engine = engine_of(world, 2, dropout=0.5)
-    checkpoints = Checkpoints(directory / "checkpoints", CheckpointConfig(every=every, keep=2), world, {})
+    checkpoints = Checkpoints(directory / "checkpoints", CheckpointConfig(every=every, keep=2, **kept), world, {})
     state = checkpoints.load_newest(engine)
     first = state.step if state else 0
 
     def loader() -> Iterator[Step]:
         for number in range(first, steps):
-            if number == stop_in and world.rank == world.size - 1:
-                os.kill(os.getpid(), signal.SIGTERM)
+            for wanted, signal_ in ((stop_in, signal.SIGTERM), (save_in, signal.SIGUSR1)):
+                if number == wanted and world.rank == world.size - 1:
+                    os.kill(os.getpid(), signal_)
+            engine.task.offset = math.nan if number >= nan_from else 0.0  # type: ignore[assignment]
             step = split_step(number, world, 2)
             if number == 1:
                 step.quarantined.append(bad(f"bad of rank {world.rank}"))
@@ -63,10 +76,16 @@ def run(
                 step = Step(number, [], 0, failure="data: no example can be used")
             yield step
 
-    def evaluate() -> dict[str, float]:
+    def judge() -> dict[str, float]:
         losses = engine.inference(lambda task: task(engine.to_device(batch_of([1, 2]))))
-        return {"loss": float(losses.sums["words"])}
+        taken.append(len(taken))
+        metrics = {"loss": float(losses.sums["words"])}
+        return metrics | ({"score": scores[(engine.states.steps - 1) // 5]} if scores else {})
 
+    taken: list[int] = []
+    evaluation = Evaluation(EvaluationConfig(every=5, **(judged or {})), judge)
+    if state:
+        evaluation.restore(state.facts)
     logs = Logs(directory, LogConfig(tensorboard=False), world, steps=steps, resume_from=first, terminal=False)
     try:
         with logs:
@@ -76,12 +95,11 @@ def run(
                 steps=steps,
                 schedule=ScheduleConfig(warmup=warmup),
                 learning_rate=0.01,
-                checkpoints=checkpoints,
+                saver=Saver(checkpoints, engine, first),
                 logs=logs,
+                hooks=[Quarantine(limit, logs, world), Guard(GuardConfig(skipped_in_a_row=3), logs, world)],
                 first_step=first,
-                evaluate=evaluate,
-                evaluate_every=5,
-                guard=QuarantineGuard(limit),
+                evaluation=evaluation,
             ).run()
     finally:
         engine.close()
@@ -106,6 +124,12 @@ def test_a_run_leaves_numbers_evaluations_and_checkpoints(tmp_path: Path) -> Non
     wanted = "loss/words loss/match words/accuracy lr grad_norm examples_per_second tokens_per_second data_wait"
     assert set(wanted.split()) <= set(records[0])
     assert records[0]["lr"] == pytest.approx(0.01 / 3)
+    batches = [
+        b for rank in range(2) for b in split_step(0, World(rank, 2, rank, torch.device("cpu")), 2).micro_batches
+    ]
+    padded = sum(len(batch) * max(batch.joint.lengths) for batch in batches)
+    assert records[0]["padding"] == pytest.approx(1 - sum(batch.tokens for batch in batches) / padded)
+    assert records[0]["padding"] > 0
     assert [p.name for p in completed(tmp_path / "checkpoints")] == ["step-00000008", "step-00000010"]
     quarantined = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
     assert quarantined == [{"step": 2, **bad(f"bad of rank {rank}")} for rank in range(2)]
@@ -165,3 +189,58 @@ def test_without_a_period_only_the_end_is_kept(tmp_path: Path) -> None:
 def test_a_warmup_that_does_not_fit_is_refused_before_any_step(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"schedule\.warmup"):
         run_on_ranks(1, run, directory=tmp_path, steps=3, warmup=4)
+
+
+def steps_kept(directory: Path) -> list[int]:
+    return [step_of(path) for path in completed(directory / "checkpoints")]
+
+
+def test_a_request_for_a_checkpoint_saves_and_goes_on(tmp_path: Path) -> None:
+    assert run_on_ranks(2, run, directory=tmp_path, steps=10, save_in=5, every=None)[0]["finished"]
+    assert steps_kept(tmp_path) == [6, 10]
+
+
+def test_a_checkpoint_by_the_clock(tmp_path: Path) -> None:
+    run_on_ranks(2, run, directory=tmp_path, steps=3, every=None, minutes=1e-9)
+    assert steps_kept(tmp_path) == [2, 3], "every step wrote one, two are kept"
+
+
+BEST = {"metric": "score", "better": "higher"}
+
+
+def test_the_best_checkpoint_stays(tmp_path: Path) -> None:
+    run_on_ranks(2, run, directory=tmp_path, steps=30, scores=(1, 5, 4, 3, 2, 1), judged=BEST, keep_best=True)
+    assert steps_kept(tmp_path) == [10, 28, 30]
+
+
+def test_a_resumed_run_remembers_the_best(tmp_path: Path) -> None:
+    scores = (1, 5, 4, 3, 2, 1)
+    run_on_ranks(2, run, directory=tmp_path, steps=30, stop_in=16, scores=scores, judged=BEST, keep_best=True)
+    run_on_ranks(2, run, directory=tmp_path, steps=30, scores=scores, judged=BEST, keep_best=True)
+    assert steps_kept(tmp_path) == [10, 28, 30]
+
+
+def test_without_improvement_the_run_ends_early(tmp_path: Path) -> None:
+    judged = {"metric": "score", "better": "lower", "patience": 2}
+    outcome = run_on_ranks(2, run, directory=tmp_path, steps=40, scores=(3, 1, 2, 2, 0, 0, 0, 0), judged=judged)[0]
+    assert (outcome["step"], outcome["finished"]) == (20, True)
+    assert steps_kept(tmp_path)[-1] == 20
+
+
+def test_a_metric_that_is_none_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"evaluation.metric: 'scores' is none .*did you mean 'score'"):
+        run_on_ranks(1, run, directory=tmp_path, steps=6, scores=(1, 1), judged={"metric": "scores"})
+
+
+def test_a_finished_run_that_is_resumed_repeats_no_evaluation(tmp_path: Path) -> None:
+    run_on_ranks(2, run, directory=tmp_path, steps=10)
+    before = lines(tmp_path)
+    assert run_on_ranks(2, run, directory=tmp_path, steps=10)[0]["finished"]
+    assert lines(tmp_path) == before
+
+
+def test_steps_that_are_only_skipped_end_the_run_on_all_ranks(tmp_path: Path) -> None:
+    for error in errors_on_ranks(2, directory=tmp_path, steps=20, nan_from=6):
+        assert error.startswith("TrainingError: step 9: 3 steps in a row were skipped; the loss of match is not finite")
+    assert steps_kept(tmp_path)[-1] == 9
+    assert len(lines(tmp_path)) == 9 + 1, "the step that ended the run is in the metrics"

@@ -1,16 +1,25 @@
 """Losses that leap, and runs that only skip."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from vlp.distributed import World
 from vlp.errors import TrainingError
 from vlp.train.guard import Guard, GuardConfig
+from vlp.train.logs import LogConfig, Logs
+
+
+def guard_of(**config: float) -> Guard:
+    world = World(1, 2, 1, torch.device("cpu"))  # not the rank that writes
+    return Guard(GuardConfig.parse(config), Logs(Path(), LogConfig(), world, steps=1), world)
 
 
 def watched(losses: list[float], name: str = "mlm", **config: float) -> list[int]:
-    guard = Guard(GuardConfig.parse(config))
+    guard = guard_of(**config)
     return [number for number, loss in enumerate(losses) if guard.spikes({name: loss})]
 
 
@@ -38,7 +47,7 @@ def test_the_window_forgets() -> None:
 
 
 def test_objectives_have_windows_of_their_own() -> None:
-    guard = Guard(GuardConfig())
+    guard = guard_of()
     found = []
     for low in noise(100):
         found += guard.spikes({"itm": low}) + guard.spikes({"mlm": 50 + low})
@@ -51,7 +60,7 @@ def test_a_loss_that_is_not_finite_leaves_the_window_alone() -> None:
 
 
 def test_skipping_on_and_on_ends_the_run() -> None:
-    guard = Guard(GuardConfig(skipped_in_a_row=3))
+    guard = guard_of(skipped_in_a_row=3)
     for step, applied in enumerate([False, False, True, False, False]):
         guard.applied(step, applied, {"mlm": math.nan}, math.nan)
     with pytest.raises(TrainingError, match=r"step 6: 3 steps in a row .* the loss of mlm is not finite.*targets"):
@@ -59,6 +68,6 @@ def test_skipping_on_and_on_ends_the_run() -> None:
 
 
 def test_a_gradient_that_explodes_points_at_the_rate() -> None:
-    guard = Guard(GuardConfig(skipped_in_a_row=1))
+    guard = guard_of(skipped_in_a_row=1)
     with pytest.raises(TrainingError, match=r"gradient norm is inf, not finite: look at optimizer.learning_rate"):
         guard.applied(1, False, {"mlm": 2.0}, math.inf)

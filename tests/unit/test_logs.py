@@ -56,6 +56,26 @@ def test_a_resumed_run_repeats_no_step_and_keeps_no_half_line(tmp_path: Path) ->
     assert (tmp_path / "quarantine.jsonl").read_text() == '{"step": 2, "shard": "a"}\n'
 
 
+def bad(key: str, member: str = "jpg", data: str = "d") -> dict[str, str]:
+    return {"data": data, "shard": "a.tar", "key": key, "member": member, "error": "does not decode"}
+
+
+def test_a_bad_sample_is_recorded_once(tmp_path: Path) -> None:
+    def told() -> list[tuple[int, str, str, str]]:
+        lines = map(json.loads, (tmp_path / "quarantine.jsonl").read_text().splitlines())
+        return [(line["step"], line["data"], line["key"], line["member"]) for line in lines]
+
+    with logs(tmp_path) as written:
+        written.quarantine(1, [bad("x"), bad("x"), bad("y")])
+        written.quarantine(9, [bad("y"), bad("x", "json"), bad("x", data="e")])
+    first = [(1, "d", "x", "jpg"), (1, "d", "y", "jpg"), (9, "d", "x", "json"), (9, "e", "x", "jpg")]
+    assert told() == first
+    with logs(tmp_path, resume_from=4) as written:  # what steps after the checkpoint recorded is recorded anew
+        written.quarantine(5, [bad("x"), bad("x", "json")])
+        written.quarantine(6, [bad("y"), bad("x", "json")])
+    assert told() == [*first[:2], (5, "d", "x", "json")]
+
+
 def test_plain_lines_come_now_and_then(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with logs(tmp_path, every=10) as written:
         for step in range(1, 26):

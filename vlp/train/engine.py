@@ -50,8 +50,12 @@ class StepResult:
     """False if loss or gradient was not finite, so that no weight changed."""
     stop: bool
     """True if any rank asked to stop."""
+    save: bool
+    """True if any rank asked for a checkpoint."""
     examples: int
     tokens: int
+    padding: float
+    """Share of padding where each micro-batch's examples are laid out as long as its longest."""
     micro_batches: int
     """Per rank."""
     cut_texts: int
@@ -148,18 +152,18 @@ class Engine:
         finally:
             self._root.train()
 
-    def train_step(self, step: Step, learning_rate: float, *, stop: bool = False) -> StepResult:
+    def train_step(self, step: Step, learning_rate: float, *, stop: bool = False, save: bool = False) -> StepResult:
         """One optimizer step on a global batch; collective.
 
         Args:
             step: this rank's micro-batches, equally many on every rank.
             learning_rate: of this step.
-            stop: this rank wishes to stop; the result says if any rank does.
+            stop, save: this rank wishes to stop, or to save; the result says if any rank does.
         Raises:
             TrainingError: ranks disagree on the number of micro-batches or on the metrics.
             DataError: a rank's step could not be made; raised on all ranks, before anything else is done.
         """
-        agreed = self._agree(step, stop)
+        agreed = self._agree(step, stop, save)
         scales_O = self._scales(agreed.counts)
         sums_O = torch.zeros(len(self._weights), dtype=torch.float64, device=self.world.device)
         metrics = _Metrics()
@@ -184,38 +188,53 @@ class Engine:
             grad_norm=grad_norm,
             applied=applied,
             stop=agreed.stop,
+            save=agreed.save,
             examples=agreed.examples,
             tokens=agreed.tokens,
+            padding=1 - agreed.tokens / max(1, agreed.padded_tokens),
             micro_batches=len(step.micro_batches),
             cut_texts=agreed.cut_texts,
             quarantined=agreed.quarantined,
         )
 
-    def _agree(self, step: Step, stop: bool) -> _Agreed:
+    def _agree(self, step: Step, stop: bool, save: bool) -> _Agreed:
         """The counts of the global batch and all else ranks must agree on: one all-reduce before any forward."""
         batches = step.micro_batches
         unknown = {name for batch in batches for name in batch.targets} - set(self._weights)
         assert not unknown, f"batches hold targets of objectives that have no weight: {unknown}"
         counts = [sum(b.targets[n].count for b in batches if n in b.targets) for n in self._weights]
         tokens = sum(batch.tokens for batch in batches)
-        own = [float(stop), step.examples, tokens, step.cut_texts, len(step.quarantined), len(batches)]
-        own.append(float(bool(step.failure)))
-        values = torch.tensor([*own, len(batches) ** 2, *counts], dtype=torch.float64, device=self.world.device)
-        total = sum_over_ranks(values).tolist()
-        if total[6]:
+        own = {
+            "stop": float(stop),
+            "save": float(save),
+            "failures": float(bool(step.failure)),
+            "examples": step.examples,
+            "tokens": tokens,
+            "padded_tokens": sum(batch.padded_tokens for batch in batches),
+            "cut_texts": step.cut_texts,
+            "quarantined": len(step.quarantined),
+            "micro_batches": len(batches),
+            "micro_batches_squared": len(batches) ** 2,
+        }
+        values = torch.tensor([*own.values(), *counts], dtype=torch.float64, device=self.world.device)
+        names = [*own, *(f"count/{name}" for name in self._weights)]
+        total = dict(zip(names, sum_over_ranks(values).tolist(), strict=True))
+        if total["failures"]:
             raise DataError(next(failure for failure in share(step.failure, self.world) if failure))
-        if total[5] ** 2 != self.world.size * total[7] or not batches:
+        if total["micro_batches"] ** 2 != self.world.size * total["micro_batches_squared"] or not batches:
             raise TrainingError(
                 f"step {step.number + 1}: ranks have different numbers of micro-batches (rank {self.world.rank} has "
                 f"{len(batches)}), which would hang; this is a defect of the loader, please report it"
             )
         return _Agreed(
-            counts=dict(zip(self._weights, total[8:], strict=True)),
-            stop=total[0] > 0,
-            examples=int(total[1]),
-            tokens=int(total[2]),
-            cut_texts=int(total[3]),
-            quarantined=int(total[4]),
+            counts={name: total[f"count/{name}"] for name in self._weights},
+            stop=total["stop"] > 0,
+            save=total["save"] > 0,
+            examples=int(total["examples"]),
+            tokens=int(total["tokens"]),
+            padded_tokens=int(total["padded_tokens"]),
+            cut_texts=int(total["cut_texts"]),
+            quarantined=int(total["quarantined"]),
         )
 
     def _scales(self, counts: Mapping[str, float]) -> Tensor:
@@ -344,8 +363,10 @@ def _check_optimizer(optimizer: OptimizerConfig, zero: dict[str, Any]) -> None:
 class _Agreed:
     counts: dict[str, float]
     stop: bool
+    save: bool
     examples: int
     tokens: int
+    padded_tokens: int
     cut_texts: int
     quarantined: int
 

@@ -5,12 +5,19 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from vlp.config import Config
+from vlp.distributed import World, share
 from vlp.errors import TrainingError
+from vlp.train.hooks import Hook
+from vlp.train.logs import Logs, Spike
+
+if TYPE_CHECKING:
+    from vlp.train.engine import StepResult
+    from vlp.types import Step
 
 _FEWEST = 32
 """Losses of an objective before its range means anything."""
@@ -29,24 +36,22 @@ class GuardConfig(Config):
     """Longest that a step, an evaluation or a checkpoint may take; after it a rank takes the others for dead."""
 
 
-@dataclass(frozen=True, slots=True)
-class Spike:
-    """A loss out of its range."""
-
-    objective: str
-    loss: float
-    mean: float
-    sigma: float
-    """Standard deviation of the window."""
-
-
-class Guard:
+class Guard(Hook):
     """Keeps the recent losses of each objective: with one objective per step they live on different levels."""
 
-    def __init__(self, config: GuardConfig) -> None:
+    def __init__(self, config: GuardConfig, logs: Logs, world: World) -> None:
         self._config = config
+        self._logs = logs
+        self._world = world
         self._recent: dict[str, deque[float]] = {}
         self._skipped = 0
+
+    def after(self, step: Step, result: StepResult, record: dict[str, float]) -> None:
+        for spike in self.spikes(result.losses):  # the losses are those of all ranks, so all come here together
+            own = [name for batch in step.micro_batches for name in batch.ids]
+            ids = [name for part in share(own, self._world) for name in part]
+            self._logs.spike(step.number + 1, spike, ids)
+        self.applied(step.number + 1, result.applied, result.losses, result.grad_norm)
 
     def spikes(self, losses: Mapping[str, float]) -> list[Spike]:
         """The objectives whose loss leaps out of its window, which takes the loss in afterwards."""

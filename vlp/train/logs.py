@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,6 +18,7 @@ from vlp.distributed import World
 
 METRICS_FILE = "metrics.jsonl"
 QUARANTINE_FILE = "quarantine.jsonl"
+SPIKES_FILE = "spikes.jsonl"
 
 
 class LogConfig(Config):
@@ -26,6 +28,17 @@ class LogConfig(Config):
     """Steps between lines where the output is not a terminal."""
     tensorboard: bool = True
     """Write TensorBoard events to the run's `tensorboard/`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spike:
+    """A loss out of its recent range."""
+
+    objective: str
+    loss: float
+    mean: float
+    sigma: float
+    """Standard deviation of the recent losses."""
 
 
 class Logs:
@@ -49,19 +62,21 @@ class Logs:
         terminal: bool | None = None,
     ) -> None:
         self._config = config
+        self._directory = directory
         self._steps = steps
         self._metrics: IO[str] | None = None
         self._quarantine: IO[str] | None = None
         self._known: set[tuple[str, ...]] = set()
+        self._judged: set[int] = set()
         self._events: Any = None
         self._bar: Any = None
         if not world.is_main:
             return
         directory.mkdir(parents=True, exist_ok=True)
         self._metrics = _reopen(directory / METRICS_FILE, resume_from)
+        self._judged = {step for step in map(_evaluation_of, _lines(directory / METRICS_FILE)) if step is not None}
         self._quarantine = _reopen(directory / QUARANTINE_FILE, resume_from)
-        lines = (directory / QUARANTINE_FILE).read_text(encoding="utf-8").splitlines()
-        self._known = {_place_of(json.loads(line)) for line in lines}
+        self._known = {_place_of(json.loads(line)) for line in _lines(directory / QUARANTINE_FILE)}
         if config.tensorboard:
             self._events = _events(directory / "tensorboard", resume_from)
         if sys.stdout.isatty() if terminal is None else terminal:
@@ -84,8 +99,8 @@ class Logs:
             print(_line(record, self._steps), flush=True)
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        """The metrics of an evaluation after `step` steps; names get the prefix `eval/`."""
-        if self._metrics is None:
+        """The metrics of an evaluation after `step` steps; names get the prefix `eval/`. Each stands there once."""
+        if self._metrics is None or step in self._judged:
             return
         record = {"step": step} | {f"eval/{name}": value for name, value in metrics.items()}
         self._write(record)
@@ -100,6 +115,17 @@ class Logs:
             if _place_of(record) not in self._known:
                 self._known.add(_place_of(record))
                 _append(self._quarantine, {"step": step, **record})
+
+    def spike(self, step: int, spike: Spike, examples: Sequence[str]) -> None:
+        """A loss that leapt, with the ids of the step's examples."""
+        if self._metrics is None:
+            return
+        with (self._directory / SPIKES_FILE).open("a", encoding="utf-8") as file:
+            _append(file, {"step": step, **asdict(spike), "examples": list(examples)})
+        self.note(
+            f"step {step}: loss of {spike.objective} leapt to {spike.loss:.4g} (recent mean {spike.mean:.4g}, "
+            f"deviation {spike.sigma:.2g}); its examples are in {SPIKES_FILE}"
+        )
 
     def note(self, text: str) -> None:
         """A line for the person watching."""
@@ -148,6 +174,16 @@ def _reopen(path: Path, last_step: int) -> IO[str]:
 
 def _place_of(record: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(record.get(name, "")) for name in ("data", "shard", "key", "member"))
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def _evaluation_of(line: str) -> int | None:
+    """The step of an evaluation's line; None for a line of another kind."""
+    record = json.loads(line)
+    return int(record["step"]) if any(name.startswith("eval/") for name in record) else None
 
 
 def _step_of(line: str) -> float:

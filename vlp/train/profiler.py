@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from vlp.config import Config
+from vlp.train.hooks import Hook
 
 FOLDER = "profile"
 
@@ -23,8 +24,8 @@ class ProfileConfig(Config):
     """Record where in the code each operation was called; makes the trace several times larger."""
 
 
-class Profiler:
-    """Profiles a window of steps of one rank. Call `step` before each."""
+class Profiler(Hook):
+    """Profiles a window of steps of one rank."""
 
     def __init__(self, config: ProfileConfig, directory: Path, rank: int) -> None:
         self._config = config
@@ -32,24 +33,20 @@ class Profiler:
         self._profile: Any = None
         self._end = 0
 
-    def step(self, number: int) -> None:
-        """The process is about to do step `number` (from 1)."""
-        if self._profile is not None:
-            if number >= self._end:
-                self.close()
-            else:
-                self._profile.step()
-        elif number == self._config.first:
-            self._start(number)
+    def before(self, step: int) -> None:
+        if self._profile is not None and step >= self._end:
+            self.close()
+        elif step == self._config.first:
+            self._start(step)
 
-    def _start(self, number: int) -> None:
+    def _start(self, step: int) -> None:
         import torch
         from torch.profiler import ProfilerActivity, profile
 
         activities = [ProfilerActivity.CPU]
         if torch.cuda.is_available():
             activities.append(ProfilerActivity.CUDA)
-        self._end = number + self._config.steps
+        self._end = step + self._config.steps
         self._profile = profile(activities=activities, with_stack=self._config.stacks)
         self._profile.start()
 

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from vlp.distributed import share
-from vlp.errors import DataError
-from vlp.train.checkpoint import Checkpoints
+from vlp.errors import VlpError
 from vlp.train.engine import Engine, StepResult
-from vlp.train.guard import QuarantineGuard
+from vlp.train.evaluation import Evaluation
+from vlp.train.hooks import Hook
 from vlp.train.logs import Logs
+from vlp.train.saver import Saver
 from vlp.train.schedule import ScheduleConfig, learning_rate_factor, warmup_steps
+from vlp.train.signals import Signals
+from vlp.train.speed import Speed
+from vlp.train.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from vlp.types import Step
-
-Evaluate = Callable[[], dict[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +38,7 @@ class Outcome:
 
 
 class Trainer:
-    """Trains to the last step, or until a signal.
+    """Trains to the last step, until a signal, or until an evaluation no longer improves.
 
     Args:
         engine: as made, or set by `Checkpoints.load_newest`.
@@ -49,8 +46,10 @@ class Trainer:
         steps: of the whole run.
         first_step: steps already done (a checkpoint's `step`).
         learning_rate: the peak, which the schedule multiplies.
-        evaluate: gives metrics; called on all ranks, every `evaluate_every` steps and after the last.
-        guard: stops the run where too many examples are bad.
+        saver: writes the checkpoints.
+        hooks: called around every step, in order.
+        evaluation: on all ranks, during the run and after the last step.
+        watchdog: told what the loop is doing.
     """
 
     def __init__(
@@ -61,12 +60,12 @@ class Trainer:
         steps: int,
         schedule: ScheduleConfig,
         learning_rate: float,
-        checkpoints: Checkpoints,
+        saver: Saver,
         logs: Logs,
+        hooks: Sequence[Hook] = (),
         first_step: int = 0,
-        evaluate: Evaluate | None = None,
-        evaluate_every: int | None = None,
-        guard: QuarantineGuard,
+        evaluation: Evaluation | None = None,
+        watchdog: Watchdog | None = None,
     ) -> None:
         warmup_steps(schedule, steps)  # refuse a warm-up that does not fit before any work is done
         self._engine = engine
@@ -74,12 +73,13 @@ class Trainer:
         self._steps = steps
         self._schedule = schedule
         self._learning_rate = learning_rate
-        self._checkpoints = checkpoints
+        self._saver = saver
         self._logs = logs
-        self._done = self._saved = first_step
-        self._evaluate = evaluate
-        self._evaluate_every = evaluate_every
-        self._guard = guard
+        self._speed = Speed(engine.world)
+        self._hooks = [self._speed, *hooks]
+        self._done = first_step
+        self._evaluation = evaluation
+        self._watchdog = watchdog
         self._evaluated: dict[str, float] = {}
         self._cut_texts = 0
         self._quarantined = 0
@@ -88,31 +88,16 @@ class Trainer:
         """Train. A checkpoint stands at the end, also after SIGTERM or SIGINT.
 
         Raises:
-            DataError: a step cannot be made, or too many examples are bad; on all ranks, and the steps done are kept.
+            VlpError: a step cannot be made, or a hook ends the run; on all ranks, and the steps done are kept.
         """
         stopped = False
-        with StopSignal() as signalled:
-            clock = _Clock()
-            for step in self._loader:
-                clock.loaded()
-                try:
-                    result = self._step(step, clock, stop=signalled.received)
-                except DataError:
-                    self._save()
-                    raise
-                if self._due(self._checkpoints.config.every):
-                    self._save()
-                if result.stop:
-                    stopped = self._done < self._steps
-                    break
-                if self._evaluate_every and self._done < self._steps and self._due(self._evaluate_every):
-                    self._run_evaluation()
-                clock.restart()
-            self._save()
-            if stopped:
-                self._logs.note(f"stopped by a signal after step {self._done}; resume with --resume")
-            elif self._evaluate:
-                self._run_evaluation()
+        try:
+            with Signals() as signals:
+                stopped = self._train(signals)
+                self._finish(stopped)
+        finally:
+            for hook in self._hooks:
+                hook.close()
         return Outcome(
             step=self._done,
             finished=not stopped,
@@ -122,30 +107,39 @@ class Trainer:
             evaluation=self._evaluated,
         )
 
-    def _step(self, step: Step, clock: _Clock, *, stop: bool) -> StepResult:
+    def _train(self, signals: Signals) -> bool:
+        """All steps; returns whether a signal stopped them early."""
+        for step in self._loader:
+            try:
+                result = self._step(step, signals)
+            except VlpError:
+                self._save()
+                raise
+            if result.save or self._saver.due(self._done):
+                signals.save = False
+                self._save()
+                self._speed.restart()
+            if result.stop:
+                return self._done < self._steps
+            if self._evaluation and self._done < self._steps and self._evaluation.due(self._done):
+                self._evaluate(self._evaluation)
+                self._speed.restart()
+                if self._evaluation.exhausted:
+                    self._logs.note(f"step {self._done}: no improvement for evaluation.patience evaluations, stopping")
+                    return False
+        return False
+
+    def _step(self, step: Step, signals: Signals) -> StepResult:
+        self._report(f"step {step.number + 1}")
+        for hook in self._hooks:
+            hook.before(step.number + 1)
         rate = self._learning_rate * learning_rate_factor(self._schedule, step.number, self._steps)
-        result = self._engine.train_step(step, rate, stop=stop)
+        result = self._engine.train_step(step, rate, stop=signals.stop, save=signals.save or self._saver.wishes)
         self._done = step.number + 1
-        self._record(step, result, rate, clock)
-        self._guard.check()
+        self._record(step, result, rate)
         return result
 
-    def _save(self) -> None:
-        """A checkpoint of the steps done, if there is none."""
-        if self._saved != self._done:
-            self._checkpoints.save(self._engine, self._done)
-            self._saved = self._done
-
-    def _due(self, every: int | None) -> bool:
-        return every is not None and self._done % every == 0
-
-    def _run_evaluation(self) -> None:
-        assert self._evaluate is not None
-        self._evaluated = self._evaluate()
-        self._logs.evaluation(self._done, self._evaluated)
-
-    def _record(self, step: Step, result: StepResult, rate: float, clock: _Clock) -> None:
-        seconds = clock.stepped()
+    def _record(self, step: Step, result: StepResult, rate: float) -> None:
         self._cut_texts += result.cut_texts
         self._quarantined += result.quarantined
         record: dict[str, float] = {"step": self._done, "loss": result.loss}
@@ -154,61 +148,39 @@ class Trainer:
         record |= {
             "lr": rate,
             "grad_norm": result.grad_norm,
-            "examples_per_second": result.examples / seconds,
-            "tokens_per_second": result.tokens / seconds,
-            "data_wait": clock.wait,
-            "step_seconds": seconds,
-            "micro_batches": result.micro_batches,
             "skipped_steps": self._engine.skipped_steps,
             "cut_texts": result.cut_texts,
             "quarantined": result.quarantined,
         }
-        self._logs.step(record)
+        record |= self._engine.scaler
         if not result.applied:
             self._logs.note(f"step {self._done}: loss or gradient is not finite, the step was skipped")
-        records: list[dict[str, str]] = []
-        if result.quarantined:  # all ranks know the total, so all come here together
-            records = [record for part in share(step.quarantined, self._engine.world) for record in part]
-            self._logs.quarantine(self._done, records)
-        self._guard.add(result.examples, records)
+        try:
+            for hook in self._hooks:
+                hook.after(step, result, record)
+        finally:
+            self._logs.step(record)
 
+    def _finish(self, stopped: bool) -> None:
+        self._save()
+        if stopped:
+            self._logs.note(f"stopped by a signal after step {self._done}; resume with --resume")
+        elif self._evaluation:
+            self._evaluate(self._evaluation)
 
-class StopSignal:
-    """Within it SIGTERM and SIGINT only set `received`; a second SIGINT interrupts at once."""
+    def _evaluate(self, evaluation: Evaluation) -> None:
+        self._report(f"the evaluation after step {self._done}")
+        with self._engine.averaged():
+            self._evaluated = evaluation.run(self._done)
+        self._logs.evaluation(self._done, self._evaluated)
+        if evaluation.improved and self._saver.keeps_best:
+            self._save(again=True)
 
-    def __init__(self) -> None:
-        self.received = False
-        self._before: dict[int, Any] = {}
+    def _save(self, *, again: bool = False) -> None:
+        self._report(f"the checkpoint after step {self._done}")
+        facts: dict[str, Any] = self._evaluation.facts if self._evaluation else {}
+        self._saver.save(self._done, facts, again=again)
 
-    def __enter__(self) -> StopSignal:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = True
-
-
-class _Clock:
-    """Wall time of a step, from the end of the step before, and the seconds of it spent waiting for data."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-        self.wait = 0.0
-        """Seconds that the step waited for its data."""
-
-    def restart(self) -> None:
-        self._start = time.perf_counter()
-
-    def loaded(self) -> None:
-        self.wait = time.perf_counter() - self._start
-
-    def stepped(self) -> float:
-        return max(time.perf_counter() - self._start, 1e-9)
+    def _report(self, doing: str) -> None:
+        if self._watchdog is not None:
+            self._watchdog.report(doing)
