@@ -121,6 +121,52 @@ def describe(config: ModelName, overrides: ModelOverrides = None) -> None:
     describe_model(config, overrides or [])
 
 
+@app.command()
+def convert(
+    file: Annotated[
+        Path,
+        typer.Argument(help="A published checkpoint; with --to, the model/ directory of a run.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option(help="Directory to write; with --to, a file.", show_default=False)],
+    source: Annotated[str | None, typer.Option("--from", help="The kind of checkpoint it is.", metavar="NAME")] = None,
+    target: Annotated[str | None, typer.Option("--to", help="The kind to write.", metavar="NAME")] = None,
+    config: Annotated[str | None, typer.Option(help="A YAML file, or the name of a shipped model.")] = None,
+    official_config: Annotated[Path | None, typer.Option(help="The authors' own config, instead of --config.")] = None,
+) -> None:
+    """Turn a checkpoint that authors published into a model, and back; every tensor is accounted for."""
+    from vlp.convert import convert as run
+
+    run(file, source=source, target=target, config=config, official=official_config, out=out)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="The directory of a run.", show_default=False)],
+    step: Annotated[int | None, typer.Option(help="Of the checkpoint; the newest by default.", min=1)] = None,
+    best: Annotated[bool, typer.Option("--best", help="The checkpoint of the best evaluation instead.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Where to; by default model/ in the run's directory.")] = None,
+) -> None:
+    """Write the model of a run's checkpoint."""
+    from vlp.export import export_run
+
+    print(f"model: {export_run(run, step, best=best, out=out)}")
+
+
+@app.command()
+def doctor(
+    config: Annotated[str | None, typer.Argument(help="A run's config, to check its data too.")] = None,
+    overrides: Overrides = None,
+    build: Annotated[bool, typer.Option("--build", help="Compile now what the config needs compiled.")] = False,
+) -> None:
+    """Check whether this machine is fit for a run."""
+    from vlp.doctor import examine, show
+
+    findings = examine(config, overrides or [], build)
+    show(findings)
+    if any(finding.state == "bad" for finding in findings):
+        raise typer.Exit(1)
+
+
 def _launched(nproc: int) -> bool:
     """Start the same command on several ranks, if asked to and not one of them already."""
     if nproc == 1 or "RANK" in os.environ:

@@ -17,6 +17,7 @@ from vlp.data.dataset import Dataset
 from vlp.data.loader import StepLoader
 from vlp.distributed import World, barrier, world
 from vlp.errors import ConfigError
+from vlp.export import CONFIG_FILE, FACTS_FILE, MODEL_DIRECTORY, TOKENIZER_DIRECTORY, model_weights
 from vlp.models.heights import heights
 from vlp.run import Command, load_run
 from vlp.tasks.card import DataFacts, Training, shown
@@ -36,9 +37,6 @@ from vlp.train.trainer import Outcome, Trainer
 from vlp.train.watchdog import Watchdog
 from vlp.train.zero import read_zero, zero_file
 
-CONFIG_FILE = "config.yaml"
-FACTS_FILE = "run.json"
-MODEL_DIRECTORY = "model"
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "deepspeed", "webdataset", "vlp")
 
 
@@ -158,11 +156,14 @@ def export(assembled: Assembled, engine: Engine, directory: Path, metrics: Mappi
     with engine.averaged():
         weights = engine.full_weights()
     if engine.world.is_main:
-        tensors = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
         run = assembled.config
-        saved = SavedTask(task=run.task, without=run.data.without, data=assembled.data_fingerprints)
-        history = _history(assembled, metrics)
-        save_trained(directory, run.model, tensors, saved, assembled.text, history, Path(run.run.dir).resolve().name)
+        history, name = _history(assembled, metrics), Path(run.run.dir).resolve().name
+        save_trained(directory, run.model, model_weights(weights), _saved(assembled), assembled.text, history, name)
+
+
+def _saved(assembled: Assembled) -> SavedTask:
+    run = assembled.config
+    return SavedTask(task=run.task, without=run.data.without, data=assembled.data_fingerprints)
 
 
 def _history(assembled: Assembled, metrics: Mapping[str, float]) -> Training:
@@ -222,7 +223,11 @@ def _describe(assembled: Assembled, directory: Path, ranks: World) -> None:
         "ranks": ranks.size,
         "device": str(ranks.device),
         "data": assembled.data_fingerprints,
+        # What `vlp export` needs besides a checkpoint.
+        "saved": _saved(assembled).plain(),
+        "training": _history(assembled, {}).plain(),
     }
+    assembled.text.save(directory / TOKENIZER_DIRECTORY)
     (directory / FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n")
 
 

@@ -21,7 +21,7 @@ from vlp.data.index import open_index
 from vlp.data.shards import ShardReader
 from vlp.data.text import TextEncoder
 
-STEP_KEYS = {"step", "loss", "lr", "grad_norm", "examples_per_second", "tokens_per_second", "data_wait"}
+STEP_KEYS = {"step", "loss", "lr", "grad_norm", "examples_per_second", "tokens_per_second", "data_wait", "padding"}
 OBJECTIVES = {"mlm", "itm", "mrfr", "mrc_kl"}
 WIDTH = 32
 
@@ -109,6 +109,23 @@ def test_the_model_directory_is_whole(single: Path) -> None:
     trained = load_trained(single / "model")
     assert trained.task.config.name == "pretrain"  # type: ignore[attr-defined]
     assert AutoTokenizer.from_pretrained(single / "model")("red").input_ids == [2, *_ids(single, "red"), 3]
+
+
+def test_a_checkpoint_is_exported(single: Path, dual: Path, tmp_path: Path) -> None:
+    for run in (single, dual):
+        done(vlp("export", run, "--out", tmp_path / run.name))
+        for file in sorted(path.name for path in (run / "model").iterdir() if path.suffix in (".safetensors", ".json")):
+            if file != "training.json":  # tells the last evaluation, which a checkpoint does not know
+                assert (tmp_path / run.name / file).read_bytes() == (run / "model" / file).read_bytes(), file
+    earlier = tmp_path / "earlier"
+    done(vlp("export", single, "--step", 6, "--out", earlier))
+    before, after = (load_file(path / "model.safetensors") for path in (earlier, single / "model"))
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in after)
+    refused = vlp("export", single, "--step", 7)
+    assert (refused.code, "there are 6, 12" in refused.err) == (2, True), refused.err
+    assert "evaluation.metric" in vlp("export", single, "--best").err
+    assert "is not the directory of a run" in vlp("export", tmp_path).err
 
 
 def _ids(run: Path, word: str) -> list[int]:

@@ -7,12 +7,14 @@ and checksum, and is written last, so a directory that has one was complete.
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlp.data.build import checksum_of
 from vlp.errors import CheckpointError
+from vlp.train.ema import KIND as EMA
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,18 +119,19 @@ def sync_directory(path: Path) -> None:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """All weights of a checkpoint by name, in fp32 where they were trained, and buffers; needs no engine and no GPU.
 
+    Where a running mean of the weights was kept, it is given instead of them.
+
     Raises:
         CheckpointError: damaged, or of another format.
     """
     state = read_state(path)
     verify(path, state)
     with Reader(path, list(state["files"])) as reader:
-        weights = {}
-        for name, shape in state["parameters"].items():
-            length = 1
-            for size in shape:
-                length *= size
-            weights[name] = reader.range("weight", name, 0, length).view(shape)
+        kind = EMA if reader.names(EMA) else "weight"
+        weights = {
+            name: reader.range(kind, name, 0, math.prod(shape)).view(shape)
+            for name, shape in state["parameters"].items()
+        }
         return weights | {name: reader.whole("kept", name) for name in reader.names("kept")}
 
 
