@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from data_tools.options import Overwrite, SamplesPerShard
+from data_tools.options import Overwrite, SamplesPerShard, Workers
 from vlp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,11 +23,13 @@ def shapes(
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives another world.")] = 0,
     dev_share: Annotated[float, typer.Option(help="Share of the scenes, and of the layouts, that dev gets.")] = 0.1,
     samples_per_shard: SamplesPerShard = 500,
+    workers: Workers = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Render a small world of drawn scenes: photos, regions, captions, and questions with answers."""
     from rich.console import Console
 
+    from data_tools.pool import usable_cpus
     from data_tools.writer import prepare_directory
 
     if not 0 < dev_share <= 0.5:
@@ -38,15 +40,24 @@ def shapes(
         prepare_directory(out / split, overwrite=overwrite)
     console = Console()
     for split, number in splits:
-        report = write_split(out / split, split, number, seed, dev_share, samples_per_shard, console)
+        report = write_split(
+            out / split, split, number, seed, dev_share, samples_per_shard, console, workers or usable_cpus()
+        )
         report.show(out / split, console)
 
 
 def write_split(
-    out: Path, split: Split, samples: int, seed: int, dev_share: float, samples_per_shard: int, console: Any
+    out: Path,
+    split: Split,
+    samples: int,
+    seed: int,
+    dev_share: float,
+    samples_per_shard: int,
+    console: Any,
+    workers: int = 1,
 ) -> Report:
     """Write a split's shards, index and `import_report.json`; returns the report."""
-    from rich.progress import track
+    from rich.progress import Progress
 
     from data_tools.report import Report
     from data_tools.world.samples import world_samples
@@ -56,11 +67,13 @@ def write_split(
 
     made_by = {"command": "shapes", "split": split, "seed": seed, "dev_share": dev_share}
     report = Report(made_by)
-    made = world_samples(split, samples, seed, dev_share)
-    with ShardWriter(out, samples_per_shard) as writer:
-        for sample in track(
-            made, f"drawing {split}", samples, console=console, disable=not console.is_terminal, transient=True
-        ):
+    with (
+        ShardWriter(out, samples_per_shard) as writer,
+        Progress(console=console, disable=not console.is_terminal, transient=True) as bar,
+    ):
+        task = bar.add_task(f"drawing {split}", total=samples)
+        watch = lambda drawn: bar.update(task, completed=drawn)  # noqa: E731
+        for sample in world_samples(split, samples, seed, dev_share, workers, watch):
             report.count("scenes")
             _write(writer, sample)
             report.wrote("captions", len(sample.captions))
