@@ -94,6 +94,8 @@ def _join(rank: int, size: int, device: torch.device, timeout: timedelta) -> Non
     elif device.type == "cuda":
         options["device_id"] = device
     try:
+        if size > 1:
+            options["store"] = _meeting(rank, size, timeout)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", **options)
     except (dist.DistError, ValueError, RuntimeError) as error:
         where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
@@ -101,6 +103,20 @@ def _join(rank: int, size: int, device: torch.device, timeout: timedelta) -> Non
             f"rank {rank} of {size} on {socket.gethostname()} cannot join the others at {where}: {error}; "
             "check MASTER_ADDR, MASTER_PORT and that all ranks were started"
         ) from None
+
+
+def _meeting(rank: int, size: int, timeout: timedelta) -> Any:
+    """Where ranks leave their addresses for each other.
+
+    torchrun keeps its store over an elastic restart (torch 2.15), with the addresses of ranks that are gone; those of
+    each start stand under a name of their own.
+    """
+    import torch.distributed as dist
+
+    store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timeout))  # type: ignore[attr-defined]
+    return dist.PrefixStore(  # type: ignore[attr-defined]
+        f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store
+    )
 
 
 def stop() -> None:

@@ -27,7 +27,7 @@ def launch(arguments: Sequence[str], nproc: int, *, grace: float = GRACE_SECONDS
     """Run `python -m vlp <arguments>` as `nproc` ranks that find each other.
 
     Rank 0 has the terminal. What another rank says on standard error is shown only if that rank fails first and rank 0
-    has not said the same, so a mistake that all ranks see is printed once. SIGINT and SIGTERM are passed on to all.
+    has not said the same, so a mistake that all ranks see is printed once. SIGINT, SIGTERM and SIGUSR1 are passed on.
 
     Returns:
         0, or the exit code of the rank that failed first (128 + number if a signal ended it).
@@ -157,14 +157,14 @@ def _die_with_parent() -> None:
 
 @contextmanager
 def _forwarding(pass_on: Callable[[int], None]) -> Iterator[None]:
-    """Within it SIGINT and SIGTERM go to the ranks, which save and end; the launcher waits for them."""
+    """Within it SIGINT, SIGTERM and SIGUSR1 go to the ranks; the launcher waits for them."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         pass_on(number)
 
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield
     finally:
