@@ -7,12 +7,23 @@ import sys
 import typer
 
 from data_tools.coco import coco
+from data_tools.daquar import daquar
+from data_tools.easy_vqa import easy_vqa
+from data_tools.flickr import flickr
 from data_tools.folder import folder
+from data_tools.gqa import gqa
 from data_tools.index import index
 from data_tools.inspect import inspect
+from data_tools.karpathy import karpathy
+from data_tools.regions import regions
 from data_tools.shapes import shapes
+from data_tools.table import csv, jsonl
+from data_tools.text import text
 from data_tools.tokenizer import tokenizer
 from data_tools.tsv import tsv
+from data_tools.verify import verify
+from data_tools.vg import vg
+from data_tools.vqa import vqa
 from vlp.errors import VlpError
 
 app = typer.Typer(
@@ -23,7 +34,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (coco, tsv, folder, shapes, tokenizer, index, inspect):
+for command in (coco, karpathy, flickr, vqa, gqa, vg, daquar, easy_vqa, tsv, csv, jsonl, folder, text):
+    app.command()(command)
+for command in (regions, shapes, tokenizer, index, inspect, verify):
     app.command()(command)
 
 

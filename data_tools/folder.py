@@ -2,48 +2,65 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
-from data_tools.importing import Record, Target, import_records
-from data_tools.options import Images, Out, Overwrite, RegionDir, SamplesPerShard, existing_directory
+from data_tools.importing import Into, Record, importer
+from data_tools.options import Images, existing_directory
 from data_tools.report import Report
-from data_tools.writer import SAMPLES_PER_SHARD
 from vlp.data.imagefile import IMAGE_EXTENSIONS
 
 
+@importer
 def folder(
     images: Images,
-    out: Out,
-    regions: RegionDir = None,
-    samples_per_shard: SamplesPerShard = SAMPLES_PER_SHARD,
-    overwrite: Overwrite = False,
+    into: Into,
 ) -> None:
     """Turn a folder of photos into shards. Beside photo.jpg lies photo.txt, one caption a line."""
-    report = Report({"command": "folder", "images": str(images), "regions": str(regions or "")})
-    records = read_folder(existing_directory(images, "--images"), report)
-    import_records(records, Target(images, regions, out, samples_per_shard, overwrite), report)
+    report = into.report(images=images)
+    into.write(read_folder(existing_directory(images, "--images"), report), images=images, report=report)
 
 
-def read_folder(images: Path, report: Report) -> list[Record]:
-    """The images of a folder and of those below it, by name, with the captions of the text files beside them."""
-    records = []
-    texts = {path.relative_to(images).as_posix() for path in images.rglob("*.txt") if path.is_file()}
-    for path in sorted(path for path in images.rglob("*") if path.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS):
-        file, text = path.relative_to(images).as_posix(), path.with_suffix(".txt")
-        report.count("images")
-        texts.discard(text.relative_to(images).as_posix())
-        if not text.is_file():
-            report.skip("image without a .txt beside it", file)
-            continue
-        try:
-            lines = text.read_text(encoding="utf-8-sig").split("\n")
-        except UnicodeDecodeError:
-            report.skip("caption file that is not UTF-8", text.relative_to(images).as_posix())
-            continue
-        # A text file ends in a line feed: the nothing after it is no caption.
-        captions = tuple(line for line in lines if line.strip()) or ("",)
-        report.count("captions", len(captions))
-        records.append(Record(file, captions))
-    for text_file in sorted(texts):
-        report.skip("caption file without an image", text_file)
-    return records
+def read_folder(images: Path, report: Report, below: str = "") -> Iterator[Record]:
+    """The images of a folder and of those below it, by name, with the captions of the text files beside them.
+
+    One folder's list of files is in memory at a time. Links to folders are not followed.
+
+    Args:
+        below: the folder that is walked, relative to `images`, with a slash at its end; all of them without.
+    """
+    with os.scandir(images / below) as listed:
+        entries = sorted(listed, key=lambda entry: entry.name)
+    texts = dict.fromkeys(entry.name for entry in entries if entry.name.lower().endswith(".txt") and entry.is_file())
+    used = set()
+    for entry in entries:
+        stem, _, ending = entry.name.rpartition(".")
+        if entry.is_dir(follow_symlinks=False):
+            yield from read_folder(images, report, f"{below}{entry.name}/")
+        elif ending.lower() in IMAGE_EXTENSIONS:
+            report.count("images")
+            text = f"{stem}.txt"
+            if text not in texts:
+                report.skip("image without a .txt beside it", below + entry.name)
+                continue
+            used.add(text)
+            captions = _captions(images, below + text, report)
+            if captions:
+                yield Record(below + entry.name, captions)
+    for text in texts:
+        if text not in used:
+            report.skip("caption file without an image", below + text)
+
+
+def _captions(images: Path, file: str, report: Report) -> tuple[str, ...]:
+    """The lines of a caption file; one empty caption where it is blank, and nothing where it cannot be read."""
+    try:
+        lines = (images / file).read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError:
+        report.skip("caption file that is not UTF-8", file)
+        return ()
+    # A text file ends in a line feed: the nothing after it is no caption.
+    captions = tuple(line for line in lines if line.strip()) or ("",)
+    report.count("captions", len(captions))
+    return captions

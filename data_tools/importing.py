@@ -1,146 +1,137 @@
-"""From records to shards: what all importers have in common once they have read their source."""
+"""What importers share: the options, and the way from records to shards once they have read their source.
+
+An importer is a reader, which gives records, and a command of the form
+
+    @importer
+    def coco(captions: Annotated[Path, ...], images: Images, into: Into) -> None:
+        report = into.report(captions=captions, images=images)
+        into.write(read_coco(captions, report), images=images, report=report)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Any
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, overload
 
-from rich.console import Console
-from rich.progress import track
-
-from data_tools.options import existing_directory
-from data_tools.regions import NpzRegions
+from data_tools.importrun import import_records
+from data_tools.options import OF_IMAGES, Choices, shared_options
+from data_tools.record import Record
 from data_tools.report import Report
-from data_tools.writer import SAMPLES_PER_SHARD, ShardWriter, prepare_directory, safe_key
-from vlp import __version__
-from vlp.data.build import build_index
-from vlp.data.imagefile import MAX_IMAGE_BYTES, ImageFault, checked_image
-from vlp.data.samples import Fault, clean
-from vlp.errors import DataError
-from vlp.types import Question, Regions
+
+__all__ = ["Into", "Record", "importer"]
+
+_NO_MATTER = ("out", "overwrite", "workers")
+"""Options that do not change what is written."""
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """What a source says of one image, before anything is checked."""
+class Into:
+    """Where an import goes and how: what `@importer` hands to a command in place of the shared options."""
 
-    file: str
-    """The image, relative to the directory of images, with forward slashes. Its stem is the image id."""
-    captions: tuple[str, ...] = ()
-    questions: tuple[Question, ...] = ()
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    command: str
+    choices: Choices
+
+    def report(self, **arguments: object) -> Report:
+        """A report that knows the command and its arguments, the shared ones that were given included.
+
+        Args:
+            arguments: paths, texts, numbers, or lists of such; the import is refused where another one, begun with
+                other arguments or with files of another size, is unfinished.
+        """
+        given = {name: _text(value) for name, value in arguments.items()}
+        inputs = [item for value in arguments.values() for item in _each(value) if isinstance(item, Path)]
+        if self.choices.regions is not None:
+            inputs.append(self.choices.regions)
+        return Report({"command": self.command, **given, **self._given()}, inputs=inputs)
+
+    def write(
+        self,
+        records: Iterable[Record],
+        *,
+        report: Report,
+        images: Path | None = None,
+        regions: Path | None = None,
+        text_only: bool = False,
+    ) -> None:
+        """Write the records that hold, index the shards, and report.
+
+        Args:
+            records: in the order in which they are to stand in the shards.
+            report: with what the importer has read and skipped so far.
+            images: directory of the images; without one, samples have regions alone (or nothing, if `text_only`).
+            regions: region features in place of what `--regions` names.
+            text_only: samples have neither image nor regions; the manifest says so.
+        Raises:
+            ConfigError: a directory that is not there, or neither images nor regions.
+            DataError: shards are there already, or no record is left.
+        """
+        regions = regions or self.choices.regions
+        import_records(records, self.choices, report, images=images, regions=regions, text_only=text_only)
+
+    def _given(self) -> dict[str, Any]:
+        usual = Choices(out=self.choices.out)
+        chosen = {field.name: getattr(self.choices, field.name) for field in fields(Choices)}
+        return {
+            name: dict(value) if name == "split" else str(value) if isinstance(value, Path) else value
+            for name, value in chosen.items()
+            if name not in _NO_MATTER and value != getattr(usual, name)
+        }
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where and how shards are written."""
-
-    images: Path
-    regions: Path | None
-    out: Path
-    samples_per_shard: int = SAMPLES_PER_SHARD
-    overwrite: bool = False
+def _each(value: object) -> list[object]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-class _Skip(Exception):
-    """This record is left out, for this reason."""
+def _text(value: object) -> str:
+    return " ".join(str(item) for item in _each(value) if item is not None)
 
 
-def import_records(records: Sequence[Record], target: Target, report: Report) -> None:
-    """Write the records that hold, index the shards, and report.
+Command = Callable[..., None]
+
+
+@overload
+def importer(function: Command) -> Command: ...
+
+
+@overload
+def importer(*, images: bool) -> Callable[[Command], Command]: ...
+
+
+def importer(function: Command | None = None, *, images: bool = True) -> Command | Callable[[Command], Command]:
+    """Make a command of a function that takes `into: Into`: the options that all importers share stand in its place.
 
     Args:
-        records: in the order in which they are to stand in the shards.
-        report: with what the importer has read and skipped so far.
-    Raises:
-        ConfigError: a directory that is not there.
-        DataError: shards are there already, or no record is left.
+        images: the source has images; without, `--regions`, `--resize` and the like are left out.
     """
-    existing_directory(target.images, "--images")
-    regions = NpzRegions(target.regions) if target.regions is not None else None
-    prepare_directory(target.out, overwrite=target.overwrite)
-    console = Console()
-    with ShardWriter(target.out, target.samples_per_shard) as writer:
-        keys: set[str] = set()
-        for record in _watched(records, console):
-            try:
-                _write(record, target.images, regions, writer, keys, report)
-            except _Skip as skip:
-                report.skip(str(skip), record.file)
-    report.wrote("samples", writer.samples)
-    report.wrote("shards", writer.shards)
-    report.save(target.out)
-    if not writer.samples:
-        raise DataError(f"{target.out}: nothing is left to write: {report.reasons()}; see import_report.json there")
-    build_index(target.out, made_by={"vlp": __version__, "command": report.source.get("command", "")})
-    report.show(target.out, console)
+    if function is None:
+        return lambda function: _command(function, images)
+    return _command(function, images)
 
 
-def _watched(records: Sequence[Record], console: Console) -> Iterator[Record]:
-    yield from track(records, "importing", console=console, disable=not console.is_terminal, transient=True)
+def _command(function: Command, images: bool) -> Command:
+    own = {
+        name: parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, parameter in inspect.signature(function, eval_str=True).parameters.items()
+        if name != "into"
+    }
+    shared = {
+        name: parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, parameter in inspect.signature(shared_options, eval_str=True).parameters.items()
+        # A source's own option takes the place of a shared one: `--split` where there are official lists.
+        if (images or name not in OF_IMAGES) and name not in own
+    }
+    name = function.__name__.replace("_", "-")
 
+    def command(**values: Any) -> None:
+        chosen = {name: values.pop(name) for name in shared if name in values}
+        function(**values, into=Into(name, shared_options(**chosen)))
 
-def _write(
-    record: Record, images: Path, regions: NpzRegions | None, writer: ShardWriter, keys: set[str], report: Report
-) -> None:
-    captions = _captions(record, report)
-    if not captions and not record.questions:
-        raise _Skip("image without a text")
-    key = safe_key(str(PurePosixPath(record.file).with_suffix("")))
-    if key in keys:
-        raise _Skip("another image has the same key")
-    image, width, height, extension = _image(record.file, images)
-    seen = _regions(record.file, regions, report)
-    metadata = {"id": PurePosixPath(record.file).stem, **record.metadata, "width": width, "height": height}
-    writer.write(key, image, extension, seen, captions, record.questions, metadata)
-    keys.add(key)
-    report.wrote("captions", len(captions))
-    if record.questions:
-        report.wrote("questions", len(record.questions))
-    if seen is not None:
-        report.wrote("regions", len(seen))
-
-
-def _captions(record: Record, report: Report) -> list[str]:
-    kept = []
-    for caption in record.captions:
-        cleaned = clean(caption)
-        if cleaned:
-            kept.append(cleaned)
-        else:
-            report.skip("empty caption", record.file)
-    return kept
-
-
-def _image(file: str, images: Path) -> tuple[bytes, int, int, str]:
-    parts = PurePosixPath(file)
-    if parts.is_absolute() or ".." in parts.parts or "\\" in file or "\0" in file:
-        raise _Skip("image name points outside the directory of images")
-    path = images / parts
-    try:
-        if path.stat().st_size > MAX_IMAGE_BYTES:
-            raise _Skip(f"image file larger than {MAX_IMAGE_BYTES >> 20} MiB")
-        data = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise _Skip("image missing") from None
-    except OSError as error:
-        raise _Skip(f"image cannot be read: {error.strerror}") from None
-    try:
-        return data, *checked_image(data)
-    except ImageFault as fault:
-        raise _Skip(f"image {fault}") from None
-
-
-def _regions(file: str, regions: NpzRegions | None, report: Report) -> Regions | None:
-    if regions is None:
-        return None
-    try:
-        seen = regions.read(file)
-    except Fault as fault:
-        raise _Skip(f"regions: {fault}") from None
-    if seen is None or not len(seen):
-        report.note("written without regions: --regions has none for the image", file)
-        return None
-    return seen
+    both = {**own, **shared}
+    command.__name__, command.__doc__, command.__module__ = function.__name__, function.__doc__, function.__module__
+    # Typer reads both; it calls by name.
+    command.__signature__ = inspect.Signature(list(both.values()))  # type: ignore[attr-defined]
+    command.__annotations__ = {name: parameter.annotation for name, parameter in both.items()}
+    return command

@@ -2,43 +2,41 @@
 
 from __future__ import annotations
 
-import base64
-import io
+from collections import Counter
 from html import escape
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from data_tools.summary import Summary
+from data_tools.cards import CARD_STYLE, cards
+from data_tools.summary import SPREAD, Ranked, Row, Summary
 from vlp.data.arrays import write_whole
-from vlp.data.imagefile import ImageFault, open_image
 from vlp.data.index import Index
-from vlp.data.shards import BadSample, ShardReader
-from vlp.types import Question, Regions, Sample
 
-_LONG_SIDE = 480
-_BOXES = 12
-"""Boxes drawn per picture, the most confident first; more hide the picture."""
-_ANSWERS = 5
+_BINS = 16
 
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1200px; padding: 0 1rem; color: #1d2329; }
-h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-table { border-collapse: collapse; margin: .8rem 0; }
-td, th { border-bottom: 1px solid #d8dee4; padding: .25rem .8rem .25rem 0; text-align: left; font-weight: normal; }
-th { color: #59636e; } td.number { text-align: right; font-variant-numeric: tabular-nums; }
-.bar { display: inline-block; height: .7rem; background: #4878a8; vertical-align: middle; }
-.samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(340px, 1fr)); gap: 1.2rem; }
-.sample { border: 1px solid #d8dee4; border-radius: 6px; padding: .7rem; overflow-wrap: anywhere; }
-.sample h3 { font: 12px/1.4 ui-monospace, monospace; color: #59636e; margin: 0 0 .5rem; }
-.picture { position: relative; background: #eef1f4; } .picture img { display: block; width: 100%; }
-.picture svg { position: absolute; inset: 0; width: 100%; height: 100%; }
-rect { fill: none; stroke-width: 2; vector-effect: non-scaling-stroke; }
-ul { margin: .5rem 0 0; padding-left: 1.1rem; } .answer { color: #0f6b3a; } .bad { color: #b3261e; }
+:root { --ink: #1d2329; --soft: #59636e; --line: #d8dee4; --fill: #f4f6f8; --bar: #3f6f9f; }
+* { box-sizing: border-box; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1240px; padding: 1.5rem 1rem 3rem;
+  color: var(--ink); background: #fff; }
+h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 1rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.1rem; margin: 2.2rem 0 .7rem; } h3 { font-size: .95rem; margin: 0 0 .5rem; }
+.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 1.4rem 2.4rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; }
+td, th { border-bottom: 1px solid var(--line); padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; }
+th { color: var(--soft); font-weight: normal; } tr > :last-child { padding-right: 0; }
+.facts td:first-child { color: var(--soft); white-space: nowrap; width: 1%; padding-right: 1.6rem; }
+.facts td { overflow-wrap: anywhere; }
+.numbers td:not(:first-child), .numbers th:not(:first-child) { text-align: right; white-space: nowrap;
+  font-variant-numeric: tabular-nums; }
+.bars { display: grid; grid-template-columns: minmax(3.5rem, max-content) max-content minmax(3rem, 1fr);
+  gap: .15rem .8rem; align-items: center; }
+.bars span { overflow-wrap: anywhere; } .bars .count { text-align: right; font-variant-numeric: tabular-nums; }
+.bars i { display: block; height: .75rem; background: var(--bar); border-radius: 1px; }
 """
-_COLOURS = ("#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#42d4f4", "#f032e6", "#bfef45")
 
 
 def write_page(path: Path, index: Index, summary: Summary, pictures: int) -> None:
@@ -49,121 +47,87 @@ def write_page(path: Path, index: Index, summary: Summary, pictures: int) -> Non
         OSError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    title = escape(f"{index.directory.resolve().name}: {summary.samples:,} samples")
+    counts = summary.counts
+    title = escape(f"{Path(index.directory).resolve().name}: {counts.samples:,} samples")
+    answers = f"Answers: {counts.answers.total():,}, {len(counts.answers):,} different"
     parts = [
-        "<!doctype html>",
-        f'<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style></head><body>',
-        f"<h1>{title}</h1>",
-        _table([], [[name, value] for name, value in summary.overview()]),
-        _table(["", "least", "median", "mean", "95 %", "most"], [[name, *row] for name, row in summary.spreads()]),
-        _histogram("Words per caption", summary.caption_words),
-        _histogram("Regions per image", summary.regions_S),
-        _answers(summary),
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{title}</title><style>{_STYLE}{CARD_STYLE}</style></head><body><h1>{title}</h1>",
+        _columns([("Contents", _facts(summary.overview())), ("Made by", _facts(summary.provenance()))]),
+        "<h2>Sizes</h2>",
+        _numbers(["", *SPREAD], [[name, *figures] for name, figures in summary.spreads()]),
+        "<h2>How they spread</h2>",
+        _columns(
+            [
+                ("Words per caption", _histogram(counts.captions)),
+                ("Words per question", _histogram(counts.questions)),
+                ("Tokens per text", _histogram(counts.tokens)),
+                ("Width / height", _histogram(counts.aspects, 100)),
+                ("Regions per image", _histogram(counts.regions)),
+            ]
+        ),
+        "<h2>What they say</h2>",
+        _columns(
+            [
+                ("Vocabulary", _facts(summary.vocabulary())),
+                ("Most frequent words", _bars(summary.frequent_words())),
+                (answers, _bars(summary.balance())),
+                ("Region classes by probability", _bars(summary.classes())),
+            ]
+        ),
         '<h2>Samples</h2><div class="samples">',
-        *_samples(index, pictures),
+        *cards(index, pictures),
         "</div></body></html>",
     ]
-    write_whole(path, "\n".join(parts).encode())
+    write_whole(path, "\n".join(parts).encode(errors="backslashreplace"))
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    if not rows:
+def _columns(sections: list[tuple[str, str]]) -> str:
+    """Sections side by side where there is room; those without content are left out."""
+    shown = [f"<section><h3>{escape(title)}</h3>{content}</section>" for title, content in sections if content]
+    return f'<div class="columns">{"".join(shown)}</div>'
+
+
+def _facts(rows: list[Row]) -> str:
+    lines = [f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in rows]
+    return f'<table class="facts">{"".join(lines)}</table>' if lines else ""
+
+
+def _numbers(head: list[str], rows: list[list[str]]) -> str:
+    lines = ["".join(f"<th>{escape(name)}</th>" for name in head)]
+    lines += ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
+    return f'<div class="scroll"><table class="numbers">{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'
+
+
+def _histogram(values: Counter[int], unit: int = 1) -> str:
+    """Bars of at most so many bins; what lies beyond the 99.5th percentile is one bin, or it would squeeze the rest."""
+    if not values:
         return ""
-    cells = ["".join(f"<th>{escape(name)}</th>" for name in head)] if head else []
-    for row in rows:
-        numbers = "".join(f'<td class="number">{escape(value)}</td>' for value in row[1:])
-        cells.append(f"<td>{escape(row[0])}</td>{numbers}")
-    return "<table>" + "".join(f"<tr>{line}</tr>" for line in cells) + "</table>"
+    sizes = np.array(sorted(values))
+    counts = np.array([values[size] for size in sizes.tolist()])
+    low = int(sizes[0])
+    high = int(sizes[int(np.searchsorted(np.cumsum(counts), 0.995 * counts.sum()))])
+    edges = np.unique(np.linspace(low, high + 1, _BINS + 1).astype(int)).tolist()
+    names = [_bin(first, last - 1, unit) for first, last in pairwise(edges)]
+    told = [int(counts[(sizes >= first) & (sizes < last)].sum()) for first, last in pairwise(edges)]
+    if sizes[-1] > high:
+        names.append(f"{_bin(high + 1, high + 1, unit)} and more")
+        told.append(int(counts[sizes > high].sum()))
+    return _bars([(name, count, count / counts.sum()) for name, count in zip(names, told, strict=True)])
 
 
-def _histogram(title: str, values: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> str:
-    if not len(values):
-        return ""
-    edges = np.unique(np.linspace(values.min(), values.max() + 1, 16).astype(int))
-    counts, _ = np.histogram(values, edges)
-    names = [f"{low}" if high - low == 1 else f"{low} to {high - 1}" for low, high in pairwise(edges)]
-    return f"<h2>{escape(title)}</h2>" + _bars(list(zip(names, counts.tolist(), strict=True)))
+def _bin(first: int, last: int, unit: int) -> str:
+    if unit == 1:
+        return f"{first}" if first == last else f"{first} to {last}"
+    return f"{first / unit:.2f}"
 
 
-def _answers(summary: Summary) -> str:
-    if not summary.answers:
-        return ""
-    title = f"{summary.answers.total():,} answers, {len(summary.answers):,} different"
-    return f"<h2>{title}</h2>" + _bars([(answer, count) for answer, count, _ in summary.balance()])
-
-
-def _bars(rows: list[tuple[str, int]]) -> str:
-    most = max(1, *(count for _, count in rows))
+def _bars(rows: list[Ranked]) -> str:
+    most = max((share for _, _, share in rows), default=0) or 1
     lines = [
-        f'<tr><td>{escape(name)}</td><td class="number">{count:,}</td>'
-        f'<td><span class="bar" style="width:{300 * count / most:.0f}px"></span></td></tr>'
-        for name, count in rows
+        f'<span>{escape(name)}</span><span class="count" title="{share:.1%}">{count:,}</span>'
+        f'<i style="width:{100 * share / most:.1f}%{";min-width:1px" if count else ""}"></i>'
+        for name, count, share in rows
     ]
-    return "<table>" + "".join(lines) + "</table>"
-
-
-def _samples(index: Index, pictures: int) -> list[str]:
-    ends = np.cumsum([entry.samples for entry in index.manifest.shards])
-    total = int(ends[-1]) if len(ends) else 0
-    chosen = np.unique(np.linspace(0, total - 1, min(pictures, total)).astype(int)).tolist()
-    reader = ShardReader(index)
-    cards = []
-    for number in chosen:
-        shard = int(np.searchsorted(ends, number, side="right"))
-        row = number - (int(ends[shard - 1]) if shard else 0)
-        name = index.manifest.shards[shard].name
-        try:
-            sample = reader.read(shard, row, image=True, regions=True, texts=True)
-            cards.append(_card(name, sample))
-        except BadSample as bad:
-            cards.append(f'<div class="sample"><p class="bad">{escape(str(bad))}</p></div>')
-    reader.close()
-    return cards
-
-
-def _card(shard: str, sample: Sample) -> str:
-    captions = "".join(f"<li>{escape(caption)}</li>" for caption in sample.captions)
-    questions = "".join(f"<li>{_question(question)}</li>" for question in sample.questions)
-    return (
-        f'<div class="sample"><h3>{escape(shard)}/{escape(sample.key)}</h3>{_picture(sample)}'
-        f"<ul>{captions}{questions}</ul></div>"
-    )
-
-
-def _question(question: Question) -> str:
-    answers = sorted(set(question.answers), key=lambda answer: (-question.answers.count(answer), answer))
-    shown = ", ".join(answers[:_ANSWERS]) + (", ..." if len(answers) > _ANSWERS else "")
-    return f'{escape(question.text)} <span class="answer">{escape(shown) or "(no answer)"}</span>'
-
-
-def _picture(sample: Sample) -> str:
-    boxes = _boxes(sample.regions) if sample.regions is not None else ""
-    if sample.image is None:
-        return f'<div class="picture" style="aspect-ratio:1">{boxes}</div>' if boxes else ""
-    try:
-        image = open_image(sample.image)
-        image.draft("RGB", (_LONG_SIDE, _LONG_SIDE))
-        picture = image.convert("RGB")
-        picture.thumbnail((_LONG_SIDE, _LONG_SIDE), Image.Resampling.LANCZOS)
-    except (ImageFault, OSError, ValueError, SyntaxError) as error:
-        return f'<p class="bad">the image does not decode: {escape(str(error))}</p>'
-    stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=80)
-    data = base64.b64encode(stream.getvalue()).decode()
-    return f'<div class="picture"><img alt="" src="data:image/jpeg;base64,{data}">{boxes}</div>'
-
-
-def _boxes(regions: Regions) -> str:
-    order = range(len(regions))
-    confidence_R = regions.confidence_R
-    if confidence_R is not None:
-        order = np.argsort(-confidence_R, kind="stable").tolist()
-    lines = []
-    for number, row in enumerate(list(order)[:_BOXES]):
-        x1, y1, x2, y2 = (float(value) * 100 for value in regions.boxes_R4[row])
-        told = f"region {row}" + (f", confidence {float(confidence_R[row]):.2f}" if confidence_R is not None else "")
-        lines.append(
-            f'<rect x="{x1:.2f}" y="{y1:.2f}" width="{x2 - x1:.2f}" height="{y2 - y1:.2f}" '
-            f'stroke="{_COLOURS[number % len(_COLOURS)]}"><title>{told}</title></rect>'
-        )
-    return f'<svg viewBox="0 0 100 100" preserveAspectRatio="none">{"".join(lines)}</svg>'
+    return f'<div class="bars">{"".join(lines)}</div>' if lines else ""

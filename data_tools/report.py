@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from data_tools.writer import REPORT
+from vlp.data.arrays import write_whole
 
 _KEPT = 100
 """Names kept per reason; the counts are exact."""
@@ -34,6 +35,10 @@ class Report:
     """By reason."""
     notes: dict[str, Skipped] = field(default_factory=dict)
     """What was written although something about it should be known, by reason."""
+    parts: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Of a split import, what was written to each part."""
+    inputs: list[Path] = field(default_factory=list)
+    """Files that the command was given."""
 
     def count(self, what: str, number: int = 1) -> None:
         """Something was read."""
@@ -44,28 +49,53 @@ class Report:
 
     def skip(self, reason: str, name: str) -> None:
         """Something was left out."""
-        _add(self.skipped, reason, name)
+        _add(self.skipped, reason, [name])
 
     def note(self, reason: str, name: str) -> None:
         """Something was written, with a flaw."""
-        _add(self.notes, reason, name)
+        _add(self.notes, reason, [name])
 
-    def save(self, out: Path) -> None:
-        """Write `import_report.json`."""
-        record = {
+    def add(self, other: Report) -> None:
+        """Take over what another report counted."""
+        for what, number in other.read.items():
+            self.count(what, number)
+        for what, number in other.written.items():
+            self.wrote(what, number)
+        for mine, theirs in ((self.skipped, other.skipped), (self.notes, other.notes)):
+            for reason, entry in theirs.items():
+                _add(mine, reason, entry.names, entry.count)
+
+    def plain(self) -> dict[str, Any]:
+        """The report as JSON has it."""
+        parts = {"parts": self.parts} if self.parts else {}
+        return {
             "source": self.source,
             "read": self.read,
             "written": self.written,
+            **parts,
             "skipped": _plain(self.skipped),
             "notes": _plain(self.notes),
         }
-        text = json.dumps(record, indent=1, ensure_ascii=False)
-        (out / REPORT).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> Report:
+        """The report that `plain` gave."""
+        report = cls(plain["source"], plain["read"], plain["written"], parts=plain.get("parts", {}))
+        for entries, name in ((report.skipped, "skipped"), (report.notes, "notes")):
+            entries.update({entry["reason"]: Skipped(entry["count"], entry["examples"]) for entry in plain[name]})
+        return report
+
+    def save(self, out: Path) -> None:
+        """Write `import_report.json`."""
+        text = json.dumps(self.plain(), indent=1, ensure_ascii=False)
+        write_whole(out / REPORT, text.encode() + b"\n")
 
     def show(self, out: Path, console: Console) -> None:
         """Print the report in a few lines."""
         console.print(f"read {_listed(self.read)}", markup=False, highlight=False)
         console.print(f"wrote {_listed(self.written)} to {out}", markup=False, highlight=False, soft_wrap=True)
+        for part, written in self.parts.items():
+            console.print(f"  {part}: {_listed(written)}", markup=False, highlight=False, soft_wrap=True)
         for verb, reasons in (("skipped", self.skipped), ("note:", self.notes)):
             for reason, entry in reasons.items():
                 line = f"{verb} {entry.count}: {reason} ({_examples(entry)})"
@@ -77,11 +107,11 @@ class Report:
         return ", ".join(f"{entry.count} x {reason}" for reason, entry in by_count) or "the source is empty"
 
 
-def _add(entries: dict[str, Skipped], reason: str, name: str) -> None:
+def _add(entries: dict[str, Skipped], reason: str, names: list[str], count: int = 1) -> None:
     entry = entries.setdefault(reason, Skipped())
-    entry.count += 1
-    if len(entry.names) < _KEPT:
-        entry.names.append(name)
+    entry.count += count
+    # A name of a file that is not UTF-8 holds half a surrogate pair, which neither a terminal nor JSON takes.
+    entry.names += [name.encode(errors="backslashreplace").decode() for name in names[: _KEPT - len(entry.names)]]
 
 
 def _plain(entries: dict[str, Skipped]) -> list[dict[str, Any]]:

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from vlp.data.cache import CacheConfig
 from vlp.data.dataset import Dataset
 from vlp.data.index import Index, Texts, open_index
 from vlp.data.lengths import token_lengths
+from vlp.data.mixture import by_temperature
 from vlp.data.order import Order
 from vlp.data.text import TextEncoder
 from vlp.errors import ConfigError, DataError
-from vlp.models.image import PixelSource
-from vlp.models.model import ModelConfig, Sizes, VisionLanguageModel, fill_sizes, read_weights, without_downloads
+from vlp.models.blocks import unrolled
+from vlp.models.image import RegionSource
+from vlp.models.model import ModelConfig, Sizes, VisionLanguageModel, fill_sizes, without_downloads
+from vlp.models.start import start
+from vlp.models.textsource import has_tokenizer, text_model_directory
+from vlp.models.transfer import apply_transfer
 from vlp.run import RunConfig
 from vlp.seeds import derive
+from vlp.tasks.classify import ClassifyConfig, labels_of
 from vlp.tasks.module import TaskModule
+from vlp.tasks.pretrain import PretrainConfig
 from vlp.tasks.registry import AnyTaskConfig, make_task
 from vlp.tasks.task import Setting, Task
-from vlp.tasks.vqa import VqaConfig, answer_vocabulary
+from vlp.tasks.vocabulary import answer_vocabulary
+from vlp.tasks.vqa import VqaConfig
 
 
 @dataclass(frozen=True)
@@ -49,14 +58,16 @@ def assemble(config: RunConfig) -> Assembled:
     Raises:
         ConfigError, DataError, CheckpointError: something does not fit; the message names the key.
     """
-    text = TextEncoder(config.tokenizer or config.init or "", config.model.text.max_length)
+    text = _text_encoder(config)
     texts = config.task.texts
-    train = [open_dataset(Path(entry.path), texts, text) for entry in config.data.train]
-    val = open_dataset(Path(config.data.val), texts, text) if config.data.val else None
+    cache = config.data.cache
+    train = [open_dataset(entry.path, texts, text, cache) for entry in config.data.train]
+    val = open_dataset(config.data.val, texts, text, cache) if config.data.val else None
+    _check_augment(config)
     model = fill_sizes(config.model, _sizes(config, text, [d.index for d in (*train, *([val] if val else []))]))
     order = Order(
         [dataset.examples_S for dataset in train],
-        [entry.weight for entry in config.data.train],
+        _weights(config, train),
         seed=config.run.seed,
         batch_size=config.batch.size,
         groups=config.data.groups,
@@ -70,43 +81,82 @@ def assemble(config: RunConfig) -> Assembled:
     return Assembled(resolved, text, train, val, order, task, max(1, steps))
 
 
-def open_dataset(directory: Path, texts: Texts, text: TextEncoder) -> Dataset:
-    """An indexed data directory with the lengths of its texts; they are counted at the first time."""
-    index = open_index(directory)
+def _text_encoder(config: RunConfig) -> TextEncoder:
+    """The tokenizer of the config, of the trained model, or of the text model whose weights a new one starts from."""
+    own, started = config.model.text, None if config.init else config.model.text.weights
+    source = config.tokenizer or config.init or (started.source if started else "")
+    if started is None:
+        return TextEncoder(source, own.max_length, own.add_tokens)
+    directory = text_model_directory(started.source)
+    if source == started.source:
+        return TextEncoder(directory, own.max_length, own.add_tokens)
+    text = TextEncoder(source, own.max_length, own.add_tokens)
+    if has_tokenizer(directory):
+        _check_words(text, TextEncoder(directory, own.max_length), source, started.source)
+    return text
+
+
+def _check_words(text: TextEncoder, theirs: TextEncoder, source: str, started: str) -> None:
+    """Refuse words whose pre-trained rows would be those of other words."""
+    known = {number: word for word, number in theirs.vocabulary.items()}
+    for word, number in sorted(text.vocabulary.items(), key=lambda item: item[1]):
+        if known.get(number, word) != word:
+            raise ConfigError(
+                f"tokenizer: token {number} is '{word}' in {source} and '{known[number]}' in {started}, which "
+                "model.text.weights starts from; leave tokenizer out to take that one"
+            )
+
+
+def _weights(config: RunConfig, train: Sequence[Dataset]) -> list[float]:
+    """What part of the mixture each dataset makes."""
+    if config.data.temperature is None:
+        return [1.0 if entry.weight is None else entry.weight for entry in config.data.train]
+    return by_temperature([int(dataset.examples_S.sum()) for dataset in train], config.data.temperature)
+
+
+def _check_augment(config: RunConfig) -> None:
+    augment = config.data.augment
+    if (
+        augment is None
+        or not isinstance(config.model.image.source, RegionSource)
+        or config.model.image.grid is not None
+    ):
+        return
+    if augment.colour is not None:
+        raise ConfigError("data.augment.colour: changes pixels, and the model reads regions only; take it back")
+
+
+def open_dataset(directory: Path | str, texts: Texts, text: TextEncoder, cache: CacheConfig | None = None) -> Dataset:
+    """An indexed data directory, local or remote, with the lengths of its texts; they are counted at the first time."""
+    index = open_index(directory, cache)
     dataset = Dataset(index, texts, token_lengths(index, text.count, text.fingerprint, text.max_length))
     if not dataset.examples_S.sum():
-        raise DataError(f"{directory}: no sample has {texts}, which the task takes for its texts; give shards that do")
+        raise DataError(
+            f"{dataset.directory}: no sample has {texts}, which the task takes for its texts; give shards that do"
+        )
     return dataset
 
 
-def make_module(assembled: Assembled) -> TaskModule:
-    """The module to train: initial weights from the seed, or from the trained model that `init` names."""
+def make_module(assembled: Assembled, note: Callable[[str], object] = lambda said: None) -> TaskModule:
+    """The module to train: initial weights from the seed, and from pre-trained models where the config says so.
+
+    Args:
+        note: is told what the weights come from, a line each.
+    """
     config = assembled.config
     torch.manual_seed(derive(config.run.seed, "weights"))
     model = VisionLanguageModel(without_downloads(config.model) if config.init else config.model)
-    if config.init:
-        _start_from(model, Path(config.init))
+    for line in start(model, Path(config.init) if config.init else None):
+        note(line)
+    if line := apply_transfer(model, config.transfer):
+        note(line)
     return TaskModule(model, assembled.task.objectives)
 
 
-def _start_from(model: VisionLanguageModel, directory: Path) -> None:
-    """Load weights; heads that the trained model lacks stay new, heads that the task does not use are left out."""
-    tensors = read_weights(directory)
-    own = model.state_dict()
-    wrong = [name for name, tensor in own.items() if name in tensors and tensors[name].shape != tensor.shape]
-    wrong += [name for name in own if name not in tensors and not name.startswith("heads.")]
-    if wrong:
-        name = wrong[0]
-        found = list(tensors[name].shape) if name in tensors else "nothing"
-        raise ConfigError(
-            f"init: {directory} does not fit the model: {name} is {list(own[name].shape)} here and {found} there"
-        )
-    model.load_state_dict({**own, **{name: tensors[name] for name in own if name in tensors}})
-
-
 def _sizes(config: RunConfig, text: TextEncoder, indexes: Sequence[Index]) -> Sizes:
-    """What tokenizer and shards fix; all shards must agree."""
-    if config.data.without == "image" or isinstance(config.model.image.source, PixelSource):
+    """What tokenizer and shards fix; all shards with images must agree."""
+    indexes = [index for index in indexes if not index.manifest.text_only] or indexes
+    if config.data.without == "image" or not isinstance(config.model.image.source, RegionSource):
         first = indexes[0].manifest
         return Sizes(text.vocab_size, first.feature_width, first.class_count)
     for index in indexes[1:]:
@@ -117,12 +167,46 @@ def _sizes(config: RunConfig, text: TextEncoder, indexes: Sequence[Index]) -> Si
                     f"{index.directory} and {getattr(indexes[0].manifest, what)} in {indexes[0].directory}; "
                     "a run needs one"
                 )
-    return Sizes(text.vocab_size, indexes[0].manifest.feature_width, indexes[0].manifest.class_count)
+        _check_makers(indexes[0], index)
+    manifests = [index.manifest for index in indexes]
+    sizes = Sizes(
+        text.vocab_size,
+        manifests[0].feature_width,
+        manifests[0].class_count,
+        max((manifest.class_ids or 0 for manifest in manifests), default=0) or None,
+        max((manifest.attribute_ids or 0 for manifest in manifests), default=0) or None,
+    )
+    _check_labels(config.task, sizes)
+    return sizes
+
+
+def _check_makers(one: Index, other: Index) -> None:
+    """Refuse regions of two networks: equal widths do not make their features alike."""
+    made = [index.manifest.made_by.get("regions") for index in (one, other)]
+    weights = [notes.get("weights") if isinstance(notes, dict) else None for notes in made]
+    if None not in weights and weights[0] != weights[1]:
+        raise ConfigError(
+            f"data: the regions of {one.directory} were made with the weights {weights[0]} and those of "
+            f"{other.directory} with {weights[1]}, so their features do not compare; make both with one network"
+        )
+
+
+def _check_labels(task: AnyTaskConfig, sizes: Sizes) -> None:
+    """Refuse to guess class probabilities that no shard holds."""
+    for name, objective in task.objectives.items() if isinstance(task, PretrainConfig) else ():
+        soft = objective.kind == "region_class" and objective.labels == "soft"
+        if soft and sizes.classes is None and sizes.class_ids is not None:
+            raise ConfigError(
+                f"task.objectives.{name}: needs class probabilities of the regions, and the shards of data.train hold "
+                "numbers of classes alone (<key>.classes.npy); say labels: hard"
+            )
 
 
 def _filled_task(task: AnyTaskConfig, train: Sequence[Dataset]) -> AnyTaskConfig:
     if isinstance(task, VqaConfig) and task.answers == "auto":
         return task.model_copy(update={"answers": answer_vocabulary(train, task.min_count)})
+    if isinstance(task, ClassifyConfig) and task.labels == "auto":
+        return task.model_copy(update={"labels": labels_of(train)})
     return task
 
 
@@ -130,4 +214,4 @@ def model_summary(model: ModelConfig) -> str:
     """A line on a model for the start of a log."""
     from vlp.models.model import count_parameters, meta_model
 
-    return f"{count_parameters(meta_model(model)):,} parameters, {sum(b.repeat for b in model.encoder)} blocks"
+    return f"{count_parameters(meta_model(model)):,} parameters, {sum(1 for _ in unrolled(model.encoder))} blocks"

@@ -74,10 +74,15 @@ def evaluate(
     model: Model,
     data: Data,
     task: Annotated[
-        str | None, typer.Option(help="pretrain, vqa or retrieval; by default what the model was trained for.")
+        str | None, typer.Option(help="pretrain, vqa, retrieval, classify; by default what the model was trained for.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the metrics as JSON here.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the report as JSON here.")] = None,
+    results: Annotated[Path | None, typer.Option(help="Write the answers as the VQA challenge's results file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page of failures, with pictures.")] = None,
+    failures: Annotated[int, typer.Option(help="Failures on that page.", min=1)] = 100,
+    without: Annotated[str | None, typer.Option(help="Leave out image or text, to see what the other does.")] = None,
     limit: Annotated[int | None, typer.Option(help="Judge only so many examples (retrieval: images).", min=1)] = None,
+    folds: Annotated[int | None, typer.Option(help="Of retrieval: rank within so many parts.", min=1)] = None,
     micro_tokens: Tokens = 8192,
     precision: Precision = "fp32",
     nproc: Nproc = 1,
@@ -85,9 +90,10 @@ def evaluate(
     """Judge a trained model on a dataset."""
     if _launched(nproc):
         return
-    from vlp.inference import evaluate_model
+    from vlp.inference import Asked, evaluate_model
 
-    evaluate_model(model, data, task, out=out, limit=limit, micro_tokens=micro_tokens, precision=precision)
+    asked = Asked(task, without, folds, limit, out, results, html, failures)
+    evaluate_model(model, data, asked, micro_tokens=micro_tokens, precision=precision)
 
 
 @app.command()
@@ -114,11 +120,16 @@ def extract(
 
 
 @app.command()
-def describe(config: ModelName, overrides: ModelOverrides = None) -> None:
-    """Show a model config: its blocks and parameters."""
+def describe(
+    config: ModelName,
+    overrides: ModelOverrides = None,
+    text_tokens: Annotated[int, typer.Option(help="Of the example whose operations are counted.", min=3)] = 20,
+    regions: Annotated[int, typer.Option(help="Of its image, for a model that reads regions.", min=0)] = 36,
+) -> None:
+    """Show a model config: its blocks, who looks at whom, parameters and operations."""
     from vlp.describe import describe_model
 
-    describe_model(config, overrides or [])
+    describe_model(config, overrides or [], text_tokens=text_tokens, regions=regions)
 
 
 @app.command()

@@ -153,6 +153,8 @@ def _key(target: Any, step: str, override: str, above: Sequence[str]) -> str | i
 _WORDS = {
     "bool_parsing": "true or false",
     "bool_type": "true or false",
+    "byte_size": "a number of bytes, as in 200GB",
+    "byte_size_unit": "a number of bytes, as in 200GB",
     "dict_type": "a mapping of keys to values",
     "float_parsing": "a number",
     "float_type": "a number",

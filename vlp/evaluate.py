@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
@@ -13,6 +11,7 @@ from torch import nn
 from vlp.data.dataset import Dataset
 from vlp.distributed import World
 from vlp.tasks.judge import Judge
+from vlp.tasks.outcomes import Judgement
 from vlp.tasks.saved import Trained
 from vlp.types import Batch
 
@@ -46,14 +45,14 @@ def evaluate(
     limit: int | None = None,
     precision: Precision = "fp32",
     seed: int = 0,
-) -> dict[str, float]:
-    """Metrics of a trained model on a dataset; on rank 0, empty elsewhere."""
-    judge = Judge(Inference(trained.module(), world, precision), dataset, micro_tokens, seed, limit)
-    metrics = judge.metrics(trained.task)
-    return metrics if world.is_main else {}
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Judgement:
+    """Metrics of a trained model on a dataset, and what became of each example; on rank 0, empty elsewhere.
 
-
-def write_report(path: Path, metrics: dict[str, float], facts: dict[str, str]) -> None:
-    """The metrics and what they are of, as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**facts, "metrics": metrics}, indent=1) + "\n", encoding="utf-8")
+    Args:
+        limit: judge only so many examples, or images where all pairs are ranked.
+        progress: is told the batches done and their number, on rank 0.
+    """
+    judge = Judge(Inference(trained.module(), world, precision), dataset, micro_tokens, seed, limit, progress)
+    judgement = judge.judged(trained.task)
+    return judgement if world.is_main else Judgement({})

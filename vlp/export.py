@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from vlp.config import read_yaml
 from vlp.data.text import TextEncoder
 from vlp.errors import CheckpointError, ConfigError
+from vlp.models.adapters import merged
 from vlp.models.model import ModelConfig
+from vlp.models.transfer import TransferConfig
 from vlp.tasks.card import Training
 from vlp.tasks.saved import SavedTask, save_trained
 from vlp.train.checkpointfiles import CHECKPOINTS, completed, read_state, read_weights, step_of
@@ -43,14 +45,16 @@ def export_run(run: Path, step: int | None = None, *, best: bool = False, out: P
     text = TextEncoder(run / TOKENIZER_DIRECTORY, config.text.max_length, config.text.add_tokens)
     training = Training.parse(facts["training"]).model_copy(update={"steps": step_of(checkpoint)})
     directory = out or run / MODEL_DIRECTORY
-    weights = model_weights(read_weights(checkpoint))
+    transfer = TransferConfig.parse(read_yaml(run / CONFIG_FILE).get("transfer", {}), str(run / CONFIG_FILE))
+    weights = model_weights(read_weights(checkpoint), config, transfer)
     save_trained(directory, config, weights, SavedTask.parse(facts["saved"]), text, training, run.resolve().name)
     return directory
 
 
-def model_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The model's own weights among those of a task's module."""
-    return {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+def model_weights(weights: dict[str, Tensor], config: ModelConfig, transfer: TransferConfig) -> dict[str, Tensor]:
+    """The model's own weights among those of a task's module, adapters merged into what they stand beside."""
+    own = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+    return own if transfer.adapters is None else merged(own, transfer.adapters, config)
 
 
 def _facts(run: Path) -> dict[str, Any]:

@@ -2,41 +2,115 @@
 
 from __future__ import annotations
 
+import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
-
-from rich.console import Console
-from rich.table import Table
+from typing import Any, get_args
 
 from vlp.assemble import open_dataset
 from vlp.data.dataset import Dataset
 from vlp.distributed import world
 from vlp.errors import ConfigError
-from vlp.evaluate import Precision, evaluate, write_report
+from vlp.evaluate import Precision, evaluate
 from vlp.extract import extract, parse_what
+from vlp.failurepage import write_page
 from vlp.models.image import RegionSource
 from vlp.objectives.region_class import RegionClass
+from vlp.report import Report, write_results
+from vlp.tasks.outcomes import Judgement
 from vlp.tasks.pretrain import PretrainConfig
-from vlp.tasks.registry import AnyTaskConfig
+from vlp.tasks.registry import TASKS, AnyTaskConfig
 from vlp.tasks.retrieval import RetrievalConfig
 from vlp.tasks.saved import Trained, load_trained, read_saved
+from vlp.tasks.task import Without
 
 
-def evaluate_model(
-    model: Path, data: Path, task: str | None, *, out: Path | None, limit: int | None, micro_tokens: int, precision: str
-) -> None:
+@dataclass(frozen=True)
+class Asked:
+    """What `vlp evaluate` is asked for beside model and data."""
+
+    task: str | None = None
+    """Another task than the model's own."""
+    without: str | None = None
+    """A modality that the examples shall lack."""
+    folds: int | None = None
+    """Of retrieval: parts within which is ranked."""
+    limit: int | None = None
+    """Examples (retrieval: images) that are judged."""
+    out: Path | None = None
+    """Where the report goes, as JSON."""
+    results: Path | None = None
+    """Where predictions go, as the VQA challenge's results file."""
+    html: Path | None = None
+    """Where the page of failures goes."""
+    failures: int = 100
+    """Failures on that page."""
+
+
+def evaluate_model(model: Path, data: Path, asked: Asked, *, micro_tokens: int, precision: str) -> None:
     """Print (and write) the metrics of a model on a dataset."""
-    chosen = _precision(precision)
+    chosen, without = _precision(precision), _without(asked.without)
     with world() as ranks:
-        trained = load_trained(model, task=_task(model, task, limit) if model.is_dir() else None)
+        trained = load_trained(model, task=_task(model, asked) if model.is_dir() else None, without=without)
+        name: str = trained.task.config.name  # type: ignore[attr-defined]
+        _check_results(asked, name)
         dataset = _open(trained, data)
         _check_classes(trained, dataset)
-        metrics = evaluate(trained, dataset, ranks, micro_tokens=micro_tokens, limit=limit, precision=chosen)
+        judgement = evaluate(
+            trained,
+            dataset,
+            ranks,
+            micro_tokens=micro_tokens,
+            limit=asked.limit,
+            precision=chosen,
+            progress=Progress(),
+        )
         if ranks.is_main:
-            name = trained.task.config.name  # type: ignore[attr-defined]
-            _show(f"{name} on {data}", metrics)
-            if out:
-                write_report(out, metrics, {"model": str(model), "data": str(data), "task": name})
+            facts: dict[str, Any] = {"model": str(model), "data": dataset.directory, "task": name}
+            facts |= {"without": trained.task.setting.without, "precision": chosen}
+            _tell(judgement, facts, asked, dataset)
+
+
+def _tell(judgement: Judgement, facts: dict[str, Any], asked: Asked, dataset: Dataset) -> None:
+    """Print the report, and write what is asked for."""
+    title = f"{facts['task']} on {facts['data']}" + (f" without {facts['without']}" if facts["without"] else "")
+    report = Report.of(judgement, facts, seed=0)
+    report.show(title)
+    if asked.out:
+        report.write(asked.out)
+    if asked.results:
+        write_results(asked.results, judgement)
+        print(f"{len(judgement.outcomes)} answers: {asked.results}", flush=True)
+    if asked.html:
+        shown = write_page(asked.html, judgement, dataset, title, asked.failures)
+        print(f"{shown} failures: {asked.html}", flush=True)
+
+
+def _check_results(asked: Asked, task: str) -> None:
+    """Refuse files that the task cannot fill, before any work is done."""
+    if asked.results and task not in ("vqa", "classify"):
+        raise ConfigError(f"--results: '{task}' gives no answers to questions; only vqa and classify do")
+    if asked.html and task == "pretrain":
+        raise ConfigError("--html: 'pretrain' measures losses, so there are no failures to show; fine-tune for a task")
+    if asked.folds and task != "retrieval":
+        raise ConfigError(f"--folds: '{task}' ranks nothing; only retrieval is judged in folds")
+
+
+class Progress:
+    """Says how far a long evaluation is, on standard error: nothing in the first seconds, then every tenth."""
+
+    def __init__(self, quiet_seconds: float = 10.0) -> None:
+        self._next, self._quiet_until = 0.1, time.monotonic() + quiet_seconds
+
+    def __call__(self, done: int, total: int) -> None:
+        share = done / total
+        if done == 1:
+            self._next = 0.1
+        if share >= self._next:
+            self._next = share + 0.1
+            if time.monotonic() > self._quiet_until:
+                print(f"evaluated {done:,} of {total:,} batches", file=sys.stderr, flush=True)
 
 
 def extract_features(model: Path, data: Path, out: Path, what: str, *, micro_tokens: int, precision: str) -> None:
@@ -52,38 +126,52 @@ def extract_features(model: Path, data: Path, out: Path, what: str, *, micro_tok
                 print(f"{lost} examples cannot be read and were left out: see {out / 'manifest.json'}", flush=True)
 
 
-def _task(model: Path, name: str | None, limit: int | None) -> AnyTaskConfig | None:
+def _task(model: Path, asked: Asked) -> AnyTaskConfig | None:
     """The config of the task that is asked for; None for the model's own."""
     own = read_saved(model).task
-    if name in (None, own.name):
-        if isinstance(own, RetrievalConfig) and limit is not None:
-            return own.model_copy(update={"judged_images": limit})
-        return None
-    if name == "retrieval":
-        return _zero_shot(own, limit)
-    if name in ("pretrain", "vqa"):
-        raise ConfigError(f"--task {name}: {model} was trained for '{own.name}' and has no heads for {name}")
-    raise ConfigError(f"--task: '{name}' is not known, it should be pretrain, vqa or retrieval")
+    if asked.task in (None, own.name):
+        return _sized(own, asked) if isinstance(own, RetrievalConfig) else None
+    if asked.task == "retrieval":
+        return _sized(_zero_shot(model, own), asked)
+    if asked.task in TASKS:
+        raise ConfigError(
+            f"--task {asked.task}: {model} was trained for '{own.name}' and has no heads for {asked.task}"
+        )
+    raise ConfigError(f"--task: '{asked.task}' is not known, it should be one of {', '.join(TASKS)}")
 
 
-def _zero_shot(own: AnyTaskConfig, limit: int | None) -> RetrievalConfig:
+def _sized(config: RetrievalConfig, asked: Asked) -> RetrievalConfig:
+    """Retrieval over as many images, in as many folds, as asked for."""
+    change = {"judged_images": asked.limit, "folds": asked.folds}
+    return config.model_copy(update={name: value for name, value in change.items() if value is not None})
+
+
+def _zero_shot(model: Path, own: AnyTaskConfig) -> RetrievalConfig:
     """Retrieval with the matching head that pre-training left."""
     if isinstance(own, PretrainConfig):
         for name, objective in own.objectives.items():
             if objective.kind == "matching":
-                return RetrievalConfig(head=name, texts=own.texts, judged_images=limit or 1000)
+                return RetrievalConfig(head=name, texts=own.texts)
     raise ConfigError(
-        "--task retrieval: the model has no matching head; it must be pre-trained with matching, or fine-tuned"
+        f"--task retrieval: {model} was trained for '{own.name}' and has no matching head; it must be pre-trained with "
+        "matching, or fine-tuned"
     )
 
 
-def _open(trained: Trained, data: Path) -> Dataset:
+def _without(text: str | None) -> Without | None:
+    if text is not None and text not in get_args(Without):
+        raise ConfigError(f"--without: '{text}' is not right, it should be image or text")
+    return text  # type: ignore[return-value]
+
+
+def _open(trained: Trained, data: Path | str) -> Dataset:
     """The dataset, checked against the model's image source."""
     dataset = open_dataset(data, trained.task.texts, trained.task.setting.text)
     source, found = trained.model.config.image.source, dataset.index.manifest.feature_width
-    if isinstance(source, RegionSource) and trained.saved.without != "image" and source.width != found:
+    if isinstance(source, RegionSource) and trained.task.setting.without != "image" and source.width != found:
         raise ConfigError(
-            f"the model reads regions of {source.width} numbers, but those of {data} have {found or 'no'} features"
+            f"the model reads regions of {source.width} numbers, but those of {dataset.directory} have "
+            f"{found or 'no'} features"
         )
     return dataset
 
@@ -104,10 +192,3 @@ def _precision(text: str) -> Precision:
     if text not in get_args(Precision):
         raise ConfigError(f"--precision: '{text}' is not right, it should be fp32 or bf16")
     return text  # type: ignore[return-value]
-
-
-def _show(title: str, metrics: dict[str, float]) -> None:
-    table = Table("metric", "value", title=title, title_justify="left")
-    for name, value in metrics.items():
-        table.add_row(name, f"{value:,.0f}" if name in ("questions", "images", "texts") else f"{value:.4f}")
-    Console().print(table)

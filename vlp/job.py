@@ -79,6 +79,7 @@ def _train(assembled: Assembled, directory: Path, ranks: World, resume: bool) ->
         seed=run.run.seed,
         heights={f"model.{name}": height for name, height in heights(module.model).items()},
         ema=run.ema,
+        penalty=run.penalty,
         log_file=directory / "deepspeed.log",
     )
     checkpoints = Checkpoints(directory / CHECKPOINTS, run.checkpoint, ranks, _fingerprints(assembled))
@@ -157,8 +158,9 @@ def export(assembled: Assembled, engine: Engine, directory: Path, metrics: Mappi
         weights = engine.full_weights()
     if engine.world.is_main:
         run = assembled.config
+        tensors = model_weights(weights, run.model, run.transfer)
         history, name = _history(assembled, metrics), Path(run.run.dir).resolve().name
-        save_trained(directory, run.model, model_weights(weights), _saved(assembled), assembled.text, history, name)
+        save_trained(directory, run.model, tensors, _saved(assembled), assembled.text, history, name)
 
 
 def _saved(assembled: Assembled) -> SavedTask:
@@ -197,7 +199,7 @@ def _fingerprints(assembled: Assembled) -> dict[str, str]:
     run = assembled.config
     weights = [*(entry.weight for entry in run.data.train), run.data.temperature]
     parts: dict[str, Any] = {
-        "model": run.model.plain(),
+        "model": [run.model.plain(), run.transfer.plain()],
         "task": [run.task.plain(), run.data.without, run.data.augment and run.data.augment.plain()],
         "data": [*assembled.data_fingerprints, *weights, run.data.groups, run.data.block_shards],
         "tokenizer": assembled.text.fingerprint,

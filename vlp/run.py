@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from vlp.data.augment import AugmentConfig
 from vlp.data.cache import CacheConfig
 from vlp.errors import ConfigError, nearest
 from vlp.models.model import ModelConfig, read_config
+from vlp.models.transfer import TransferConfig
 from vlp.tasks.registry import AnyTaskConfig
 from vlp.tasks.task import Without
 from vlp.train.checkpoint import CheckpointConfig
@@ -25,6 +27,7 @@ from vlp.train.guard import GuardConfig
 from vlp.train.logs import LogConfig
 from vlp.train.optimizer import OptimizerConfig
 from vlp.train.profiler import ProfileConfig
+from vlp.train.penalty import PenaltyConfig
 from vlp.train.schedule import ScheduleConfig
 from vlp.train.zero import Precision
 
@@ -122,6 +125,10 @@ class RunConfig(Config):
     batch: BatchConfig = BatchConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    transfer: TransferConfig = TransferConfig()
+    """What of the model learns: all of it, or not what is frozen, or adapters."""
+    penalty: PenaltyConfig | None = None
+    """A penalty on the weights; null for none."""
     precision: Precision = "fp32"
     """Of forward and backward; from ZeRO stage 1 on the optimizer keeps fp32 weights in either case."""
     deepspeed: str | None = None
@@ -204,8 +211,26 @@ def _anchored(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     for key in ("model", "init", "tokenizer", "deepspeed"):
         if isinstance(result.get(key), str) and result[key] not in shipped.get(key, ()):
             result[key] = anchor(result[key])
+    if isinstance(result.get("model"), dict):
+        result["model"] = _anchored_model(result["model"], folder)
     if isinstance(result.get("data"), dict):
         result["data"] = {k: anchor(v) if k in ("train", "val") else v for k, v in result["data"].items()}
+    return result
+
+
+WEIGHTS = (("text", "weights", "source"), ("image", "source", "weights"), ("image", "grid", "source", "weights"))
+"""Keys of a model that may name files."""
+
+
+def _anchored_model(model: Any, folder: Path) -> Any:
+    """A model's mapping whose relative paths hold from anywhere, where something stands at them."""
+    result = deepcopy(model)
+    for *sections, key in WEIGHTS:
+        section = result
+        for name in sections:
+            section = section.get(name) if isinstance(section, dict) else None
+        if isinstance(section, dict) and isinstance(section.get(key), str) and (folder / section[key]).exists():
+            section[key] = str(folder / section[key])
     return result
 
 
@@ -217,7 +242,8 @@ def _with_model(values: dict[str, Any], overrides: list[str], where: str) -> dic
             config = read_config(Path(model)).plain()
             values = {**values, "model": {**config, "heads": {}}, "init": model}
         else:
-            values = {**values, "model": read_yaml(_model_file(model, where))}
+            file = _model_file(model, where)
+            values = {**values, "model": _anchored_model(read_yaml(file), file.parent)}
     return apply_overrides(values, overrides)
 
 

@@ -8,11 +8,14 @@ Shape suffixes, here and everywhere:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vlp.transfer import moved, pinned
 
 if TYPE_CHECKING:
     from torch import Tensor, device
@@ -22,9 +25,6 @@ Rows = Literal["text", "image", "example"]
 """What a target's positions count: packed text tokens, packed image tokens, or examples (pooled vectors)."""
 
 
-# ---------------------------------------------------------------------------------------------------- Sample
-
-
 @dataclass(frozen=True, slots=True)
 class Question:
     """A question about an image; `answers` is empty where a split keeps them back."""
@@ -32,6 +32,8 @@ class Question:
     text: str
     answers: tuple[str, ...] = ()
     id: str = ""
+    types: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Its kinds, by the dataset's own names (VQA: `question_type`, `answer_type`); metrics group by them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +44,34 @@ class Regions:
     boxes_R4: NDArray[np.floating[Any]]
     """x1, y1, x2, y2 as shares of width and height, in 0..1."""
     confidence_R: NDArray[np.floating[Any]] | None = None
+    """How sure the detector is of a region; beside `classes_R`, of its class."""
     class_probs_RC: NDArray[np.floating[Any]] | None = None
+    classes_R: NDArray[np.integer[Any]] | None = None
+    """Number of the class, from detectors whose class probabilities were not kept."""
+    attributes_R: NDArray[np.integer[Any]] | None = None
+    """Number of the attribute (red, wooden, ...)."""
+    attribute_confidence_R: NDArray[np.floating[Any]] | None = None
 
     def __len__(self) -> int:
         return len(self.features_RD)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How an image is looked at once: which part of it, from which side, in which colours."""
+
+    box: tuple[float, float, float, float] | None = None
+    """x1, y1, x2, y2 of the part that is seen, as shares of the whole; None is what the model sees of every image."""
+    mirrored: bool = False
+    """Left and right exchanged, after the part is cut out."""
+    brightness: float = 1.0
+    """Factor of all values."""
+    contrast: float = 1.0
+    """Factor of the distance to the mean grey."""
+    saturation: float = 1.0
+    """Factor of the distance to each pixel's own grey."""
+    hue: float = 0.0
+    """Turn of the colour circle; 1 is a whole turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +83,11 @@ class Sample:
     regions: Regions | None = None
     captions: tuple[str, ...] = ()
     questions: tuple[Question, ...] = ()
-
-
-# --------------------------------------------------------------------------------------------- order and plan
+    width: int = 0
+    """Pixels of the upright image, as the index has it; 0 if unknown."""
+    height: int = 0
+    view: View | None = None
+    """How training looks at the image this time; None is the whole of it, as evaluation does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +117,6 @@ class Pair:
     matched: bool = True
 
 
-# --------------------------------------------------------------------------------------------------- Example
-
-
 @dataclass(slots=True)
 class Target:
     """What one objective asks of one example: where it looks, and what should be guessed there."""
@@ -112,6 +137,13 @@ class RegionInput:
     class_probs_RC: NDArray[np.float32] | None = None
     hidden_R: NDArray[np.bool_] | None = None
     """True where the feature is hidden; a model with a learned mask embedding puts it there."""
+    classes_R: NDArray[np.int64] | None = None
+    attributes_R: NDArray[np.int64] | None = None
+    attribute_confidence_R: NDArray[np.float32] | None = None
+    whole: bool = False
+    """Whether region 0 is the whole image."""
+    aligned_RA: NDArray[np.int64] | None = None
+    """Places of the words that a region is aligned with, -1 where it has fewer than A."""
 
     def __len__(self) -> int:
         return len(self.features_RD)
@@ -119,13 +151,32 @@ class RegionInput:
 
 @dataclass(slots=True)
 class PixelInput:
-    """The pixels of one image, resized and normalised, and how many tokens the backbone makes of them."""
+    """The pixels of one image, scaled to the model's size, and how many tokens the backbone makes of them."""
 
-    pixels_3HW: NDArray[np.float32]
+    pixels_3HW: NDArray[np.uint8] | NDArray[np.float32]
+    """RGB as decoded, 0..255 (the backbone normalises them where it runs); floats are normalised already."""
     tokens: int
+    kept_K: NDArray[np.int64] | None = None
+    """Tokens that the model sees, in their order, where it does not see all."""
+    grid: tuple[int, int] | None = None
+    """Rows and columns of patches that hold the image, where the rest is padding."""
 
     def __len__(self) -> int:
-        return self.tokens
+        return self.tokens if self.kept_K is None else len(self.kept_K)
+
+
+@dataclass(slots=True)
+class BothInput:
+    """The regions of one image, and its pixels: the regions' tokens come first."""
+
+    regions: RegionInput
+    pixels: PixelInput
+
+    def __len__(self) -> int:
+        return len(self.regions) + len(self.pixels)
+
+
+ImageInput = RegionInput | PixelInput | BothInput
 
 
 @dataclass(slots=True)
@@ -139,22 +190,37 @@ class Example:
     """True at [CLS], [SEP] and other tokens that no objective may hide."""
     word_T: NDArray[np.int64]
     """Number of the word a token belongs to, -1 for specials."""
-    image: RegionInput | PixelInput | None
+    image: ImageInput | None
     matched: bool = True
     targets: dict[str, Target] = field(default_factory=dict)
+    segment_T: NDArray[np.int64] | None = None
+    """Which of its texts a token belongs to, 0 or 1; None where there is one."""
 
     @property
     def tokens(self) -> int:
         """Length in tokens, text and image together."""
         return len(self.token_ids_T) + (len(self.image) if self.image is not None else 0)
 
+    @property
+    def regions(self) -> RegionInput | None:
+        """The regions of the image, if it has any; an image's first tokens are theirs."""
+        image = self.image.regions if isinstance(self.image, BothInput) else self.image
+        return image if isinstance(image, RegionInput) else None
 
-# ----------------------------------------------------------------------------------------------------- Batch
+    def set_regions(self, regions: RegionInput) -> None:
+        """Put other regions in their place."""
+        if isinstance(self.image, BothInput):
+            self.image = BothInput(regions, self.image.pixels)
+        else:
+            self.image = regions
 
 
 @dataclass(slots=True)
 class Targets:
     """The targets of one objective over a batch."""
+
+    keeps_type: ClassVar[bool] = True
+    """Targets stay as exact as they are, whatever type the model computes in."""
 
     positions_K: Tensor
     """int64 rows of the packed text, the packed image, or the examples, as the objective's `rows` says."""
@@ -184,11 +250,18 @@ class Packing:
     def tokens(self) -> int:
         return int(self.rows_N.shape[0])
 
+    @property
+    def examples_N(self) -> Tensor:
+        """int64: the number of each token's example."""
+        return self.rows_N // max(self.longest, 1)
+
 
 @dataclass(slots=True)
 class TextBatch:
     ids_N: Tensor
     positions_N: Tensor
+    segments_N: Tensor
+    """int64: which of its example's texts a token belongs to, counted from 0."""
     packing: Packing
 
 
@@ -198,13 +271,55 @@ class RegionBatch:
     boxes_M4: Tensor
     hidden_M: Tensor
     packing: Packing
+    aligned_MA: Tensor | None = None
+    """int64: places of the words that a region is aligned with, -1 for none; None where no region is aligned."""
+    cells_M2: Tensor | None = None
+    """int64: row and column of a cell of a grid; None for regions of a detector."""
+    grids_M2: Tensor | None = None
+    """int64: rows and columns of its grid."""
 
 
 @dataclass(slots=True)
 class PixelBatch:
     pixels_P3HW: Tensor
-    """Pixels of the P examples that have an image (all of them, but for text-only examples)."""
+    """Pixels of the P examples that have an image (all of them, but for text-only examples); uint8 0..255, or floats
+    that are normalised already."""
     packing: Packing
+    kept_M: Tensor | None = None
+    """int64: the tokens that are seen, as rows of all tokens [P * L]; None for all of them."""
+    grids_P2: Tensor | None = None
+    """int64: rows and columns of patches that hold an image, where images differ in shape; the rest is padding."""
+
+
+@dataclass(slots=True)
+class BothBatch:
+    """Regions and pixels of the same images."""
+
+    regions: RegionBatch
+    pixels: PixelBatch
+    packing: Packing
+    """Of both together."""
+    rows_M: Tensor
+    """int64: for each image token its row in the concatenation [regions ; pixels]."""
+
+
+@dataclass(slots=True)
+class FramedBatch:
+    """Images with an extra row before or after their tokens, which shows nothing by itself."""
+
+    tokens: RegionBatch | PixelBatch | BothBatch
+    """What stands between."""
+    first_P: Tensor
+    """int64: the examples that have a row before."""
+    last_P: Tensor
+    """int64: the examples that have a row after."""
+    packing: Packing
+    """Of all rows."""
+    rows_M: Tensor
+    """int64: for each image token its row in the concatenation [tokens ; rows before ; rows after]."""
+
+
+ImageBatch = RegionBatch | PixelBatch | BothBatch | FramedBatch
 
 
 @dataclass(slots=True)
@@ -212,7 +327,7 @@ class Batch:
     """One micro-batch of one rank: packed, never padded. May hold zero examples."""
 
     text: TextBatch
-    image: RegionBatch | PixelBatch
+    image: ImageBatch
     joint: Packing
     """The packing of a stream that holds each example's text and then its image."""
     joint_rows_J: Tensor
@@ -229,43 +344,17 @@ class Batch:
     def tokens(self) -> int:
         return self.joint.tokens
 
+    @property
+    def padded_tokens(self) -> int:
+        """Tokens, were each example as long as the longest: what attention over padded layouts computes."""
+        return len(self.joint) * self.joint.longest
+
     def to(self, where: device | str, dtype: Any = None) -> Batch:
         """A copy on a device; floating inputs of the model (never targets) take `dtype` if one is given."""
-        batch: Batch = _moved(self, where, dtype)
-        return batch
+        return moved(self, where, dtype)
 
     def pin_memory(self) -> Batch:
-        batch: Batch = _pinned(self)
-        return batch
-
-
-def _moved(record: Any, where: Any, dtype: Any) -> Any:
-    import torch
-
-    if isinstance(record, torch.Tensor):
-        cast = dtype if record.is_floating_point() and dtype is not None else None
-        return record.to(device=where, dtype=cast, non_blocking=True)
-    if isinstance(record, Targets):
-        dtype = None
-    return _mapped(record, lambda part: _moved(part, where, dtype))
-
-
-def _pinned(record: Any) -> Any:
-    import torch
-
-    if isinstance(record, torch.Tensor):
-        return record.pin_memory()
-    return _mapped(record, _pinned)
-
-
-def _mapped(record: Any, change: Any) -> Any:
-    """A copy of a record with `change` applied to each field that can hold tensors."""
-    if isinstance(record, dict):
-        return {name: change(value) for name, value in record.items()}
-    if isinstance(record, (Batch, TextBatch, RegionBatch, PixelBatch, Packing, Targets)):
-        names = record.__dataclass_fields__
-        return replace(record, **{name: change(getattr(record, name)) for name in names})
-    return record
+        return pinned(self)
 
 
 @dataclass(slots=True)
@@ -278,12 +367,11 @@ class Step:
     examples: int
     """Examples of this rank (not of the global batch)."""
     quarantined: list[dict[str, str]] = field(default_factory=list)
-    """Examples that were replaced: shard, key, member, error."""
+    """Examples that were replaced: data (the directory), shard, key, member, error."""
     cut_texts: int = 0
     """Texts that were cut at the model's limit."""
-
-
-# -------------------------------------------------------------------------------------------- Encoded, Losses
+    failure: str = ""
+    """Why the step could not be made, as a sentence; it then holds nothing, and all ranks stop together."""
 
 
 @dataclass  # without slots: ZeRO-3 looks at what a module returns with vars()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import struct
@@ -14,6 +15,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote
+
+_PREFIX = re.compile(r"^/(data|datasets/org/name/resolve/main)/")
+"""Of a plain server, and of a repository on a model hub."""
+_TREE = "/api/datasets/org/name/tree/main"
 
 Fault = Literal["500", "403", "reset", "cut", "stall", "wrong"]
 """`cut`: half of the body and the end. `stall`: half of the body, then silence. `wrong`: the first byte is another."""
@@ -92,12 +97,18 @@ class _Handler(BaseHTTPRequestHandler):
             self.files.begin(-1)
 
     def _answer(self) -> None:
-        path = self.files.directory / unquote(self.path).removeprefix("/data/")
+        if self.path.startswith(_TREE):
+            self._list(unquote(self.path).removeprefix(_TREE).partition("?")[0].strip("/"))
+            return
+        if self.path.startswith("/api/"):
+            self._tell({"id": "org/name", "sha": "0" * 40, "siblings": []})
+            return
+        path = self.files.directory / _PREFIX.sub("", unquote(self.path))
         fault = self.files.fault(path.name)
         time.sleep(100 if path.name in self.files.silent else self.files.delay)
         if fault == "reset":
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.close()
+            self.close_connection = True
             return
         if fault in ("500", "403") or not path.is_file():
             self.send_response(int(fault or 404) if fault in ("500", "403") else 404)
@@ -105,6 +116,22 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
             return
         self._body(path, fault)
+
+    def _list(self, folder: str) -> None:
+        found = []
+        here = self.files.directory / folder
+        for path in sorted(here.iterdir()) if here.is_dir() else ():
+            facts = {"path": str(path.relative_to(self.files.directory)), "oid": "0" * 40}
+            found.append({**facts, "type": "directory" if path.is_dir() else "file", "size": path.stat().st_size})
+        self._tell(found)
+
+    def _tell(self, facts: object) -> None:
+        body = json.dumps(facts).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     def _body(self, path: Path, fault: Fault | None) -> None:
         data = path.read_bytes()

@@ -79,7 +79,7 @@ def answer_examples(model: Path, dev: Path) -> list[Answered]:
     questions = sum(len(sample.questions) for sample in samples)
     with world() as ranks:
         judge = Judge(Inference(trained.module(), ranks), dataset, 8192, 0, questions)
-        said = {prediction.question_id: prediction.answer for prediction in trained.task.predictions(judge)}
+        said = {outcome.id: outcome.said for outcome in trained.task.judged(judge).outcomes}
     result = []
     for number, sample in enumerate(samples):
         question = sample.questions[number % len(sample.questions)]

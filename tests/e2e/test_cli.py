@@ -68,7 +68,9 @@ def test_no_command_shows_the_help() -> None:
 def test_describe_shows_a_shipped_model(name: str) -> None:
     said = done(vlp("describe", name))
     assert re.search(r"[\d,]{6,} parameters", said.out)
-    assert "text+image" in said.out or "text -> image" in said.out
+    assert re.search(r"[\d,.]+ GFLOP forward for one example", said.out)
+    assert re.search(r"→ (text \+ )?image", said.out)
+    assert max(map(len, said.out.splitlines())) <= 80
 
 
 # --------------------------------------------------------------------------------------------------------- mistakes
@@ -118,7 +120,7 @@ def test_a_config_that_is_not_there(command: str, tmp_path: Path) -> None:
 def test_a_typo_in_a_key(run: tuple[str, ...]) -> None:
     refused(2, *run, "batch.siez=3", sentence="unknown key 'batch.siez' (did you mean 'size'?)")
     refused(2, *run, "--", "batch.size", sentence="override 'batch.size' is not of the form section.key=value")
-    refused(2, *run, "precision=fp16", sentence="precision: fp16 is not supported yet")
+    refused(2, *run, "precision=fp16", sentence="precision: fp16 needs a GPU")
 
 
 def test_data_that_is_not_there(run: tuple[str, ...], shapes: Shapes, tmp_path: Path) -> None:

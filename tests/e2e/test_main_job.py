@@ -176,7 +176,8 @@ def test_questions_without_the_image(shapes: Shapes, dual: Path, tmp_path: Path)
 def test_ranking_goes_on_from_the_matching_head(single: Path, retrieval: Path) -> None:
     found = evaluation_of(retrieval)
     recalls = {f"{way}_recall@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
-    assert set(found) == {"images", "texts"} | recalls
+    ranks = {f"{way}_{kind}_rank" for way in ("image_to_text", "text_to_image") for kind in ("mean", "median")}
+    assert set(found) == {"images", "texts"} | recalls | ranks
     assert found["images"] == 8
     before, after = (load_file(run / "model" / "model.safetensors") for run in (single, retrieval))
     head = before["heads.itm.output.weight"]

@@ -18,7 +18,7 @@ from tests.examples import REGIONS, SMALL, batch_of, double, example, of_blocks,
 from vlp.data.batch import collate
 from vlp.data.packing import join, pack
 from vlp.models.attention import _Collect, _Spread, attend, permute
-from vlp.models.encoder import BlockConfig, unrolled
+from vlp.models.blocks import BlockConfig, unrolled
 from vlp.models.model import ModelConfig, VisionLanguageModel
 from vlp.types import Batch
 

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -51,6 +52,20 @@ def test_a_slot_longer_than_the_bound_stands_alone() -> None:
     micro_batches = split([500, 10, 10], 1, 1, 100)[0]
     assert [0] in micro_batches
     assert [1, 2] in micro_batches
+
+
+def test_slots_of_like_length_go_together() -> None:
+    rng = np.random.default_rng(3)
+    tokens = rng.integers(20, 90, 256).tolist()
+    for micro_batches in split(tokens, 2, 1, 1024):
+        ranges = [
+            (min(tokens[place] for place in places), max(tokens[place] for place in places)) for places in micro_batches
+        ]
+        assert all(later[1] <= earlier[0] for earlier, later in itertools.pairwise(ranges))
+        loads = [sum(tokens[place] for place in places) for places in micro_batches]
+        assert max(loads) - min(loads) <= 90, "about equal tokens"
+        padded = sum(len(places) * longest for places, (_, longest) in zip(micro_batches, ranges, strict=True))
+        assert 1 - sum(loads) / padded < 0.1  # measured 0.08; 0.37 with lengths mixed
 
 
 def test_more_ranks_than_slots_leaves_empty_micro_batches() -> None:

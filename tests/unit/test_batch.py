@@ -44,6 +44,7 @@ def test_tokens_lie_one_after_the_other() -> None:
     assert image.hidden_M.tolist() == [True, False, False, True]
     assert image.packing.lengths == (3, 0, 1)
     assert batch.tokens == 10
+    assert batch.padded_tokens == 3 * 5
 
 
 def test_targets_are_moved_to_where_their_example_lies() -> None:

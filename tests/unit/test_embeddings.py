@@ -9,7 +9,7 @@ import torch
 
 from tests.examples import REGION_WIDTH, VOCABULARY, batch_of, of_blocks, shaken
 from vlp.errors import ConfigError
-from vlp.models.embeddings import box_numbers
+from vlp.models.boxes import box_numbers
 from vlp.models.model import ModelConfig, VisionLanguageModel
 from vlp.types import RegionBatch
 
@@ -33,11 +33,12 @@ def model_of(
 
 
 def text_of(model: VisionLanguageModel) -> torch.Tensor:
-    return model.text(BATCH.text)  # type: ignore[no-any-return]
+    _, features, regions = model.image(BATCH.image, BATCH.text, model.text.tables)
+    return model.text(BATCH.text, features, regions)  # type: ignore[no-any-return]
 
 
 def image_of(model: VisionLanguageModel) -> torch.Tensor:
-    return model.image(BATCH.image, model.text.segments)  # type: ignore[no-any-return]
+    return model.image(BATCH.image, BATCH.text, model.text.tables)[0]  # type: ignore[no-any-return]
 
 
 def test_text_is_word_plus_position_plus_segment() -> None:
@@ -74,7 +75,7 @@ def test_image_is_feature_plus_box_plus_the_text_s_segment() -> None:
         feature.linear(BATCH.image.features_MD), (16,), feature.norm.weight, feature.norm.bias, 1e-5
     )
     wanted = wanted + box.linear(box_numbers(BATCH.image.boxes_M4, 5))
-    segments = model.text.segments
+    segments = model.text.tables.segments
     assert isinstance(segments, torch.nn.Embedding)
     torch.testing.assert_close(image_of(model), wanted + segments.weight[1])
     assert model.image.parts["segment"].table is None
@@ -101,14 +102,14 @@ def test_a_learned_vector_is_added_where_a_region_is_hidden() -> None:
     model = model_of(image_parts=[{"kind": "feature", "hidden": "learned"}])
     assert isinstance(BATCH.image, RegionBatch)
     feature = model.image.parts["feature"]
-    assert feature.hidden.shape == (REGION_WIDTH,)
+    assert feature.hidden.shape == (2, REGION_WIDTH)
     hidden = BATCH.image.hidden_M
     assert hidden.any()
     assert not hidden.all()
     shown = feature.linear(BATCH.image.features_MD)
     torch.testing.assert_close(image_of(model)[~hidden], shown[~hidden])
     torch.testing.assert_close(
-        image_of(model)[hidden], feature.linear(BATCH.image.features_MD + feature.hidden)[hidden]
+        image_of(model)[hidden], feature.linear(BATCH.image.features_MD + feature.hidden[1])[hidden]
     )
 
 

@@ -116,7 +116,11 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     ),
     "joint of one stream": ({"stream": "text", "sublayers": JOINT}, {}, "share and joint need stream: both"),
     "a sublayer twice": ({"stream": "text", "sublayers": ["ffn", "ffn"]}, {}, "a sublayer stands twice in one block"),
-    "no sublayer": ({"stream": "text", "sublayers": []}, {}, r"encoder.0.sublayers"),
+    "no sublayer": (
+        {"stream": "text", "sublayers": []},
+        {},
+        "encoder.0: a block needs sublayers, linear or add",
+    ),
     "heads": ({"stream": "text", "sublayers": SELF, "heads": 3}, {}, "width 16 of the text stream .* by heads 3"),
     "shared widths": (
         {"stream": "both", "sublayers": SELF, "share": ["ffn"]},
@@ -146,7 +150,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "stream's heads": (
         {"stream": "text", "sublayers": SELF},
         {"text_layer": {"heads": 3}},
-        "width 16 is not divisible",
+        "width 16 of the text stream is not divisible by heads 3",
     ),
 }
 

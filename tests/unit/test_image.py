@@ -1,96 +1,43 @@
-import io
-import struct
-import warnings
-import zlib
-from typing import Any
-
 import numpy as np
 import pytest
-from PIL import Image
 
-from vlp.data.image import PixelImages, RegionImages
+from tests.unit.pictures import encoded, ramps
+from vlp.data.image import BothImages, PixelImages, RegionImages
 from vlp.data.samples import Fault
 from vlp.types import Regions, Sample
 
-PLAIN = PixelImages(size=32, tokens_per_image=4, mean=(0, 0, 0), std=(1, 1, 1))
+PLAIN = PixelImages(size=32, tokens_per_image=4)
 
 
-def encoded(image: Image.Image, format: str = "JPEG", **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format, **options)
-    return file.getvalue()
-
-
-def photo(width: int = 300, height: int = 200) -> Image.Image:
-    """Smooth, so that JPEG and scaling change little."""
-    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
-    return Image.fromarray(np.stack([x, y, 255 - x], -1).astype(np.uint8))
-
-
-def pixels(data: bytes, images: PixelImages = PLAIN) -> np.ndarray:
-    prepared = images.prepare(Sample("key", image=data))
+def test_pixels_are_bytes_of_the_square_and_count_as_the_backbone_s_tokens() -> None:
+    prepared = PLAIN.prepare(Sample("key", image=encoded(ramps())))
     assert prepared is not None
-    assert len(prepared) == images.tokens_per_image
-    assert prepared.pixels_3HW.dtype == np.float32
-    assert prepared.pixels_3HW.shape == (3, images.size, images.size)
-    return prepared.pixels_3HW
+    assert prepared.pixels_3HW.dtype == np.uint8
+    assert prepared.pixels_3HW.shape == (3, 32, 32)
+    assert len(prepared) == PLAIN.tokens(0) == 4
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
-def test_pixels_are_scaled_to_the_square(format: str) -> None:
-    found = pixels(encoded(photo(), format))
-    expected = np.asarray(photo(32, 32)).transpose(2, 0, 1) / 255
-    # A coarser ramp: half a pixel of the small image (4/255) and JPEG's rounding.
-    assert np.abs(found - expected).max() < 0.03
+def test_a_picture_that_is_open_gives_the_same_pixels() -> None:
+    prepared = PLAIN.prepare(Sample("key", image=encoded(ramps(), "PNG")))
+    assert prepared is not None
+    assert (PLAIN.squared(ramps()).pixels_3HW == prepared.pixels_3HW).all()
 
 
-def test_a_jpeg_shrunk_while_decoded_is_near_the_whole() -> None:
-    # 1200 x 800 is decoded at an eighth; measured against a PNG of the same: 0.006.
-    image = photo(1200, 800)
-    assert np.abs(pixels(encoded(image, quality=95)) - pixels(encoded(image, "PNG"))).max() < 0.02
-
-
-def test_mean_and_std_are_taken_per_channel() -> None:
-    images = PixelImages(size=8, tokens_per_image=1, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0))
-    found = pixels(encoded(Image.new("RGB", (8, 8), (255, 0, 255)), "PNG"), images)
-    assert np.allclose(found[:, 0, 0], [1, -1, 0.5], atol=1e-6)
-
-
-@pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA", "P", "1", "I;16"])
-def test_every_mode_becomes_rgb(mode: str) -> None:
-    image = Image.fromarray(np.full((20, 20), 9000, np.uint16)) if mode == "I;16" else photo(20, 20).convert(mode)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert np.isfinite(pixels(encoded(image, "JPEG" if mode == "CMYK" else "PNG"))).all()
-
-
-@pytest.mark.parametrize("part", [0.0, 0.1, 0.5, 0.9])
-def test_a_truncated_image_is_a_fault(part: float) -> None:
-    data = encoded(photo(), quality=95)
-    with pytest.raises(Fault) as caught:
-        PLAIN.prepare(Sample("key", image=data[: int(len(data) * part)]))
-    assert caught.value.member == "image"
-
-
-def png_of_size(width: int, height: int) -> bytes:
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
-
-
-@pytest.mark.parametrize("side", [12_000, 50_000])
-def test_an_image_of_too_many_pixels_is_a_fault_and_no_warning(side: int) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with pytest.raises(Fault, match="pixels"):
-            PLAIN.prepare(Sample("key", image=png_of_size(side, side)))
+def test_some_tokens_are_drawn_where_not_all_are_taken() -> None:
+    images = PixelImages(size=8, tokens_per_image=10, sample=4)
+    sample = Sample("key", image=encoded(ramps()))
+    drawn = [images.prepare(sample, np.random.default_rng(seed)) for seed in (0, 0, 1)]
+    kept = [made.kept_K.tolist() for made in drawn if made is not None and made.kept_K is not None]
+    assert [len(made or ()) for made in drawn] == [4, 4, 4]
+    assert images.tokens(0) == 4
+    assert kept[0] == kept[1] != kept[2]
+    assert all(rows == sorted(set(rows)) and set(rows) <= set(range(10)) for rows in kept)
 
 
 def test_a_sample_without_an_image_gives_none() -> None:
     assert PLAIN.prepare(Sample("key")) is None
     assert RegionImages(feature_width=3).prepare(Sample("key")) is None
+    assert BothImages(RegionImages(feature_width=3), PLAIN).prepare(Sample("key")) is None
 
 
 def regions(count: int, confidence: list[float] | None) -> Sample:
@@ -122,6 +69,26 @@ def test_without_confidence_the_first_regions_are_kept() -> None:
     assert [images.tokens(count) for count in (0, 1, 4)] == [0, 1, 2]
 
 
+def test_what_is_prepared_may_be_written_into() -> None:
+    sample = regions(4, None)
+    found = RegionImages(feature_width=3).prepare(sample)
+    assert found is not None
+    assert sample.regions is not None
+    found.features_RD[:] = -1
+    found.boxes_R4[:] = -1
+    assert sample.regions.features_RD.min() == 0
+    assert sample.regions.boxes_R4.min() > 1
+
+
 def test_features_of_another_width_are_a_fault() -> None:
     with pytest.raises(Fault, match="3 numbers per region, not 5"):
         RegionImages(feature_width=5).prepare(regions(2, None))
+
+
+def test_a_model_of_regions_and_pixels_wants_both() -> None:
+    both = BothImages(RegionImages(feature_width=3), PLAIN)
+    sample = regions(2, None)
+    with pytest.raises(Fault, match="image is missing"):
+        both.prepare(sample)
+    with pytest.raises(Fault, match="features is missing"):
+        both.prepare(Sample("key", image=encoded(ramps())))

@@ -1,4 +1,4 @@
-"""Pixels through timm backbones: frozen statistics, grids, zero images, weights that stay theirs."""
+"""Image tokens out of pixels, alone and beside regions: their order, gradients, samples of them, saving and loading."""
 
 from __future__ import annotations
 
@@ -11,139 +11,159 @@ import timm
 import torch
 from torch import nn
 
-from tests.examples import VOCABULARY, example, pixels, shaken
-from vlp.data.batch import ImageForm, collate
+from tests.examples import REGION_WIDTH, VOCABULARY, shaken
+from tests.unit.backbones import SOURCES, batch_of, both_batch, config_of, source_of
+from tests.unit.pictures import encoded, ramps
+from vlp.data.samples import Fault
 from vlp.errors import ConfigError
-from vlp.models.image import Backbone, PixelSource, grid_boxes, grid_size
-from vlp.models.model import ModelConfig, VisionLanguageModel, meta_model
-from vlp.types import Batch
-
-SOURCES: dict[str, dict[str, Any]] = {
-    "convolutions": {"backbone": "resnet10t", "size": 64},
-    "convolutions, one level up": {"backbone": "resnet10t", "size": 64, "level": -2},
-    "activated norms": {"backbone": "mobilenetv3_small_050", "size": 64},
-    "patches": {
-        "backbone": "vit_tiny_patch16_224",
-        "size": 48,
-        "arguments": {"img_size": 48, "embed_dim": 24, "depth": 2, "num_heads": 2},
-    },
-    "patches, one level up": {
-        "backbone": "vit_tiny_patch16_224",
-        "size": 48,
-        "level": -2,
-        "arguments": {"img_size": 48, "embed_dim": 24, "depth": 3, "num_heads": 2},
-    },
-    "modern convolutions": {
-        "backbone": "convnext_atto",
-        "size": 96,
-        "arguments": {"dims": [8, 8, 8, 16], "depths": [1, 1, 1, 1]},
-    },
-    "windows, channels last": {
-        "backbone": "swin_tiny_patch4_window7_224",
-        "size": 56,
-        "arguments": {"img_size": 56, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "drop_path_rate": 0},
-    },
-}
-GRIDS = {
-    "convolutions": (2, 2),
-    "convolutions, one level up": (4, 4),
-    "activated norms": (2, 2),
-    "patches": (3, 3),
-    "patches, one level up": (3, 3),
-    "modern convolutions": (3, 3),
-    "windows, channels last": (7, 7),
-}
+from vlp.models.backbone import Backbone, grid_of
+from vlp.models.image import Tokens, images_of
+from vlp.models.imageparts import Reading
+from vlp.models.model import ModelConfig, Sizes, VisionLanguageModel, fill_sizes, meta_model
+from vlp.models.start import start_from
+from vlp.types import BothBatch, PixelBatch, Regions, Sample
 
 
-def source_of(name: str, **more: Any) -> PixelSource:
-    return PixelSource.parse({"kind": "pixels", **SOURCES[name], **more})
+def model_of(name: str, beside_regions: bool = False, **more: Any) -> VisionLanguageModel:
+    made = shaken(VisionLanguageModel(config_of(source_of(name, **more), beside_regions)), seed=1)
+    assert isinstance(made, VisionLanguageModel)
+    return made
 
 
-def config_of(source: PixelSource) -> ModelConfig:
-    values = {
-        "text": {"vocab_size": VOCABULARY, "max_length": 16, "layer": {"width": 16, "heads": 2, "ffn": 24}},
-        "image": {"source": source.plain(), "parts": [{"kind": "feature"}, {"kind": "box", "numbers": 4}]},
-        "encoder": [{"stream": "both", "sublayers": ["joint", "ffn"], "share": ["joint", "ffn"]}],
-        "dropout": 0,
-        "attention_dropout": 0,
-    }
-    return ModelConfig.parse(values, "test")
+def tokens_of(model: VisionLanguageModel, batch: Any) -> torch.Tensor:
+    return model.image(batch.image, batch.text, model.text.tables)[0]  # type: ignore[no-any-return]
 
 
-def batch_of(source: PixelSource, images: list[bool]) -> Batch:
-    """Examples with and without an image."""
-    rows, columns = grid_size(source)
-    rng = np.random.default_rng(0)
-    shown = [pixels(source.size, rows * columns, rng) if image else None for image in images]
-    return collate([example(4, image, n) for n, image in enumerate(shown)], ImageForm("pixels", source.size), {})
-
-
+@pytest.mark.parametrize("beside_regions", [False, True])
 @pytest.mark.parametrize("name", SOURCES)
-def test_grid_size_is_that_of_a_real_forward(name: str) -> None:
-    source = source_of(name)
-    backbone = Backbone(source)
-    features = backbone(torch.randn(2, 3, source.size, source.size))
-    assert features.shape == (2, backbone.width, *GRIDS[name])
-    assert grid_size(source) == GRIDS[name]
-
-
-@pytest.mark.parametrize("name", SOURCES)
-def test_an_image_s_features_do_not_depend_on_the_other_images_even_in_training(name: str) -> None:
-    source = source_of(name)
-    backbone = Backbone(source).train()
-    state = {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
-    images = torch.randn(3, 3, source.size, source.size)
-    alone = torch.cat([backbone(image[None]) for image in images])
-    torch.testing.assert_close(backbone(images), alone, atol=1e-4, rtol=1e-4)
-    assert all(torch.equal(tensor, state[key]) for key, tensor in backbone.state_dict().items())
-
-
-def test_frozen_norms_compute_what_the_trained_network_does() -> None:
-    source = source_of("convolutions")
-    torch.manual_seed(0)
-    network = timm.create_model(source.backbone, features_only=True, out_indices=(-1,)).eval()
-    for name, buffer in network.named_buffers():
-        if name.endswith(("running_mean", "running_var")):
-            buffer.copy_(torch.rand_like(buffer) + 0.5)
-    backbone = Backbone(source)
-    backbone.network.load_state_dict(network.state_dict(), strict=False)
-    images = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(backbone(images), network(images)[-1])
-
-
-@pytest.mark.parametrize("name", SOURCES)
-def test_every_parameter_gets_a_gradient_with_all_some_and_no_images(name: str) -> None:
-    model = shaken(VisionLanguageModel(config_of(source_of(name))), seed=1)
+def test_every_parameter_gets_a_gradient_with_all_some_and_no_images(name: str, beside_regions: bool) -> None:
+    model, source = model_of(name, beside_regions), source_of(name)
+    cells = grid_of(source).tokens
     for images in ([True, True], [False, True], [False, False], []):
         model.zero_grad()
-        encoded = model(batch_of(source_of(name), images))
-        assert len(encoded.image_MH) == sum(images) * GRIDS[name][0] * GRIDS[name][1]
+        counts = [2 if image else None for image in images]
+        encoded = model(both_batch(source, counts) if beside_regions else batch_of(source, images))
+        assert len(encoded.image_MH) == sum(images) * (cells + 2 * beside_regions)
         (encoded.text_NH.square().sum() + encoded.image_MH.sum() + encoded.pooled_BH.sum()).backward()
         for part, parameter in model.named_parameters():
-            assert parameter.grad is not None, part
-            assert torch.isfinite(parameter.grad).all(), part
-            if not any(images) and part.startswith("image."):
-                assert (parameter.grad == 0).all(), part
+            assert (parameter.grad is not None) == parameter.requires_grad, part
+            if parameter.grad is not None:
+                assert torch.isfinite(parameter.grad).all(), part
+                assert any(images) or not part.startswith("image.") or (parameter.grad == 0).all(), part
 
 
 def test_tokens_are_cells_in_reading_order_with_their_boxes() -> None:
-    source = source_of("patches")
-    model = shaken(VisionLanguageModel(config_of(source)))
-    assert isinstance(model, VisionLanguageModel)
-    batch = batch_of(source, [True, False, True])
+    model, batch = model_of("patches"), batch_of(source_of("patches"), [True, False, True])
+    assert isinstance(batch.image, PixelBatch)
     with torch.no_grad():
-        tokens = model.image(batch.image, None)
+        tokens = tokens_of(model, batch)
         parts: Any = model.image.parts
-        cells = Backbone.forward(model.image.backbone, batch.image.pixels_P3HW)  # type: ignore[arg-type, union-attr]
+        features = model.image.backbone(batch.image.pixels_P3HW)  # type: ignore[misc]
         for place, (image, row, column) in {0: (0, 0, 0), 1: (0, 0, 1), 3: (0, 1, 0), 17: (1, 2, 2)}.items():
             box = torch.tensor([column, row, column + 1, row + 1]) / 3
-            wanted = parts["feature"].linear(cells[image, :, row, column]) + parts["box"].linear(box)
+            wanted = parts["feature"].linear(features[image, 3 * row + column]) + parts["box"].linear(box)
             torch.testing.assert_close(tokens[place], model.image.combine.norm(wanted))
 
 
-def test_boxes_of_a_grid() -> None:
-    assert grid_boxes(1, 2).tolist() == [[0, 0, 0.5, 1], [0.5, 0, 1, 1]]
-    assert grid_boxes(2, 1).tolist() == [[0, 0, 1, 0.5], [0, 0.5, 1, 1]]
+# ------------------------------------------------------------------------------------------------------ several sources
+
+
+def test_regions_come_first_and_the_grid_of_the_whole_picture_after_them() -> None:
+    name = "patches and their class token"
+    model, source = model_of(name, beside_regions=True), source_of(name)
+    batch = both_batch(source, [3, None, 1])
+    image = batch.image
+    assert isinstance(image, BothBatch)
+    assert image.packing.lengths == (13, 0, 11)
+    with torch.no_grad():
+        tokens = tokens_of(model, batch)
+        reading = Reading(batch.text, model.text.tables)
+        regions_RH, _ = Tokens.forward(model.image, image.regions, reading)
+        assert model.image.grid is not None
+        cells_GH, _ = model.image.grid(image.pixels, reading)
+    assert torch.equal(tokens, torch.cat([regions_RH[:3], cells_GH[:10], regions_RH[3:], cells_GH[10:]]))
+
+
+def test_a_sample_needs_its_photo_and_its_regions() -> None:
+    images = images_of(config_of(source_of("patches"), beside_regions=True).image)
+    photo = encoded(ramps())
+    boxes = np.array([[0, 0, 0.5, 1], [0.5, 0, 1, 1]], np.float32)
+    regions = Regions(np.ones((2, REGION_WIDTH), np.float32), boxes)
+    made = images.prepare(Sample("x", image=photo, regions=regions, width=40, height=30))
+    assert made is not None
+    assert len(made) == images.tokens(2) == 2 + 9
+    assert images.prepare(Sample("x")) is None
+    with pytest.raises(Fault, match="image"):
+        images.prepare(Sample("x", regions=regions))
+    with pytest.raises(Fault, match="features"):
+        images.prepare(Sample("x", image=photo))
+
+
+def test_a_grid_beside_pixels_is_refused() -> None:
+    values = config_of(source_of("patches")).plain()
+    values["image"]["grid"] = {"source": values["image"]["source"], "parts": [{"kind": "feature"}]}
+    with pytest.raises(ConfigError, match=r"grid stands beside source\.kind regions"):
+        ModelConfig.parse(values)
+
+
+def test_sizes_that_the_data_fix_are_filled_in_beside_a_grid() -> None:
+    values = config_of(source_of("patches"), beside_regions=True).plain()
+    values["image"]["source"] |= {"width": "auto", "classes": "auto"}
+    filled = fill_sizes(ModelConfig.parse(values), Sizes(VOCABULARY, 12, 5))
+    assert filled.image.source.width == 12  # type: ignore[union-attr]
+    assert filled.image.grid is not None
+    assert filled.image.grid.source.mean == (0.5, 0.5, 0.5)
+
+
+# ------------------------------------------------------------------------------------------------ some of the tokens
+
+
+def sampled(name: str, sample: int | None, seed: int, beside_regions: bool = False) -> Any:
+    """A photo prepared for pre-training."""
+    config = config_of(source_of(name, sample=sample), beside_regions)
+    images = images_of(config.image, sampled=True)
+    return images, images.prepare(Sample("x", image=encoded(ramps())), np.random.default_rng(seed))
+
+
+def test_a_sample_of_the_tokens_is_drawn_from_the_example_s_generator() -> None:
+    images, first = sampled("convolutions, one level up", 5, seed=0)
+    assert images.tokens(0) == len(first) == 5
+    assert (np.diff(first.kept_K) > 0).all()
+    assert np.array_equal(first.kept_K, sampled("convolutions, one level up", 5, seed=0)[1].kept_K)
+    drawn = [sampled("convolutions, one level up", 5, seed)[1].kept_K for seed in range(200)]
+    counts = np.bincount(np.concatenate(drawn), minlength=16)
+    assert counts.min() > 35, "each of the 16 is drawn 62.5 times of 200 on average"
+    assert counts.max() < 95
+
+
+def test_all_tokens_are_taken_where_there_are_fewer_and_outside_pre_training() -> None:
+    images, made = sampled("convolutions", 5, seed=0)
+    assert images.tokens(0) == len(made) == 4
+    assert made.kept_K is None
+    config = config_of(source_of("convolutions, one level up", sample=5))
+    assert images_of(config.image).tokens(0) == 16
+
+
+@pytest.mark.parametrize("beside_regions", [False, True])
+def test_sampled_tokens_are_those_of_the_whole_grid(beside_regions: bool) -> None:
+    name = "convolutions, one level up"
+    model, source = model_of(name, beside_regions), source_of(name)
+    make: Any = both_batch if beside_regions else batch_of
+    given = [2, None, 2] if beside_regions else [True, False, True]
+    whole, part = make(source, given), make(source, given, 6)
+    pixels = part.image.pixels if beside_regions else part.image
+    with torch.no_grad():
+        all_MH, some_MH = tokens_of(model, whole), tokens_of(model, part)
+    if beside_regions:  # without the regions' tokens
+        all_MH = torch.cat([all_MH[2:18], all_MH[20:]])
+        some_MH = torch.cat([some_MH[2:8], some_MH[10:]])
+    assert len(pixels.kept_M) == 12
+    assert pixels.kept_M.min() >= 0
+    assert pixels.kept_M.max() >= 16
+    torch.testing.assert_close(some_MH, all_MH[pixels.kept_M])
+
+
+# ------------------------------------------------------------------------------------------------------ saved weights
 
 
 def test_the_backbone_keeps_the_weights_that_timm_gave_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,18 +177,20 @@ def test_the_backbone_keeps_the_weights_that_timm_gave_it(monkeypatch: pytest.Mo
         return network
 
     made = timm.create_model
+    grid_of(source_of("patches"))  # known before timm is asked for weights
     monkeypatch.setattr(timm, "create_model", create)
     model = VisionLanguageModel(config_of(source_of("patches", pretrained=True)))
     assert asked == [True]
-    assert model.image.backbone is not None
+    assert isinstance(model.image.backbone, Backbone)
     assert all((parameter == 0.5).all() for parameter in model.image.backbone.parameters())
 
 
-def test_a_saved_model_does_not_ask_for_pre_trained_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = source_of("convolutions")
-    model = VisionLanguageModel(config_of(source)).eval()
-    config = config_of(source_of("convolutions", pretrained=True))
-    model.config = config
+@pytest.mark.parametrize("beside_regions", [False, True])
+def test_a_saved_model_asks_for_no_weights(
+    beside_regions: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = VisionLanguageModel(config_of(source_of("convolutions"), beside_regions)).eval()
+    model.config = config_of(source_of("convolutions", pretrained=True), beside_regions)
     model.save_pretrained(tmp_path)
     made = timm.create_model
 
@@ -179,34 +201,28 @@ def test_a_saved_model_does_not_ask_for_pre_trained_weights(tmp_path: Path, monk
     monkeypatch.setattr(timm, "create_model", create)
     loaded = VisionLanguageModel.from_pretrained(tmp_path)
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
-    meta_model(config)
+    meta_model(model.config)
+
+
+@pytest.mark.parametrize("beside_regions", [False, True])
+def test_a_model_goes_on_at_another_image_size(beside_regions: bool, tmp_path: Path) -> None:
+    name = "patches and their class token"
+    small = model_of(name, beside_regions)
+    small.save_pretrained(tmp_path)
+    large = VisionLanguageModel(config_of(source_of(name, size=96), beside_regions))
+    start_from(large, tmp_path)
+    where = "image.grid.backbone" if beside_regions else "image.backbone"
+    assert large.state_dict()[f"{where}.network.pos_embed"].shape[1] == 1 + 36
+    for key, tensor in large.state_dict().items():
+        if not key.endswith("pos_embed"):
+            assert torch.equal(tensor, small.state_dict()[key]), key
 
 
 def test_a_backbone_can_be_kept_as_it_is() -> None:
-    model = VisionLanguageModel(config_of(source_of("patches", trained=False)))
+    model = model_of("patches", train="none")
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert frozen == {name for name, _ in model.named_parameters() if name.startswith("image.backbone.")}
     assert model.train().training
-    assert not any(module.training for module in model.image.backbone.network.modules())  # type: ignore[union-attr]
     encoded = model(batch_of(source_of("patches"), [True]))
     (encoded.text_NH.sum() + encoded.image_MH.sum() + encoded.pooled_BH.sum()).backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
-
-
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        ({"backbone": "resnet18x"}, r"backbone: timm has no 'resnet18x' \(did you mean '.*'\?\)"),
-        ({"backbone": "resnet10t", "arguments": {"colour": 1}}, "timm cannot make 'resnet10t' so: .*colour"),
-        ({"backbone": "resnet10t", "level": 9}, "timm cannot make 'resnet10t' so"),
-        ({"backbone": "levit_128s"}, "'levit_128s' has batch norms that cannot be frozen"),
-    ],
-)
-def test_backbones_that_cannot_be_are_refused_with_a_sentence(settings: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ConfigError, match=sentence):
-        Backbone(PixelSource.parse({"kind": "pixels", **settings}))
-
-
-def test_an_image_size_that_the_backbone_does_not_take_is_refused_with_a_sentence() -> None:
-    with pytest.raises(ConfigError, match=r"size: 'vit_tiny_patch16_224' takes no images of 96 x 96 .*96"):
-        grid_size(PixelSource.parse({"kind": "pixels", "backbone": "vit_tiny_patch16_224", "size": 96}))

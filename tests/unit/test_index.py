@@ -222,12 +222,22 @@ def test_members_that_stand_twice_are_refused(tmp_path: Path) -> None:
         build_index(tmp_path)
 
 
-def test_a_sample_without_image_and_regions_needs_text_only(tmp_path: Path) -> None:
-    write_tar(tmp_path / "x.tar", [("a.jpg", photo()), ("a.json", texts("a")), ("b.json", texts("b"))])
-    with pytest.raises(DataError, match=r"sample 'b' has neither an image nor regions.*--text-only"):
-        build_index(tmp_path)
-    assert build_index(tmp_path, text_only=True).text_only
-    with pytest.raises(DataError, match="neither an image nor regions"):  # also where the shard is not read again
+def test_samples_without_image_and_regions_are_left_out_unless_text_only(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", [("a.jpg", photo()), ("a.json", texts("a")), ("b.json", texts("b", "c"))])
+    write_tar(tmp_path / "y.tar", [("c.json", texts("d"))])
+    for _ in range(2):  # also where the shards were indexed the other way before
+        manifest = build_index(tmp_path)
+        assert [(entry.samples, entry.captions) for entry in manifest.shards] == [(1, 1), (0, 0)]
+        assert (manifest.left_out, open_index(tmp_path).table(0).keys) == (2, ("a",))
+        assert build_index(tmp_path).fingerprint == manifest.fingerprint  # from the index files
+        both = build_index(tmp_path, text_only=True)
+        assert [entry.captions for entry in both.shards] == [3, 1]
+        assert (both.left_out, open_index(tmp_path).table(0).keys) == (0, ("a", "b"))
+
+
+def test_a_dataset_without_any_image_or_regions_needs_text_only(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", [("a.json", texts("a")), ("b.json", texts("b"))])
+    with pytest.raises(DataError, match=r"none of its 2 samples has an image or regions;.*--text-only"):
         build_index(tmp_path)
 
 

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from vlp.data.mixture import Mixture
 from vlp.data.order import Order
 from vlp.errors import ConfigError, DataError
 from vlp.types import Slot
@@ -129,25 +128,6 @@ def test_wrong_arguments_are_refused_in_a_sentence() -> None:
         Order([np.array([3]), np.array([3])], [1.0], seed=0, batch_size=6)
     with pytest.raises(DataError, match="no example"):
         Order([np.array([0, 0])], seed=0, batch_size=6)
-
-
-@given(st.lists(st.floats(0.01, 10), min_size=1, max_size=4), st.integers(0, 10**9), st.integers(1, 300))
-def test_mixture_counts_are_those_of_its_draws(weights: list[float], first: int, draws: int) -> None:
-    mixture = Mixture(weights, seed=5, group=1)
-    drawn = np.bincount(mixture.datasets(first, draws), minlength=len(weights))
-    before, after = mixture.counts(first), mixture.counts(first + draws)
-    assert (np.array(after) - before).tolist() == drawn.tolist()
-    assert sum(after) == first + draws
-    shares = np.array(weights) / sum(weights)
-    # Shares are whole numbers of 2**-24.
-    assert np.abs(np.array(after) - shares * (first + draws)).max() <= len(weights) + (first + draws) * 2**-23
-
-
-def test_mixture_draws_do_not_depend_on_where_one_begins() -> None:
-    mixture = Mixture([0.5, 0.3, 0.2], seed=5, group=0)
-    whole = mixture.datasets(0, 100)
-    assert np.array_equal(whole, np.concatenate([mixture.datasets(start, 20) for start in range(0, 100, 20)]))
-    assert not np.array_equal(whole, Mixture([0.5, 0.3, 0.2], seed=6, group=0).datasets(0, 100))
 
 
 @pytest.mark.parametrize("groups", [1, 100])

@@ -51,3 +51,44 @@ def test_no_pairs_cost_nothing() -> None:
 
 def test_its_head_is_that_of_matching() -> None:
     assert ranking(2).head() == ClassHead(reads="example", classes=2)
+
+
+def config(**more: object) -> RankingConfig:
+    return RankingConfig.parse(more)
+
+
+def chance(odds: float) -> float:
+    return 1 / (1 + math.exp(-odds))
+
+
+GROUPS = ((2, 0, -0.5), (-1, 3, 0))
+
+
+def test_triplet_loss_by_hand() -> None:
+    total, _ = Ranking("itm", config(loss="triplet", margin=0.3), 3).loss(SCORES, targets(6, 3))
+    wanted = sum(max(0, 0.3 + chance(other) - chance(odds[0])) for odds in GROUPS for other in odds[1:])
+    assert float(total) == pytest.approx(wanted)
+
+
+def test_binary_loss_by_hand() -> None:
+    total, _ = Ranking("itm", config(loss="binary"), 3).loss(SCORES, targets(6, 3))
+    wanted = 0.0
+    for odds in GROUPS:
+        wanted -= math.log(chance(odds[0])) + sum(math.log(1 - chance(other)) for other in odds[1:]) / 2
+    assert float(total) == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "triplet", "binary"])
+def test_only_the_hardest_negatives_count(loss: str) -> None:
+    hard = Ranking("itm", config(loss=loss, hardest=1), 3)
+    total, metrics = hard.loss(SCORES, targets(6, 3))
+    # Of (0, -0.5) and (3, 0) the first are the hardest: rows 1 and 4.
+    kept = SCORES[[0, 1, 3, 4]]
+    wanted, _ = Ranking("itm", config(loss=loss), 2).loss(kept, targets(4, 2))
+    assert float(total) == pytest.approx(float(wanted))
+    assert float(metrics["itm_accuracy"][0]) == 1
+    scores = SCORES.clone().requires_grad_()
+    hard.loss(scores, targets(6, 3))[0].backward()
+    assert scores.grad is not None
+    assert scores.grad[[2, 5]].abs().sum() == 0  # the easy ones teach nothing
+    assert Ranking("itm", config(loss=loss, hardest=9), 3).loss(SCORES, targets(6, 3))[0] > 0

@@ -34,7 +34,9 @@ TEXTS = (("red", "red circle"), ("blue",), ("green", "left of", "the"), ("square
 
 
 def task(**config: Any) -> RetrievalTask:
-    return RetrievalTask(RetrievalConfig.parse(config), setting())
+    made = RetrievalTask(RetrievalConfig.parse(config), setting())
+    made.apart = False  # an oracle has no halves
+    return made
 
 
 @pytest.fixture
@@ -155,12 +157,12 @@ def test_an_image_that_cannot_be_read_is_left_out_and_counted(data: Dataset, mon
     made, prepare = task(), type(task().images).prepare
     bad = {"s1"}
 
-    def failing(self: Any, image: Any) -> Any:
+    def failing(self: Any, image: Any, rng: Any = None) -> Any:
         if image.key in bad:
             from vlp.data.samples import Fault
 
             raise Fault("image", "does not decode")
-        return prepare(self, image)
+        return prepare(self, image, rng)
 
     monkeypatch.setattr(type(made.images), "prepare", failing)
     found = made.evaluate(judge(knowing(lambda image, text: 0.0), data))

@@ -43,7 +43,7 @@ def test_only_what_is_asked_for_is_read(tmp_path: Path) -> None:
     write_samples(tmp_path)
     build_index(tmp_path)
     reader = ShardReader(open_index(tmp_path))
-    assert reader.read(1, 2, image=False, regions=False, texts=False) == Sample("s5")
+    assert reader.read(1, 2, image=False, regions=False, texts=False) == Sample("s5", width=20, height=12)
     assert _all(reader, 1, 0).image is None
     assert _all(reader, 1, 1).regions is None
 

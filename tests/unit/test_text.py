@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from vlp.data.text import TextEncoder
@@ -125,3 +125,62 @@ def test_the_vocabulary_of_bert(test_data: Path) -> None:
     ids_T, _, word_T = encoder.encode("Two unaffable dogs.")
     assert encoder.decode(ids_T.tolist()) == "[CLS] two unaffable dogs. [SEP]"
     assert word_T.tolist() == [-1, 0, 1, 1, 1, 2, 3, -1]
+
+
+# --------------------------------------------------------------------------------------------------- whole words
+
+TEXTS = (
+    "Một người đàn ông đang chơi ném dĩa ngoài sân .",
+    "Cầu thủ bóng chày đang chuẩn bị đánh bóng",
+    "Two  unaffable dogs, state-of-the-art!",
+)
+
+
+def trained(kind: str, folder: Path) -> TextEncoder:
+    """A small tokenizer of a kind: as RoBERTa's, as XLM-R's, and one that never splits a text."""
+    names = {"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>", "unk_token": "<unk>"}
+    options = {"vocab_size": 400, "special_tokens": list(names.values()), "show_progress": False}
+    if kind == "bytes":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **options)
+    else:
+        tokenizer = Tokenizer(models.Unigram())
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(split=kind == "pieces")
+        tokenizer.decoder = decoders.Metaspace()
+        trainer = trainers.UnigramTrainer(unk_token="<unk>", **options)
+    tokenizer.train_from_iterator([*TEXTS, *TEXTS], trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+    return TextEncoder(folder, 99)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "pieces", "unsplit"])
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_word_lies_between_two_blanks(kind: str, text: str, tmp_path: Path) -> None:
+    encoder = trained(kind, tmp_path)
+    ids_T, special_T, word_T = encoder.encode(text)
+    assert (word_T[special_T] == -1).all()
+    inner = word_T[1:-1]
+    assert inner[0] == 0
+    assert set(np.diff(inner).tolist()) <= {0, 1}, "words are numbered in order, and each is in one piece"
+    words = [encoder.decode(ids_T[word_T == number].tolist()).strip() for number in range(inner[-1] + 1)]
+    if kind == "unsplit":  # its tokens hold blanks, so a word may hold the end of the one before
+        assert len(words) > 1
+    else:
+        assert not any(" " in word for word in words)
+        assert "".join(words) == "".join(text.split())
+    if "," in text:
+        assert ("," in words) == (kind == "bytes"), "what is split besides is the tokenizer's to say"
+
+
+def test_the_words_of_bert_are_its_pieces_joined(test_data: Path) -> None:
+    encoder = TextEncoder(test_data / "bert_vocab", 99)
+    captions = (test_data / "uit_viic" / "captions.tsv").read_text(encoding="utf-8").splitlines()[::50]
+    for line in captions:
+        ids_T, special_T, word_T = encoder.encode(line.partition("\t")[2])
+        tokens = encoder._tokenizer.convert_ids_to_tokens(ids_T.tolist())
+        for place in range(1, len(tokens) - 1):
+            goes_on = tokens[place].startswith("##")
+            assert goes_on == (word_T[place] == word_T[place - 1]), (line, place)
+        assert not special_T[1:-1].any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from vlp.data.lengths import token_lengths
 from vlp.distributed import world
 from vlp.errors import ConfigError, DataError
 from vlp.seeds import generator
-from vlp.tasks.vqa import ANSWER, VqaConfig, VqaTask, answer_vocabulary
+from vlp.tasks.vocabulary import answer_vocabulary
+from vlp.tasks.vqa import ANSWER, VqaConfig, VqaTask
 from vlp.types import Pair, Question
 
 TEN = ("red",) * 6 + ("Blue",) * 2 + ("purple",) * 2
@@ -47,11 +49,11 @@ def data(tmp_path: Path) -> Iterator[Dataset]:
 # ---------------------------------------------------------------------------------------------- answer vocabulary
 
 
-def test_answers_by_the_number_of_questions_they_occur_for(data: Dataset) -> None:
-    # red: q0 and q1 (once each, however many said so); blue: q0 and q3; ties by the alphabet. 'a' is nothing.
-    assert answer_vocabulary([data], 1) == ("blue", "red", "green", "purple")
-    assert answer_vocabulary([data], 2) == ("blue", "red")
-    assert answer_vocabulary([data, data], 3) == ("blue", "red")
+def test_answers_by_the_number_of_questions_whose_commonest_they_are(data: Dataset) -> None:
+    # red is q0's and q1's, blue q3's, green q4's; ties by the alphabet. purple is nobody's commonest, 'a' is nothing.
+    assert answer_vocabulary([data], 1) == ("red", "blue", "green")
+    assert answer_vocabulary([data], 2) == ("red",)
+    assert answer_vocabulary([data, data], 3) == ("red",)
 
 
 def test_no_answer_that_is_frequent_enough_is_refused(data: Dataset) -> None:
@@ -98,11 +100,18 @@ def test_unanswered_questions_count_for_nothing() -> None:
     assert target(asked("purple"), "red") == ([0.0], 1.0)
 
 
-def test_a_question_keeps_its_id() -> None:
-    made = task("red").example(
-        SLOT, Pair(0, 0), sample(0), sample(0, questions=[asked(id="7"), asked(id="8")]), 1, generator(0, "t"), 0
-    )
-    assert made.id == "8"
+def test_a_mask_stands_behind_the_question_where_the_pooler_reads_one() -> None:
+    pooler = {"pooler": setting().model.pooler.model_copy(update={"at": "mask"})}
+    masked = replace(setting(), model=setting().model.model_copy(update=pooler))
+    made, encoder = VqaTask(VqaConfig.parse({"answers": ["red"]}), masked), text_encoder()
+    for words, kept in ((3, 3), (13, 13), (14, 13), (20, 13)):  # of 16 tokens, [CLS], [MASK] and [SEP] take three
+        question = Question(" ".join(["red"] * words), ("red",))
+        found = made.example(SLOT, Pair(0, 0), sample(0), sample(0, questions=[question]), 0, generator(0, "t"), 0)
+        assert found.token_ids_T.tolist()[-2:] == [encoder.mask_id, encoder.sep_id]
+        assert len(found.token_ids_T) == len(found.special_T) == len(found.word_T) == kept + 3
+        assert found.special_T[[0, -2, -1]].all()
+        assert not found.special_T[1:-2].any()
+    assert made.image_tokens(4) == task("red").image_tokens(4) + 1  # the index does not count the mask
 
 
 def test_only_questions_can_be_answered() -> None:
@@ -128,7 +137,9 @@ def test_accuracy_over_answered_questions(data: Dataset) -> None:
 
 def test_predictions_in_order_with_ids(data: Dataset) -> None:
     found = task("red", "blue").predictions(judge(saying(1, 2), data))
-    assert [(each.question_id, each.answer) for each in found] == [(f"q{number}", "blue") for number in range(5)]
+    ids = [each.example_id.partition("/")[2] for each in found]
+    assert ids == ["s0#0", "s0#1", "s1#0", "s1#1", "s2#0"]
+    assert {each.answer for each in found} == {"blue"}
     assert [each.score for each in found] == [pytest.approx(0.6), 0, None, pytest.approx(2 / 3), 0]
 
 
@@ -138,3 +149,23 @@ def test_a_split_without_answers_has_predictions_but_no_accuracy(tmp_path: Path)
         made = task("red", "blue")
         assert made.evaluate(judge(saying(0, 2), secret)) == {}
         assert [each.answer for each in made.predictions(judge(saying(0, 2), secret))] == ["red"]
+
+
+def test_outcomes_say_what_was_asked_said_and_right(data: Dataset) -> None:
+    found = task("red", "blue").judged(judge(saying(1, 2), data))
+    assert [each.id for each in found.outcomes] == [f"q{number}" for number in range(5)]
+    assert found.outcomes[0].wanted == ("red", "blue", "purple")  # the commonest first
+    assert found.outcomes[0].place.endswith("/s0")
+    assert dict(found.outcomes[3].scores) == {"vqa_accuracy": pytest.approx(2 / 3)}
+    assert found.outcomes[2].wanted == ()
+    assert dict(found.outcomes[2].scores) == {}
+    assert found.metrics == task("red", "blue").evaluate(judge(saying(1, 2), data))
+    (note,) = found.notes
+    assert note.startswith("1 of 4 questions have no answer among the 2 that")
+
+
+def test_questions_with_one_id_are_told_apart(tmp_path: Path) -> None:
+    with world():
+        twice = dataset(tmp_path, [sample(n, questions=[asked("red", id="1")]) for n in range(3)], "questions")
+        found = task("red", "blue").judged(judge(saying(0, 2), twice))
+    assert [(each.id, each.place.partition("/")[2]) for each in found.outcomes] == [("1", f"s{n}") for n in range(3)]

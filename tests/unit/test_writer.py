@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import io
+import os
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from data_tools.writer import ShardWriter, prepare_directory, safe_key
+from data_tools.writer import Sealed, ShardFile, ShardWriter, Unwritable, prepare_directory, safe_key
 from tests.unit.shard_making import photo, some_regions, write_samples
+from vlp.data.build import checksum_of
 from vlp.data.index import build_index
+from vlp.data.scan import scan_shard
 from vlp.errors import DataError
 
 
@@ -19,6 +23,49 @@ def test_webdataset_reads_what_we_write(tmp_path: Path) -> None:
     assert [sample["__key__"] for sample in samples] == ["s0", "s1", "s2"]
     assert samples[2]["json"]["captions"][0] == "caption 0 of 2 "
     assert (samples[2]["features.npy"] == some_regions(2, 2).features_RD).all()
+
+
+def test_the_bytes_are_those_of_webdatasets_own_writer(tmp_path: Path) -> None:
+    from webdataset.writer import TarWriter
+
+    write_samples(tmp_path, samples=3)
+    ours = (tmp_path / "shard-000000.tar").read_bytes()
+    theirs = io.BytesIO()
+    writer = TarWriter(theirs, user="", group="", mtime=0, encoder=False)
+    with tarfile.open(tmp_path / "shard-000000.tar") as archive:
+        samples: dict[str, dict[str, bytes]] = {}
+        for member in archive:
+            key, _, extension = member.name.partition(".")
+            file = archive.extractfile(member)
+            assert file is not None
+            samples.setdefault(key, {})[extension] = file.read()
+    for key, members in samples.items():
+        writer.write({"__key__": key, **members})
+    writer.close()
+    assert ours == theirs.getvalue()
+
+
+def test_a_shard_knows_its_checksum_and_stands_hidden_until_it_is_published(tmp_path: Path) -> None:
+    shard = ShardFile(tmp_path / "a.tar")
+    shard.write("ảnh-" + "k" * 300, photo(), "jpg", some_regions(2), ["a"])
+    sealed = shard.seal()
+    assert [path.name for path in tmp_path.iterdir()] == [f".a.tar.{os.getpid()}.partial"]
+    shard.publish()
+    state = (tmp_path / "a.tar").stat()
+    assert sealed == Sealed(state.st_size, state.st_mtime_ns, checksum_of(tmp_path / "a.tar"))
+    assert len(scan_shard(tmp_path / "a.tar")) == 1
+
+
+def test_texts_that_no_reader_takes_are_refused(tmp_path: Path) -> None:
+    shard = ShardFile(tmp_path / "a.tar")
+    with pytest.raises(Unwritable, match="half a surrogate pair"):
+        shard.write("a", None, "", None, ["\ud800"])
+    with pytest.raises(Unwritable, match="more than 16 MiB"):
+        shard.write("a", None, "", None, ["x" * (16 << 20)])
+    shard.write("a", photo(), "jpg", None, ["a"])
+    shard.seal()
+    shard.publish()
+    assert scan_shard(tmp_path / "a.tar").captions_S.tolist() == [1]
 
 
 def test_members_carry_neither_time_nor_owner(tmp_path: Path) -> None:

@@ -22,6 +22,9 @@ MAX_ARRAY_BYTES = 1 << 30
 
 _MAGIC = b"\x93NUMPY"
 _MAX_HEADER = 4096
+_MAX_DIMENSIONS = 32
+_MAX_MEMBERS = 4096
+_MANY_BYTES = 1 << 20
 _PLAIN_KINDS = "biufSU"
 _ZIP_FAULTS = (ValueError, OSError, RuntimeError, KeyError, EOFError, struct.error, zipfile.BadZipFile, zlib.error)
 
@@ -67,6 +70,10 @@ def _parse_header(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
     sizes = shape if isinstance(shape, tuple) else (-1,)
     if not isinstance(columns_first, bool) or any(type(size) is not int or size < 0 for size in sizes):
         raise ArrayFault("has a damaged .npy header")
+    # Also where one size is 0: numpy refuses to make an empty array whose other sizes are beyond all bounds.
+    most = math.prod(max(size, 1) for size in sizes) * max(dtype.itemsize, 1)
+    if len(sizes) > _MAX_DIMENSIONS or most > 1 << 60 or (dtype.itemsize == 0 and 0 not in sizes):
+        raise ArrayFault("has an .npy header with impossible sizes")
     return dtype, sizes, columns_first
 
 
@@ -100,16 +107,22 @@ def npy_bytes(array: NDArray[Any]) -> bytes:
     return stream.getvalue()
 
 
-def read_npz(source: bytes | Path, names: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
+def read_npz(
+    source: bytes | Path, names: Collection[str] | None = None, limit: int = MAX_ARRAY_BYTES
+) -> dict[str, NDArray[Any]]:
     """The arrays of an `.npz`, or those of `names` that it has.
 
+    Args:
+        limit: most bytes of the file, and of all that is unpacked from it.
     Raises:
-        ArrayFault: damaged, pickled, or unpacking to more than `MAX_ARRAY_BYTES`.
+        ArrayFault: damaged, pickled, or beyond the limit.
         FileNotFoundError: the file is not there.
     """
-    if isinstance(source, Path) and source.stat().st_size > MAX_ARRAY_BYTES:
-        raise ArrayFault(f"is larger than {MAX_ARRAY_BYTES} bytes")
+    if (source.stat().st_size if isinstance(source, Path) else len(source)) > limit:
+        raise ArrayFault(f"is larger than {limit} bytes")
     data = source if isinstance(source, bytes) else source.read_bytes()
+    if len(data) > _MANY_BYTES and data.count(b"PK\x01\x02") > _MAX_MEMBERS:
+        raise ArrayFault(f"has more than {_MAX_MEMBERS} members")  # zipfile makes an object of each
     arrays = {}
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -118,12 +131,12 @@ def read_npz(source: bytes | Path, names: Collection[str] | None = None) -> dict
                 for info in archive.infolist()
                 if info.filename.endswith(".npy") and (names is None or info.filename[:-4] in names)
             ]
-            if sum(info.file_size for info in wanted) > MAX_ARRAY_BYTES:
-                raise ArrayFault(f"unpacks to more than {MAX_ARRAY_BYTES} bytes")
+            if sum(info.file_size for info in wanted) > limit:
+                raise ArrayFault(f"unpacks to more than {limit} bytes")
             for info in wanted:
                 name = info.filename[:-4]
                 try:
-                    arrays[name] = read_npy(archive.read(info))
+                    arrays[name] = read_npy(_unpacked(archive, info))
                 except ArrayFault as fault:
                     raise ArrayFault(f"'{name}' {fault}") from None
     except ArrayFault:
@@ -133,13 +146,29 @@ def read_npz(source: bytes | Path, names: Collection[str] | None = None) -> dict
     return arrays
 
 
-def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write arrays as an uncompressed `.npz`, whole or not at all; the bytes depend on the arrays alone."""
+def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ArrayFault("is packed in a way that numpy never writes")  # the others unpack without bounds
+    with archive.open(info) as member:
+        # A read without a size would unpack all that is there before it is cut to the size that the archive tells.
+        data = member.read(info.file_size + 1)
+    if len(data) != info.file_size:
+        raise ArrayFault("is not as long as the archive says")
+    return data
+
+
+def npz_bytes(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """Arrays as an uncompressed `.npz`; the bytes depend on the arrays and their order alone."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
             archive.writestr(zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), npy_bytes(array))
-    write_whole(path, stream.getvalue())
+    return stream.getvalue()
+
+
+def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays as an uncompressed `.npz`, whole or not at all."""
+    write_whole(path, npz_bytes(arrays))
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -24,9 +24,9 @@ def parties(ranks: int, groups: int) -> int:
 def split(tokens: Sequence[int], ranks: int, groups: int, micro_tokens: int) -> Split:
     """Deal the slots of a global batch to ranks and micro-batches.
 
-    Tokens are balanced among the ranks that share groups, then among the micro-batches of a rank. Every rank gets the
-    same number of micro-batches: the fewest that keep each within `micro_tokens`; some may be empty. A slot that is
-    longer by itself stands alone.
+    Tokens are balanced among the ranks that share groups; a rank's slots are then cut by length into micro-batches of
+    about equal tokens. Every rank gets the same number of micro-batches: the fewest that keep each within
+    `micro_tokens`; some may be empty. A slot that is longer by itself stands alone.
 
     Args:
         tokens: of each slot, group after group, equally many slots per group.
@@ -98,9 +98,21 @@ def _best_change(full: list[int], low: list[int], tokens: Sequence[int], gap: in
 
 
 def _cut(share: Sequence[int], tokens: Sequence[int], count: int, micro_tokens: int) -> list[list[int]] | None:
-    """A rank's slots in `count` micro-batches, or None if one would be too long."""
-    cut = [[share[place] for place in hand] for hand in deal([tokens[place] for place in share], count)]
-    for places in cut:
-        if len(places) > 1 and sum(tokens[place] for place in places) > micro_tokens:
-            return None
-    return cut
+    """A rank's slots in `count` micro-batches, or None if one would be too long.
+
+    Slots of like length go together, the longest first: attention lays a micro-batch out as long as its longest.
+    """
+    queue = sorted(share, key=lambda place: (-tokens[place], place))
+    cut, start, left = [], 0, sum(tokens[place] for place in share)
+    for parts in range(count, 0, -1):
+        end, total = start, 0
+        while end < len(queue):
+            more = tokens[queue[end]]
+            # To the nearest of an equal part of what is left; at least one, at most `micro_tokens`.
+            if end > start and (total + more > micro_tokens or total + more / 2 > left / parts):
+                break
+            total += more
+            end += 1
+        cut.append(sorted(queue[start:end]))
+        start, left = end, left - total
+    return cut if start == len(queue) else None

@@ -14,7 +14,12 @@ from torch import Tensor
 from vlp.data.packing import join, pack, within
 from vlp.types import (
     Batch,
+    BothBatch,
+    BothInput,
     Example,
+    FramedBatch,
+    ImageBatch,
+    ImageInput,
     Packing,
     PixelBatch,
     PixelInput,
@@ -34,9 +39,19 @@ WEIGHT = "weight"
 class ImageForm:
     """What the image side of a batch looks like, so that a batch without images has the right shapes too."""
 
-    kind: Literal["regions", "pixels"]
+    kind: Literal["regions", "pixels", "both"]
     width: int
     """Regions: numbers per region feature. Pixels: height and width of the square image."""
+    size: int = 0
+    """Both: height and width of the square image, `width` being the regions'."""
+    first: bool = False
+    """Whether a row stands before the tokens of each image."""
+    last: bool = False
+    """Whether a row stands after the tokens of each example's image, or alone where it has none."""
+
+    def framed(self, tokens: int) -> int:
+        """Tokens of an image of so many, extra rows included."""
+        return tokens + int(self.first and tokens > 0) + int(self.last)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +67,7 @@ class TargetForm:
 def collate(examples: Sequence[Example], image: ImageForm, targets: Mapping[str, TargetForm]) -> Batch:
     """Pack examples (zero of them is fine) into one batch.
 
-    Floating arrays become float32, integers int64, in inputs and targets alike.
+    Floating arrays become float32, integers int64 (bytes of pixels stay bytes), in inputs and targets alike.
 
     Args:
         examples: in the order they shall lie in.
@@ -63,12 +78,12 @@ def collate(examples: Sequence[Example], image: ImageForm, targets: Mapping[str,
         ValueError: an example has a target of an objective that `targets` does not list.
     """
     text = _text(examples)
-    images = _regions(examples, image.width) if image.kind == "regions" else _pixels(examples, image.width)
+    images = _framed(_images([example.image for example in examples], image), image)
     joint, joint_rows_J, split_rows_J = join(text.packing, images.packing)
     unknown = {name for example in examples for name in example.targets} - set(targets)
     if unknown:
         raise ValueError(f"targets without a form: {sorted(unknown)}")
-    starts = {"text": text.packing.starts_B1, "image": images.packing.starts_B1}
+    starts = {"text": text.packing.starts_B1, "image": images.packing.starts_B1 + int(image.first)}
     return Batch(
         text=text,
         image=images,
@@ -86,35 +101,89 @@ def collate(examples: Sequence[Example], image: ImageForm, targets: Mapping[str,
 def _text(examples: Sequence[Example]) -> TextBatch:
     packing = pack([len(example.token_ids_T) for example in examples])
     ids = [example.token_ids_T for example in examples]
+    segments = [np.zeros(len(e.token_ids_T), np.int64) if e.segment_T is None else e.segment_T for e in examples]
     return TextBatch(
         ids_N=_tensor(_joined(ids, np.zeros(0, np.int64))),
         positions_N=within(packing.lengths_B, packing.starts_B1.long()),
+        segments_N=_tensor(_joined(segments, np.zeros(0, np.int64))),
         packing=packing,
     )
 
 
-def _regions(examples: Sequence[Example], width: int) -> RegionBatch:
-    images = [example.image for example in examples if isinstance(example.image, RegionInput)]
+def _images(images: Sequence[ImageInput | None], form: ImageForm) -> RegionBatch | PixelBatch | BothBatch:
+    if form.kind == "regions":
+        return _regions(images, form.width)
+    if form.kind == "pixels":
+        return _pixels(images, form.width)
+    regions = _regions([image.regions if isinstance(image, BothInput) else None for image in images], form.width)
+    pixels = _pixels([image.pixels if isinstance(image, BothInput) else None for image in images], form.size)
+    packing, rows_M, _ = join(regions.packing, pixels.packing)
+    return BothBatch(regions, pixels, packing, rows_M)
+
+
+def _framed(images: RegionBatch | PixelBatch | BothBatch, form: ImageForm) -> ImageBatch:
+    """The images with their extra rows, if the form has any. Only an image gets a first row."""
+    if not (form.first or form.last):
+        return images
+    first = [int(form.first and length > 0) for length in images.packing.lengths]
+    last = [int(form.last)] * len(first)
+    before, behind = pack(first), pack(last)
+    inner, inner_rows, _ = join(before, images.packing)
+    packing, outer_rows, _ = join(inner, behind)
+    # From [before ; tokens] and [inner ; behind] to the order [tokens ; before ; behind].
+    tokens = images.packing.tokens
+    inner_rows = torch.where(inner_rows < before.tokens, inner_rows + tokens, inner_rows - before.tokens)
+    both = torch.cat([inner_rows, torch.arange(behind.tokens) + inner.tokens])
+    first_P, last_P = (torch.tensor(flags).nonzero().flatten() for flags in (first, last))
+    return FramedBatch(images, first_P, last_P, packing, rows_M=both[outer_rows])
+
+
+def _regions(given: Sequence[ImageInput | None], width: int) -> RegionBatch:
+    images = [image for image in given if isinstance(image, RegionInput)]
     hidden = [np.zeros(len(image), np.bool_) if image.hidden_R is None else image.hidden_R for image in images]
     return RegionBatch(
         features_MD=_tensor(_joined([image.features_RD for image in images], np.zeros((0, width), np.float32))),
         boxes_M4=_tensor(_joined([image.boxes_R4 for image in images], np.zeros((0, 4), np.float32))),
         hidden_M=_tensor(_joined(hidden, np.zeros(0, np.bool_))),
-        packing=_image_packing(examples),
+        packing=_image_packing(given),
+        aligned_MA=_aligned(images),
     )
 
 
-def _pixels(examples: Sequence[Example], size: int) -> PixelBatch:
-    images = [example.image for example in examples if isinstance(example.image, PixelInput)]
-    stacked = [image.pixels_3HW[None] for image in images]
+def _aligned(images: Sequence[RegionInput]) -> Tensor | None:
+    """The words that each region is aligned with, to the longest list of them."""
+    lists = [np.full((len(image), 1), -1) if image.aligned_RA is None else image.aligned_RA for image in images]
+    if all(image.aligned_RA is None for image in images):
+        return None
+    longest = max(array.shape[1] for array in lists)
+    padded = [np.pad(array, ((0, 0), (0, longest - array.shape[1])), constant_values=-1) for array in lists]
+    return _tensor(np.concatenate(padded))
+
+
+def _pixels(given: Sequence[ImageInput | None], size: int) -> PixelBatch:
+    images = [image for image in given if isinstance(image, PixelInput)]
+    pixels_P3HW = np.stack([image.pixels_3HW for image in images]) if images else np.zeros((0, 3, size, size), np.uint8)
+    kept = None
+    if any(image.kept_K is not None for image in images):
+        starts = np.cumsum([0, *(image.tokens for image in images)])
+        all_of = [np.arange(image.tokens) if image.kept_K is None else image.kept_K for image in images]
+        kept = _tensor(np.concatenate([rows + start for rows, start in zip(all_of, starts, strict=False)]))
     return PixelBatch(
-        pixels_P3HW=_tensor(_joined(stacked, np.zeros((0, 3, size, size), np.float32))),
-        packing=_image_packing(examples),
+        pixels_P3HW=_tensor(pixels_P3HW),
+        packing=_image_packing(given),
+        kept_M=kept,
+        grids_P2=_grids(images),
     )
 
 
-def _image_packing(examples: Sequence[Example]) -> Packing:
-    return pack([0 if example.image is None else len(example.image) for example in examples])
+def _grids(images: Sequence[PixelInput]) -> Tensor | None:
+    """Rows and columns of the images' patches, where some are not the whole square."""
+    grids = [image.grid for image in images if image.grid is not None]
+    return torch.tensor(grids, dtype=torch.int64) if grids and len(grids) == len(images) else None
+
+
+def _image_packing(images: Sequence[ImageInput | None]) -> Packing:
+    return pack([0 if image is None else len(image) for image in images])
 
 
 def _targets(name: str, form: TargetForm, examples: Sequence[Example], starts_B1: Tensor) -> Targets:
@@ -136,7 +205,7 @@ def _joined(arrays: Sequence[NDArray[Any]], empty: NDArray[Any]) -> NDArray[Any]
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:
-    if array.dtype == np.bool_:
+    if array.dtype in (np.bool_, np.uint8):  # pixels stay bytes: a quarter of the memory on the way to the device
         wanted = array
     elif np.issubdtype(array.dtype, np.integer):
         wanted = array.astype(np.int64, copy=False)

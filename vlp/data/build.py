@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from vlp.data import tar
 from vlp.data.arrays import write_whole
-from vlp.data.manifest import INDEX, MANIFEST, Manifest, ShardEntry, fingerprint, read_manifest
+from vlp.data.manifest import INDEX, MANIFEST, Manifest, ShardEntry, fingerprint, manifest_bytes, read_manifest, sealed
 from vlp.data.scan import scan_shard
 from vlp.data.tables import ShardTable, load_table, make_entry, save_table
 from vlp.errors import DataError
@@ -54,31 +52,52 @@ def build_index(
 
     Args:
         workers: processes that read shards.
-        text_only: samples may have neither an image nor regions.
+        text_only: samples may have neither an image nor regions; else such samples are counted and left out.
         made_by: notes for the manifest; without, those of the manifest before are kept.
     Raises:
-        DataError: no shards, a damaged or truncated one, a sample that breaks the schema, mixed widths.
+        DataError: no shards, a damaged or truncated one, a sample that breaks the schema, mixed widths, or no sample
+            with an image or regions.
     """
     names = shard_names(directory)
     (directory / INDEX).mkdir(exist_ok=True)
     results = []
-    for result in _each(partial(_index_shard, directory, text_only), names, workers):
+    for result in _each(partial(index_shard, directory, text_only), names, workers):
         results.append(result)
         if progress is not None:
             progress(len(results), len(names))
-    entries = tuple(entry for entry, _, _ in results)
-    manifest = Manifest(
+    notes = dict(made_by) if made_by is not None else _notes(directory)
+    manifest = make_manifest(directory, results, text_only=text_only, notes=notes)
+    if manifest.left_out and not manifest.samples:
+        raise DataError(
+            f"{directory}: none of its {manifest.left_out} samples has an image or regions; "
+            "if the dataset is text only, say `--text-only`"
+        )
+    _remove_orphans(directory, names)
+    write_whole(directory / INDEX / MANIFEST, manifest_bytes(manifest))
+    return manifest
+
+
+def make_manifest(
+    directory: Path, results: Sequence[tuple[ShardEntry, Sizes]], *, text_only: bool, notes: dict[str, Any]
+) -> Manifest:
+    """The manifest of shards, from what `index_shard` gave for each.
+
+    Raises:
+        DataError: mixed widths.
+    """
+    entries = tuple(entry for entry, _ in results)
+    made = Manifest(
         shards=entries,
         text_only=text_only,
-        feature_width=_common(entries, [width for _, width, _ in results], "region features", directory),
-        class_count=_common(entries, [classes for _, _, classes in results], "class probabilities", directory),
+        left_out=sum(sizes.left_out for _, sizes in results),
+        feature_width=_common(entries, [sizes.feature_width for _, sizes in results], "region features", directory),
+        class_count=_common(entries, [sizes.class_count for _, sizes in results], "class probabilities", directory),
+        class_ids=_ids([sizes.class_ids for _, sizes in results], notes, "classes"),
+        attribute_ids=_ids([sizes.attribute_ids for _, sizes in results], notes, "attributes"),
         fingerprint=fingerprint(entries, text_only),
-        made_by=dict(made_by) if made_by is not None else _notes(directory),
+        made_by=notes,
     )
-    _remove_orphans(directory, names)
-    text = manifest.model_dump_json(indent=1)
-    write_whole(directory / INDEX / MANIFEST, text.encode() + b"\n")
-    return manifest
+    return sealed(made)
 
 
 def _each(work: Callable[[str], Any], names: list[str], workers: int) -> Iterator[Any]:
@@ -106,6 +125,14 @@ def _common(entries: tuple[ShardEntry, ...], widths: list[int], what: str, direc
     return first[0] if first else None
 
 
+def _ids(found: list[int], notes: Mapping[str, Any], name: str) -> int | None:
+    """How many classes the numbers are of: as declared, since one dataset need not show them all."""
+    regions = notes.get("regions")
+    declared = regions.get(name) if isinstance(regions, dict) else None
+    largest = max(found, default=0)
+    return max(largest, declared if isinstance(declared, int) else 0) if largest else None
+
+
 def _notes(directory: Path) -> dict[str, Any]:
     try:
         return read_manifest(directory).made_by
@@ -120,15 +147,37 @@ def _remove_orphans(directory: Path, names: list[str]) -> None:
             path.unlink()
 
 
-def _index_shard(directory: Path, text_only: bool, name: str) -> tuple[ShardEntry, int, int]:
-    """Index one shard, unless its index file is still good; gives its entry, feature width and class count."""
+class Sizes(NamedTuple):
+    """What a shard's regions have in common, 0 where it has none; and how many of its samples are left out."""
+
+    feature_width: int
+    class_count: int
+    class_ids: int
+    attribute_ids: int
+    left_out: int
+
+    @classmethod
+    def of(cls, table: ShardTable) -> Sizes:
+        return cls(table.feature_width, table.class_count, table.class_ids, table.attribute_ids, table.left_out)
+
+
+def index_shard(
+    directory: Path, text_only: bool, name: str, checksum: str | None = None
+) -> tuple[ShardEntry, Sizes]:
+    """Index one shard, unless its index file is still good; gives its entry and the sizes of its regions.
+
+    Args:
+        checksum: of the tar, where its maker knows it.
+    Raises:
+        DataError: as `build_index`.
+    """
     path, target = directory / name, directory / INDEX / f"{name.removesuffix('.tar')}.npz"
     try:
         before = path.stat()
-        table, entry = _known(path, target, before) or (None, None)
+        table, entry = _known(path, target, before, text_only) or (None, None)
         if table is None or entry is None:
             checksum = checksum_of(path)
-            table = scan_shard(path)
+            table = scan_shard(path, text_only=text_only)
             entry = make_entry(table, name, before.st_size, checksum)
             for stale in (directory / INDEX).glob(f"lengths-*/{target.name}"):
                 stale.unlink(missing_ok=True)
@@ -139,25 +188,20 @@ def _index_shard(directory: Path, text_only: bool, name: str) -> tuple[ShardEntr
         raise DataError(f"{path}: the shard {fault}; make or fetch it again") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be indexed: {error.strerror or error}") from None
-    if not text_only:
-        bare = np.flatnonzero(~table.has_image_S & (table.regions_S == 0))
-        if len(bare):
-            raise DataError(
-                f"{path}: sample '{table.keys[bare[0]]}' has neither an image nor regions "
-                f"({len(bare)} of {len(table)} samples); if the dataset is text only, say `--text-only`"
-            )
-    return entry, table.feature_width, table.class_count
+    return entry, Sizes.of(table)
 
 
-def _known(path: Path, target: Path, now: os.stat_result) -> tuple[ShardTable, ShardEntry] | None:
-    """The index file of a shard if it still holds: same size, and the same time stamp or at least the same bytes."""
+def _known(path: Path, target: Path, now: os.stat_result, text_only: bool) -> tuple[ShardTable, ShardEntry] | None:
+    """The index file of a shard if it still holds: same size, the same time stamp or at least the same bytes, and the
+    same samples left out."""
     if not target.is_file():
         return None
     try:
         table, entry = load_table(target)
     except DataError:
         return None
-    if entry.bytes != now.st_size:
+    bare = bool((~table.has_image_S & (table.regions_S == 0)).any())
+    if entry.bytes != now.st_size or (table.left_out if text_only else bare):
         return None
     if target.stat().st_mtime_ns != now.st_mtime_ns:
         if checksum_of(path) != entry.checksum:

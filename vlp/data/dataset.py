@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vlp.data.index import Block, Index, Texts, examples_per_shard, open_block
 from vlp.data.lengths import TokenLengths
+from vlp.data.remote import RemoteIndex
 from vlp.data.shards import ShardReader
 from vlp.types import Sample
 
@@ -20,6 +21,7 @@ class Dataset:
 
     def __init__(self, index: Index, texts: Texts, lengths: TokenLengths) -> None:
         self.index = index
+        self.remote = index if isinstance(index, RemoteIndex) else None
         self.texts: Texts = texts
         self.lengths = lengths
         self._uncut = copy.copy(lengths)
@@ -30,6 +32,11 @@ class Dataset:
     def examples_S(self) -> NDArray[np.int64]:
         """Examples of each shard, for `Order`."""
         return examples_per_shard(self.index.manifest, self.texts)
+
+    @property
+    def directory(self) -> str:
+        """Where the data lie, as messages name it."""
+        return str(self.index.directory)
 
     def keep(self, shards: int) -> None:
         """Keep the tables of at least so many shards open."""

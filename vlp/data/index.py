@@ -11,7 +11,9 @@ from collections import OrderedDict
 from pathlib import Path
 
 from vlp.data.build import build_index
+from vlp.data.cache import CacheConfig
 from vlp.data.manifest import INDEX, Manifest, ShardEntry, Texts, examples_per_shard, read_manifest
+from vlp.data.storage import remote_url
 from vlp.data.tables import Block, ShardTable, load_table, open_block
 from vlp.errors import ConfigError, DataError
 
@@ -35,8 +37,9 @@ _TABLES = 16
 class Index:
     """A data directory, indexed. Cheap to pickle and to fork: tables are read where they are asked for."""
 
-    def __init__(self, directory: Path, manifest: Manifest) -> None:
+    def __init__(self, directory: Path | str, manifest: Manifest) -> None:
         self.directory = directory
+        """A local directory, or the URL of a remote one (`vlp.data.remote`)."""
         self.manifest = manifest
         self._tables: OrderedDict[int, ShardTable] = OrderedDict()
         self._kept = _TABLES
@@ -46,8 +49,21 @@ class Index:
         self._kept = max(self._kept, tables)
 
     def path(self, shard: int) -> Path:
-        """The tar of a shard."""
-        return self.directory / self.manifest.shards[shard].name
+        """The tar of a shard of a local directory."""
+        return Path(self.directory) / self.manifest.shards[shard].name
+
+    def open_shard(self, shard: int) -> int:
+        """A descriptor of a shard's tar, for `pread`.
+
+        Raises:
+            OSError: it cannot be opened.
+            DataError: it cannot be fetched.
+        """
+        return os.open(self.path(shard), os.O_RDONLY)
+
+    def pread(self, descriptor: int, size: int, offset: int) -> bytes | None:
+        """Bytes of an open shard; None where it must be opened again, since a cache gave it up meanwhile."""
+        return os.pread(descriptor, size, offset)
 
     def table(self, shard: int) -> ShardTable:
         """The table of a shard (its number in the manifest); the last few are kept.
@@ -57,32 +73,42 @@ class Index:
         """
         table = self._tables.get(shard)
         if table is None:
-            wanted = self.manifest.shards[shard]
-            path = self.directory / INDEX / f"{wanted.name.removesuffix('.tar')}.npz"
-            table, entry = load_table(path)
-            if entry != wanted:
-                raise DataError(
-                    f"{path}: does not fit the manifest beside it; "
-                    f"make the index again with `vlp-data index {self.directory}`"
-                )
-            self._tables[shard] = table
+            table = self._tables[shard] = self._load(shard)
             if len(self._tables) > self._kept:
                 self._tables.popitem(last=False)
         else:
             self._tables.move_to_end(shard)
         return table
 
+    def _load(self, shard: int) -> ShardTable:
+        wanted = self.manifest.shards[shard]
+        path = Path(self.directory) / INDEX / f"{wanted.name.removesuffix('.tar')}.npz"
+        table, entry = load_table(path)
+        if entry != wanted:
+            raise DataError(
+                f"{path}: does not fit the manifest beside it; "
+                f"make the index again with `vlp-data index {self.directory}`"
+            )
+        return table
+
     def __getstate__(self) -> dict[str, object]:
-        return {"directory": self.directory, "manifest": self.manifest, "_tables": OrderedDict(), "_kept": self._kept}
+        return {**self.__dict__, "_tables": OrderedDict()}
 
 
-def open_index(directory: Path) -> Index:
+def open_index(directory: Path | str, cache: CacheConfig | None = None) -> Index:
     """Open a data directory that `vlp-data index` has indexed.
 
+    Args:
+        directory: a local one, or the URL of a remote one.
+        cache: where a remote one is kept; None for the defaults.
     Raises:
         ConfigError: no such directory.
         DataError: no shards, no index, or shards that changed since it was made.
     """
+    if remote_url(directory):
+        from vlp.data.remote import open_remote
+
+        return open_remote(directory, cache or CacheConfig())
     directory = Path(directory)
     if not directory.is_dir():
         raise ConfigError(f"{directory}: no such directory; give the directory that holds the *.tar shards")

@@ -10,10 +10,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from vlp.data.augment import AugmentConfig
 from vlp.data.dataset import Dataset
 from vlp.data.order import Order
 from vlp.data.shards import BadSample
-from vlp.data.steps import ImageTokens, Preparer, SlotReader, StepMaker, image_tokens, record
+from vlp.data.slots import ImageTokens, Preparer, SlotReader, image_tokens
+from vlp.data.steps import StepMaker, record
 from vlp.data.workers import in_order
 from vlp.types import Slot, Step
 
@@ -30,6 +32,7 @@ class StepLoader:
         micro_tokens: `batch.micro_tokens`, most tokens of a micro-batch (a longer slot stands alone).
         workers: processes that make steps ahead; 0 makes each when it is asked for.
         pin_memory: put tensors in page-locked memory, for a GPU.
+        augment: `data.augment`.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class StepLoader:
         world_size: int = 1,
         workers: int = 0,
         pin_memory: bool = False,
+        augment: AugmentConfig | None = None,
     ) -> None:
         self.maker = StepMaker(
             datasets,
@@ -55,6 +59,7 @@ class StepLoader:
             micro_tokens=micro_tokens,
             rank=rank,
             world_size=world_size,
+            augment=augment,
         )
         self._steps = range(first_step, last_step)
         self._workers, self._pin_memory = workers, pin_memory
@@ -112,9 +117,6 @@ class EvaluationLoader:
     def block_shards(self, slot: Slot) -> tuple[int, ...]:
         return (slot.block,)
 
-    def identity(self, slot: Slot) -> tuple[int, int]:
-        return slot.block, slot.example
-
     def _make(self, number: int) -> Step:
         result = Step(number, [], 0)
         examples = []
@@ -126,7 +128,7 @@ class EvaluationLoader:
             try:
                 examples.append(self._reader.examples(slot, pairs, number))
             except BadSample as error:
-                result.quarantined.append(record(error))
+                result.quarantined.append(record(error, self._reader.directory(slot)))
                 continue
             result.examples += len(pairs)
             result.cut_texts += self._reader.cut_texts(slot, pairs)

@@ -59,3 +59,13 @@ class Mixture:
             result[left[taken]] = number
             left, before = left[~taken], (before - count)[~taken]
         return result
+
+
+def by_temperature(examples: Sequence[int], temperature: float) -> list[float]:
+    """A weight per dataset: examples ** (1 / temperature). Source: Devlin 2018, multilingual BERT (exponent 0.7).
+
+    Args:
+        examples: of each dataset, at least 1.
+        temperature: 1 draws by size, infinity draws all datasets alike.
+    """
+    return [count ** (1 / temperature) for count in examples]

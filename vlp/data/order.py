@@ -78,6 +78,18 @@ class Stream:
             start += len(examples)
             count -= len(examples)
 
+    def blocks_from(self, group: int, position: int, count: int) -> list[tuple[int, ...]]:
+        """The shards of the block that a group's example at `position` lies in, and of the blocks after it."""
+        epoch, offset = self._locate(group, position)
+        block = int(np.searchsorted(self.epoch(epoch, group).block_ends, offset, side="right"))
+        blocks: list[tuple[int, ...]] = []
+        while len(blocks) < count:
+            if block == len(self.epoch(epoch, group).block_ends):
+                epoch, block = epoch + 1, 0
+            blocks.append(self.block(epoch, group, block))
+            block += 1
+        return blocks
+
     def _locate(self, group: int, position: int) -> tuple[int, int]:
         """The epoch that a group's position falls in, and the place in it."""
         if self._groups == 1:
@@ -196,6 +208,11 @@ class Order:
             epoch, block, example = next(sources[dataset])
             slots.append(Slot(step, group * share + place, dataset, epoch, block, group, example))
         return slots
+
+    def blocks_from(self, step: int, group: int, dataset: int, count: int) -> list[tuple[int, ...]]:
+        """The shards of the block of a dataset that a group reads from at a step, and of the blocks after it."""
+        start = self._mixtures[group].counts(step * (self.batch_size // self.groups))[dataset]
+        return self.streams[dataset].blocks_from(group, start, count)
 
     def block_shards(self, slot: Slot) -> tuple[int, ...]:
         """The shards of the block that a slot's example lies in, in the order of the block's tables."""

@@ -7,19 +7,32 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlp.data.arrays import ArrayFault, read_npz
-from vlp.data.imagefile import IMAGE_EXTENSIONS
+from vlp.data.arrays import ArrayFault, read_npy, read_npz
+from vlp.data.imagefile import IMAGE_EXTENSIONS, MAX_IMAGE_BYTES
 from vlp.types import Question, Regions
 
-REGION_ARRAYS = ("features", "boxes", "confidence", "class_probs")
-REGION_EXTENSIONS = tuple(f"{name}.npy" for name in (*REGION_ARRAYS, "classes", "attributes"))
+_REGION_SHAPES = {
+    "features": "[R, D]",
+    "boxes": "[R, 4]",
+    "confidence": "[R]",
+    "class_probs": "[R, C]",
+    "classes": "[R]",
+    "attributes": "[R]",
+    "attribute_confidence": "[R]",
+}
+REGION_ARRAYS = tuple(_REGION_SHAPES)
+"""Features and boxes are needed; the others may be there or not."""
+REGION_IDS = ("classes", "attributes")
+"""Of these, numbers of classes; the rest are floating-point numbers."""
+REGION_EXTENSIONS = tuple(f"{name}.npy" for name in REGION_ARRAYS)
 EXTENSIONS = (*IMAGE_EXTENSIONS, "json", "txt", *REGION_EXTENSIONS, "regions.npz")
 """Members that vlp knows; others are left alone."""
 
@@ -28,6 +41,22 @@ NPZ_NAMES = {"norm_bb": "boxes", "conf": "confidence", "soft_labels": "class_pro
 
 MAX_TEXT_BYTES = 16 << 20
 """Of a JSON or a text member: ten thousand questions with ten answers each stay below."""
+
+MAX_REGION_BYTES = 64 << 20
+"""Of one region array, and of all that a `regions.npz` unpacks to: 400 regions of 2048 float32 are 3 MB."""
+
+MEMBER_LIMITS = {
+    **dict.fromkeys(IMAGE_EXTENSIONS, MAX_IMAGE_BYTES),
+    **dict.fromkeys(("json", "txt"), MAX_TEXT_BYTES),
+    **dict.fromkeys((*REGION_EXTENSIONS, "regions.npz"), MAX_REGION_BYTES),
+}
+"""Most bytes of each member; a larger one is never read."""
+
+_MAX_MARKS = 100
+"""Combining marks in a row (Unicode's own bound for streams is 30): to sort n of them takes n * n steps."""
+
+_MAX_ID = (1 << 20) - 1
+"""No detector has a million classes; a damaged number is told by it."""
 
 BOX_TOLERANCE = 1e-3
 """Boxes this far outside 0..1 are rounding (float16 has steps of 5e-4 near 1) and are clipped."""
@@ -40,6 +69,10 @@ class Fault(ValueError):
         super().__init__(f"{member} {reason}")
         self.member = member
         self.reason = reason
+
+
+class ShardFault(Fault):
+    """A fault that all samples of the shard share: it is gone, or cannot be fetched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +112,7 @@ def parse_texts(json_bytes: bytes | None, txt_bytes: bytes | None) -> SampleText
     if not isinstance(questions, list):
         raise Fault("json", "has 'questions' that are not a list")
     return SampleTexts(
-        captions=tuple(_encodable(clean(caption)) for caption in captions),
+        captions=tuple(_text(caption) for caption in captions),
         questions=tuple(_question(number, question) for number, question in enumerate(questions)),
         width=_size(record.get("width")),
         height=_size(record.get("height")),
@@ -98,27 +131,54 @@ def check_texts(texts: SampleTexts) -> None:
 
 
 def checked_regions(arrays: Mapping[str, NDArray[Any]]) -> Regions:
-    """Regions from arrays by name: `features` [R, D], `boxes` [R, 4 or more], `confidence` [R], `class_probs` [R, C].
+    """Regions from arrays by name: `features` [R, D], `boxes` [R, 4 or more], `confidence` [R], `class_probs` [R, C],
+    `classes` [R], `attributes` [R], `attribute_confidence` [R].
 
-    Features keep their type; the others become float32; boxes are cut to x1, y1, x2, y2 and clipped to 0..1.
+    Features and class probabilities keep their type, numbers of classes become int64, the others float32; boxes are
+    cut to x1, y1, x2, y2 and clipped to 0..1.
 
     Raises:
-        Fault: an array is missing, of the wrong dimension, not finite, or does not match the others.
+        Fault: an array is missing, of the wrong dimension or type, not finite, or does not match the others.
     """
-    for name in ("features", "boxes"):
-        if name not in arrays:
-            raise Fault(name, "is missing")
-    features_RD = _array(arrays, "features", 2)
-    count = len(features_RD)
-    boxes_R4 = _boxes(_array(arrays, "boxes", 2, count).astype(np.float32))
-    confidence_R = class_probs_RC = None
-    if "confidence" in arrays:
-        confidence_R = _array(arrays, "confidence", 1, count).astype(np.float32)
-    if "class_probs" in arrays:
-        class_probs_RC = _array(arrays, "class_probs", 2, count)
-        if class_probs_RC.size and class_probs_RC.min() < 0:
-            raise Fault("class_probs", "has a negative probability")
-    return Regions(features_RD, boxes_R4, confidence_R, class_probs_RC)
+    check_shapes({name: array.shape for name, array in arrays.items()})
+    for name in arrays:
+        _check_numbers(name, arrays[name])
+
+    def taken(name: str, dtype: Any) -> NDArray[Any] | None:
+        return arrays[name].astype(dtype, copy=False) if name in arrays else None
+
+    class_probs_RC = arrays.get("class_probs")
+    if class_probs_RC is not None and class_probs_RC.size and class_probs_RC.min() < 0:
+        raise Fault("class_probs", "has a negative probability")
+    return Regions(
+        features_RD=arrays["features"],
+        boxes_R4=_boxes(arrays["boxes"].astype(np.float32)),
+        confidence_R=taken("confidence", np.float32),
+        class_probs_RC=class_probs_RC,
+        classes_R=taken("classes", np.int64),
+        attributes_R=taken("attributes", np.int64),
+        attribute_confidence_R=taken("attribute_confidence", np.float32),
+    )
+
+
+def region_arrays(read: Callable[[str], bytes | None]) -> dict[str, NDArray[Any]]:
+    """The region arrays of a sample by name, empty if it has none; those of a `regions.npz` where there are no others.
+
+    Args:
+        read: gives the bytes of a member by its extension, None where there is no such member.
+    Raises:
+        Fault: an array is damaged, or holds pickled objects; and what `read` raises.
+    """
+    arrays = {}
+    for name in REGION_ARRAYS:
+        data = read(f"{name}.npy")
+        if data is not None:
+            try:
+                arrays[name] = read_npy(data)
+            except ArrayFault as fault:
+                raise Fault(f"{name}.npy", str(fault)) from None
+    packed = read("regions.npz") if not arrays else None
+    return arrays if packed is None else regions_npz(packed)
 
 
 def regions_npz(data: bytes) -> dict[str, NDArray[Any]]:
@@ -128,7 +188,7 @@ def regions_npz(data: bytes) -> dict[str, NDArray[Any]]:
         Fault: damaged, or holding pickled objects.
     """
     try:
-        arrays = read_npz(data, {*REGION_ARRAYS, *NPZ_NAMES})
+        arrays = read_npz(data, {*REGION_ARRAYS, *NPZ_NAMES}, MAX_REGION_BYTES)
     except ArrayFault as fault:
         raise Fault("regions.npz", str(fault)) from None
     return {NPZ_NAMES.get(name, name): array for name, array in arrays.items()}
@@ -140,41 +200,47 @@ def check_shapes(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int, int]:
     Raises:
         Fault: an array is missing, of the wrong dimension, or does not match the others.
     """
-    for name, dimensions in (("features", 2), ("boxes", 2), ("confidence", 1), ("class_probs", 2)):
+    for name, wanted in _REGION_SHAPES.items():
         shape = shapes.get(name)
         if shape is None:
-            if dimensions == 2 and name != "class_probs":
+            if name in ("features", "boxes"):
                 raise Fault(name, "is missing")
             continue
-        _check_shape(name, shape, dimensions, shapes["features"][0] if name != "features" else None)
+        if len(shape) != wanted.count(",") + 1 or (name == "boxes" and shape[1] < 4):
+            raise Fault(name, f"has shape {list(shape)}, not {wanted}")
+        if shape[0] != shapes["features"][0]:
+            raise Fault(name, f"has {shape[0]} rows where features has {shapes['features'][0]}")
     classes = shapes.get("class_probs", (0, 0))[1]
     return shapes["features"][0], shapes["features"][1], classes
 
 
-def _check_shape(name: str, shape: tuple[int, ...], dimensions: int, count: int | None) -> None:
-    if len(shape) != dimensions or (name == "boxes" and shape[1] < 4):
-        wanted = {"features": "[R, D]", "boxes": "[R, 4]", "confidence": "[R]", "class_probs": "[R, C]"}[name]
-        raise Fault(name, f"has shape {list(shape)}, not {wanted}")
-    if count is not None and shape[0] != count:
-        raise Fault(name, f"has {shape[0]} rows where features has {count}")
+def id_bound(name: str, ids_R: NDArray[Any]) -> int:
+    """The largest of some regions' `classes` or `attributes`, plus 1; 0 if there are no regions.
+
+    Raises:
+        Fault: not whole numbers from 0 on.
+    """
+    _check_numbers(name, ids_R)
+    return int(ids_R.max()) + 1 if ids_R.size else 0
 
 
-def _array(arrays: Mapping[str, NDArray[Any]], name: str, dimensions: int, count: int | None = None) -> NDArray[Any]:
-    array = arrays[name]
-    _check_shape(name, array.shape, dimensions, count)
-    if array.dtype.kind != "f":
-        if name != "boxes" or array.dtype.kind not in "iu":
-            raise Fault(name, f"holds {array.dtype}, not floating-point numbers")
-        return array
-    if not _finite(array):
-        raise Fault(name, "has a number that is not finite (NaN or infinite)")
-    return array
+def _check_numbers(name: str, array: NDArray[Any]) -> None:
+    if name in REGION_IDS:
+        if array.dtype.kind not in "iu":
+            raise Fault(name, f"holds {array.dtype}, not whole numbers")
+        if array.size and (array.min() < 0 or array.max() > _MAX_ID):
+            raise Fault(name, f"has the number {array.min() if array.min() < 0 else array.max()}, not 0..{_MAX_ID}")
+    elif array.dtype.kind == "f":
+        if not _finite(array):
+            raise Fault(name, "has a number that is not finite (NaN or infinite)")
+    elif name != "boxes" or array.dtype.kind not in "iu":
+        raise Fault(name, f"holds {array.dtype}, not floating-point numbers")
 
 
 def _finite(array: NDArray[Any]) -> bool:
     if array.dtype == np.float16 and array.dtype.isnative and array.flags.c_contiguous:
-        # Five times as fast as isfinite, which converts: all exponent bits set means NaN or infinite.
-        return not bool(((array.view(np.uint16) & 0x7C00) == 0x7C00).any())
+        # Ten times as fast as isfinite, which converts: all exponent bits set means NaN or infinite.
+        return not array.size or bool(np.max(array.view(np.uint16) & 0x7FFF) < 0x7C00)
     return bool(np.isfinite(array).all())
 
 
@@ -211,10 +277,15 @@ def _utf8(data: bytes, member: str) -> str:
         raise Fault(member, "is not UTF-8") from error
 
 
-def _encodable(text: str) -> str:
-    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise Fault("json", "has a text with half a surrogate pair, which is no character")
-    return text
+def _text(text: str) -> str:
+    """`clean`, once it is known that the text can be encoded, and composed in reasonable time."""
+    if not text.isascii():
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise Fault("json", "has a text with half a surrogate pair, which is no character")
+        runs = groupby(text, lambda letter: unicodedata.combining(letter) != 0)
+        if len(text) > 10 * _MAX_MARKS and any(marks and len(list(run)) > _MAX_MARKS for marks, run in runs):
+            raise Fault("json", f"has a text with more than {_MAX_MARKS} combining marks in a row")
+    return clean(text)
 
 
 def _question(number: int, value: Any) -> Question:
@@ -225,10 +296,16 @@ def _question(number: int, value: Any) -> Question:
         raise Fault("json", f"has a question (number {number}) whose 'answers' are not a list of texts")
     name = value.get("question_id")
     return Question(
-        text=_encodable(clean(value["question"])),
-        answers=tuple(_encodable(clean(answer)) for answer in answers),
+        text=_text(value["question"]),
+        answers=tuple(_text(answer) for answer in answers),
         id="" if name is None else str(name),
+        types=_types(value.get("types")),
     )
+
+
+def _types(value: Any) -> dict[str, str]:
+    """Shards of others may have anything under this name: what is no text is left alone."""
+    return {name: kind for name, kind in value.items() if isinstance(kind, str)} if isinstance(value, dict) else {}
 
 
 def _strings(value: Any) -> bool:

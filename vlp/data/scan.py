@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlp.data import tar
-from vlp.data.arrays import MAX_ARRAY_BYTES, ArrayFault, npy_layout
-from vlp.data.imagefile import IMAGE_EXTENSIONS, MAX_IMAGE_BYTES, ImageFault, image_size
-from vlp.data.samples import EXTENSIONS, MAX_TEXT_BYTES, REGION_ARRAYS, Fault, check_shapes, parse_texts, regions_npz
+from vlp.data.arrays import ArrayFault, npy_layout, read_npy
+from vlp.data.imagefile import IMAGE_EXTENSIONS, ImageFault, image_size
+from vlp.data.samples import (
+    EXTENSIONS,
+    MEMBER_LIMITS,
+    REGION_ARRAYS,
+    REGION_IDS,
+    Fault,
+    check_shapes,
+    id_bound,
+    parse_texts,
+    regions_npz,
+)
 from vlp.data.tables import ShardTable
 from vlp.errors import DataError
 
-_Places = dict[str, tuple[int, int]]
+Places = dict[str, tuple[int, int]]
 """Extension -> offset and size of one sample's members."""
+
+Refuse = Callable[[str, str], object]
+"""Called with the key of a sample whose members break a rule, and with what is wrong."""
 
 _HEAD = 1 << 16
 """Bytes of an image read for its size; a JPEG whose metadata are longer is read whole."""
-
-_LIMITS = dict.fromkeys(EXTENSIONS, MAX_ARRAY_BYTES)
-_LIMITS |= dict.fromkeys(IMAGE_EXTENSIONS, MAX_IMAGE_BYTES)
-_LIMITS |= {"json": MAX_TEXT_BYTES, "txt": MAX_TEXT_BYTES}
 
 
 @dataclass(slots=True)
@@ -39,72 +48,98 @@ class _Row:
     height: int = 0
     feature_width: int = 0
     class_count: int = 0
+    ids: dict[str, int] = field(default_factory=dict)
+    """Per array of numbers of classes, its largest plus 1."""
 
 
-def scan_shard(path: Path) -> ShardTable:
+def scan_shard(path: Path, *, text_only: bool = False) -> ShardTable:
     """The table of a shard, made from its tar.
 
+    Args:
+        text_only: take samples that have neither an image nor regions; else they are counted and left out (some
+            downloaders leave the texts of images that they did not get).
     Raises:
         DataError: a sample breaks the schema, or widths are mixed; the message names shard, key and member.
         TarFault: the tar is damaged.
         OSError: the tar cannot be read.
     """
-    samples = _grouped(path)
-    rows = []
+
+    def refuse(key: str, reason: str) -> None:
+        raise DataError(f"{path}: {reason}")
+
+    samples = grouped(tar.members(path), refuse)
+    rows: dict[str, _Row] = {}
     descriptor = os.open(path, os.O_RDONLY)
     try:
         for key, places in samples.items():
             try:
-                rows.append(_look(descriptor, places))
+                row = _look(descriptor, places)
             except Fault as fault:
                 raise DataError(f"{path}: sample '{key}': {fault}; mend the sample or leave it out") from None
+            if text_only or row.regions or _has_image(places):
+                rows[key] = row
     finally:
         os.close(descriptor)
-    names = tuple(samples)
+    left_out = len(samples) - len(rows)
+    samples = {key: samples[key] for key in rows}
     return ShardTable(
-        keys=names,
+        keys=tuple(rows),
         members={extension: _column(samples, extension) for extension in EXTENSIONS if _has(samples, extension)},
-        captions_S=np.array([row.captions for row in rows], np.int32),
-        questions_S=np.array([row.questions for row in rows], np.int32),
-        regions_S=np.array([row.regions for row in rows], np.int32),
-        has_image_S=np.array([any(e in places for e in IMAGE_EXTENSIONS) for places in samples.values()], np.bool_),
-        width_S=np.array([row.width for row in rows], np.int32),
-        height_S=np.array([row.height for row in rows], np.int32),
-        feature_width=_common(path, names, [row.feature_width for row in rows], "region features"),
-        class_count=_common(path, names, [row.class_count for row in rows], "class probabilities"),
+        captions_S=np.array([row.captions for row in rows.values()], np.int32),
+        questions_S=np.array([row.questions for row in rows.values()], np.int32),
+        regions_S=np.array([row.regions for row in rows.values()], np.int32),
+        has_image_S=np.array([_has_image(places) for places in samples.values()], np.bool_),
+        width_S=np.array([row.width for row in rows.values()], np.int32),
+        height_S=np.array([row.height for row in rows.values()], np.int32),
+        feature_width=_common(path, tuple(rows), [row.feature_width for row in rows.values()], "region features"),
+        class_count=_common(path, tuple(rows), [row.class_count for row in rows.values()], "class probabilities"),
+        class_ids=max((row.ids.get("classes", 0) for row in rows.values()), default=0),
+        attribute_ids=max((row.ids.get("attributes", 0) for row in rows.values()), default=0),
+        left_out=left_out,
     )
 
 
-def _grouped(path: Path) -> dict[str, _Places]:
-    """The known members of each sample. A key ends at the first dot of the base name, as WebDataset has it."""
-    samples: dict[str, _Places] = {}
+def grouped(members: Iterable[tar.Member], refuse: Refuse) -> dict[str, Places]:
+    """The known members of each sample. A key ends at the first dot of the base name, as WebDataset has it.
+
+    If `refuse` returns, the member is left out.
+    """
+    samples: dict[str, Places] = {}
     foreign: dict[str, set[str]] = {}
-    for name, offset, size in tar.members(path):
-        folder, slash, base = name.rpartition("/")
-        stem, dot, extension = base.partition(".")
-        key, extension = f"{folder}{slash}{stem}", extension.lower()
-        if not stem or not dot or (stem.startswith("__") and stem.endswith("__")):
-            continue  # dot files, files without an extension, WebDataset's own notes
-        if extension not in _LIMITS:
+    for name, offset, size in members:
+        key, extension = key_and_extension(name)
+        if not key or not extension:
+            continue
+        if extension not in MEMBER_LIMITS:
             if "." in extension:
                 foreign.setdefault(key, set()).add(extension)
             continue
         places = samples.setdefault(key, {})
         if extension in places:
-            raise DataError(f"{path}: member '{key}.{extension}' stands twice; keys must be unique in a shard")
-        if size > _LIMITS[extension]:
-            raise DataError(f"{path}: member '{name}' has {size} bytes, more than {_LIMITS[extension]}: it is refused")
-        places[extension] = offset, size
+            refuse(key, f"member '{key}.{extension}' stands twice; keys must be unique in a shard")
+        elif size > MEMBER_LIMITS[extension]:
+            refuse(key, f"member '{name}' has {size} bytes, more than {MEMBER_LIMITS[extension]}: it is refused")
+        else:
+            places[extension] = offset, size
     for key, places in samples.items():
         images = [extension for extension in IMAGE_EXTENSIONS if extension in places]
         if len(images) > 1:
-            raise DataError(f"{path}: sample '{key}' has two images ({', '.join(images)}); keep one")
+            refuse(key, f"sample '{key}' has two images ({', '.join(images)}); keep one")
     for key, extensions in foreign.items():
-        _refuse_dotted_keys(path, key, extensions, samples.get(key, {}))
+        _refuse_dotted_keys(key, extensions, samples.get(key, {}), refuse)
     return samples
 
 
-def _refuse_dotted_keys(path: Path, key: str, extensions: set[str], places: _Places) -> None:
+def key_and_extension(name: str) -> tuple[str, str]:
+    """The sample that a member belongs to, and which of its members it is; blank for one that belongs to none."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    if not stem or (stem.startswith("__") and stem.endswith("__")):
+        return "", ""  # dot files, WebDataset's own notes
+    return f"{folder}{slash}{stem}", extension.lower()
+
+
+def _refuse_dotted_keys(key: str, extensions: set[str], places: Places, refuse: Refuse) -> None:
     """`x.y.jpg` and `x.z.jpg` would be one sample `x`; `x.mask.png` beside `x.jpg` is an extra that is left alone."""
     inner: dict[str, list[str]] = {}
     for extension in sorted(extensions):
@@ -113,22 +148,27 @@ def _refuse_dotted_keys(path: Path, key: str, extensions: set[str], places: _Pla
             inner.setdefault(extension.removesuffix(f".{known}"), []).append(known)
     for stem, known_ones in inner.items():
         if not places or len(known_ones) > 1:
-            raise DataError(
-                f"{path}: member '{key}.{stem}.{known_ones[0]}' has a dot in its key, but a key ends at the first dot, "
-                f"so samples would be merged under '{key}'; write the shard again with keys without dots"
+            refuse(
+                key,
+                f"member '{key}.{stem}.{known_ones[0]}' has a dot in its key, but a key ends at the first dot, "
+                f"so samples would be merged under '{key}'; write the shard again with keys without dots",
             )
 
 
-def _has(samples: Mapping[str, _Places], extension: str) -> bool:
+def _has_image(places: Places) -> bool:
+    return any(extension in places for extension in IMAGE_EXTENSIONS)
+
+
+def _has(samples: Mapping[str, Places], extension: str) -> bool:
     return any(extension in places for places in samples.values())
 
 
-def _column(samples: Mapping[str, _Places], extension: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _column(samples: Mapping[str, Places], extension: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     column = np.array([places.get(extension, (0, -1)) for places in samples.values()], np.int64)
     return np.ascontiguousarray(column[:, 0]), np.ascontiguousarray(column[:, 1])
 
 
-def _look(descriptor: int, places: _Places) -> _Row:
+def _look(descriptor: int, places: Places) -> _Row:
     def read(extension: str, limit: int | None = None) -> bytes | None:
         if extension not in places:
             return None
@@ -141,19 +181,24 @@ def _look(descriptor: int, places: _Places) -> _Row:
         head = read(extension, _HEAD)
         if head is not None:
             row.width, row.height = _image_size(head) or _image_size(read(extension) or b"") or (0, 0)
-    shapes = {}
+    shapes, ids = {}, {}
     for name in REGION_ARRAYS:
-        head = read(f"{name}.npy", _HEAD)
-        if head is not None:
+        data = read(f"{name}.npy", None if name in REGION_IDS else _HEAD)
+        if data is not None:
             try:
-                shapes[name] = npy_layout(head)[1]
+                shapes[name] = npy_layout(data)[1]
+                if name in REGION_IDS:
+                    ids[name] = read_npy(data)
             except ArrayFault as fault:
                 raise Fault(f"{name}.npy", str(fault)) from None
     packed = read("regions.npz") if not shapes else None
     if packed is not None:
-        shapes = {name: array.shape for name, array in regions_npz(packed).items()}
+        arrays = regions_npz(packed)
+        shapes = {name: array.shape for name, array in arrays.items()}
+        ids = {name: arrays[name] for name in REGION_IDS if name in arrays}
     if shapes:
         row.regions, row.feature_width, row.class_count = check_shapes(shapes)
+        row.ids = {name: id_bound(name, array) for name, array in ids.items()}
     return row
 
 

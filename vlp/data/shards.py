@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from numpy.typing import NDArray
 
-from vlp.data.arrays import ArrayFault, read_npy
 from vlp.data.imagefile import IMAGE_EXTENSIONS
 from vlp.data.index import Index
-from vlp.data.samples import REGION_ARRAYS, Fault, SampleTexts, check_texts, checked_regions, parse_texts, regions_npz
+from vlp.data.samples import (
+    MEMBER_LIMITS,
+    REGION_EXTENSIONS,
+    Fault,
+    SampleTexts,
+    ShardFault,
+    check_texts,
+    checked_regions,
+    parse_texts,
+    region_arrays,
+)
 from vlp.data.tables import ShardTable
 from vlp.errors import DataError
 from vlp.types import Regions, Sample
 
+_GAP = 4096
+"""Bytes between members that are read along; a tar's headers and padding are 1 KiB at most."""
 _OPEN_FILES = 64
 """Per process; the usual limit is 1024 and several loaders may live in one."""
 
@@ -23,15 +36,17 @@ _OPEN_FILES = 64
 class BadSample(DataError):
     """A sample that cannot be used. Loaders replace it; its attributes go into the quarantine's record."""
 
-    def __init__(self, shard: str, key: str, member: str, reason: str) -> None:
+    def __init__(self, shard: str, key: str, member: str, reason: str, whole_shard: bool = False) -> None:
         super().__init__(f"{shard}: sample '{key}': {member} {reason}")
         self.shard = shard
         self.key = key
         self.member = member
         self.reason = reason
+        self.whole_shard = whole_shard
+        """No other sample of the shard can be read either."""
 
-    def __reduce__(self) -> tuple[type[BadSample], tuple[str, str, str, str]]:
-        return BadSample, (self.shard, self.key, self.member, self.reason)
+    def __reduce__(self) -> tuple[type[BadSample], tuple[str, str, str, str, bool]]:
+        return BadSample, (self.shard, self.key, self.member, self.reason, self.whole_shard)
 
 
 class ShardReader:
@@ -56,17 +71,19 @@ class ShardReader:
         try:
             if not (table.has_image_S[row] or table.regions_S[row] or self.index.manifest.text_only):
                 raise Fault("sample", "has neither an image nor regions")
-            image_bytes = self._image(table, shard, row) if image else None
-            seen = self._regions(table, shard, row) if regions and table.regions_S[row] else None
-            words = self.texts(shard, row) if texts else SampleTexts()
+            regions = regions and bool(table.regions_S[row])
+            found = self._members(table, shard, row, _wanted(image, regions, texts))
+            image_bytes = next((found[extension] for extension in IMAGE_EXTENSIONS if extension in found), None)
+            seen = self._regions(table, row, found.get) if regions else None
+            words = parse_texts(found.get("json"), found.get("txt")) if texts else SampleTexts()
             check_texts(words)
             if texts and (len(words.captions), len(words.questions)) != (table.captions_S[row], table.questions_S[row]):
                 raise Fault("json", "has another number of texts than the index says")
         except Fault as fault:
-            raise BadSample(
-                self.index.manifest.shards[shard].name, table.keys[row], fault.member, fault.reason
-            ) from None
-        return Sample(table.keys[row], image_bytes, seen, words.captions, words.questions)
+            name, whole_shard = self.index.manifest.shards[shard].name, isinstance(fault, ShardFault)
+            raise BadSample(name, table.keys[row], fault.member, fault.reason, whole_shard) from None
+        size = int(table.width_S[row]), int(table.height_S[row])
+        return Sample(table.keys[row], image_bytes, seen, words.captions, words.questions, *size)
 
     def texts(self, shard: int, row: int) -> SampleTexts:
         """The texts of a sample, blank ones included, and its metadata.
@@ -81,18 +98,32 @@ class ShardReader:
         """The bytes of one member; None where the sample has none.
 
         Raises:
-            Fault: the shard is gone or ends too early.
+            Fault: the shard ends too early, or the member is larger than any may be.
+            ShardFault: the shard cannot be opened.
         """
         column = table.members.get(extension)
         if column is None or column[1][row] < 0:
             return None
         offset, size = int(column[0][row]), int(column[1][row])
+        if size > MEMBER_LIMITS[extension]:
+            raise Fault(extension, f"has {size} bytes, more than {MEMBER_LIMITS[extension]}")
         try:
-            data = os.pread(self._file(shard), size, offset)
+            file = self._file(shard)
+        except OSError as error:
+            raise ShardFault(extension, f"cannot be read: {error.strerror}") from None
+        try:
+            data = self._pread(shard, file, size, offset)
         except OSError as error:
             raise Fault(extension, f"cannot be read: {error.strerror}") from None
         if len(data) != size:
             raise Fault(extension, f"has {len(data)} of {size} bytes: the shard is truncated")
+        return data
+
+    def _pread(self, shard: int, file: int, size: int, offset: int) -> bytes:
+        data = self.index.pread(file, size, offset)
+        while data is None:
+            os.close(self._files.pop(shard))
+            data = self.index.pread(self._file(shard), size, offset)
         return data
 
     def close(self) -> None:
@@ -101,35 +132,44 @@ class ShardReader:
             os.close(descriptor)
         self._files.clear()
 
-    def _image(self, table: ShardTable, shard: int, row: int) -> bytes | None:
-        for extension in IMAGE_EXTENSIONS:
-            data = self.member(table, shard, row, extension)
-            if data is not None:
-                return data
-        return None
+    def _members(self, table: ShardTable, shard: int, row: int, extensions: tuple[str, ...]) -> dict[str, bytes]:
+        """The bytes of those of the members that the sample has, in one read where they lie side by side.
 
-    def _regions(self, table: ShardTable, shard: int, row: int) -> Regions:
-        regions = checked_regions(self._arrays(table, shard, row))
+        Raises:
+            Fault: as `member` does.
+        """
+        places = {}
+        for extension in extensions:
+            column = table.members.get(extension)
+            if column is not None and column[1][row] >= 0:
+                places[extension] = int(column[0][row]), int(column[1][row])
+        start = min((offset for offset, _ in places.values()), default=0)
+        size = max((offset + size for offset, size in places.values()), default=0) - start
+        if len(places) > 1 and size <= sum(size for _, size in places.values()) + _GAP * len(places):
+            within = all(size <= MEMBER_LIMITS[extension] for extension, (_, size) in places.items())
+            data = self._together(shard, size, start) if within else None
+            if data is not None and len(data) == size:
+                return {e: data[offset - start : offset - start + size] for e, (offset, size) in places.items()}
+        # One by one, also to tell which of them is at fault.
+        found = {extension: self.member(table, shard, row, extension) for extension in places}
+        return {extension: data for extension, data in found.items() if data is not None}
+
+    def _together(self, shard: int, size: int, offset: int) -> bytes | None:
+        try:
+            return self._pread(shard, self._file(shard), size, offset)
+        except OSError:
+            return None
+
+    def _regions(self, table: ShardTable, row: int, read: Callable[[str], bytes | None]) -> Regions:
+        regions = checked_regions(region_arrays(read))
         manifest, probs_RC = self.index.manifest, regions.class_probs_RC
         if len(regions) != table.regions_S[row] or regions.features_RD.shape[1] != manifest.feature_width:
             raise Fault("features", f"has shape {list(regions.features_RD.shape)}, not the one that the index has")
         if probs_RC is not None and probs_RC.shape[1] != manifest.class_count:
             raise Fault("class_probs", f"has {probs_RC.shape[1]} classes where the index has {manifest.class_count}")
+        _check_ids("classes", regions.classes_R, manifest.class_ids)
+        _check_ids("attributes", regions.attributes_R, manifest.attribute_ids)
         return regions
-
-    def _arrays(self, table: ShardTable, shard: int, row: int) -> dict[str, NDArray[Any]]:
-        arrays = {}
-        for name in REGION_ARRAYS:
-            data = self.member(table, shard, row, f"{name}.npy")
-            if data is not None:
-                try:
-                    arrays[name] = read_npy(data)
-                except ArrayFault as fault:
-                    raise Fault(f"{name}.npy", str(fault)) from None
-        packed = self.member(table, shard, row, "regions.npz") if not arrays else None
-        if packed is not None:
-            arrays = regions_npz(packed)
-        return arrays
 
     def _file(self, shard: int) -> int:
         if self._process != os.getpid():
@@ -138,7 +178,7 @@ class ShardReader:
             self._process = os.getpid()
         descriptor = self._files.get(shard)
         if descriptor is None:
-            descriptor = self._files[shard] = os.open(self.index.path(shard), os.O_RDONLY)
+            descriptor = self._files[shard] = self.index.open_shard(shard)
             if len(self._files) > _OPEN_FILES:
                 os.close(self._files.popitem(last=False)[1])
         else:
@@ -150,3 +190,15 @@ class ShardReader:
 
     def __del__(self) -> None:
         self.close()
+
+
+@lru_cache
+def _wanted(image: bool, regions: bool, texts: bool) -> tuple[str, ...]:
+    """The members that may hold what is asked for."""
+    arrays = (*REGION_EXTENSIONS, "regions.npz") if regions else ()
+    return (*(IMAGE_EXTENSIONS if image else ()), *arrays, *(("json", "txt") if texts else ()))
+
+
+def _check_ids(name: str, ids_R: NDArray[Any] | None, known: int | None) -> None:
+    if ids_R is not None and ids_R.size and ids_R.max() >= (known or 0):
+        raise Fault(name, f"has the number {ids_R.max()} where the index has {known or 0} of them")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlp.data.arrays import ArrayFault, read_npz, write_npz
+from vlp.data.arrays import ArrayFault, npz_bytes, read_npz, write_whole
 from vlp.data.manifest import VERSION, ShardEntry, Texts
 from vlp.data.samples import EXTENSIONS
 from vlp.errors import DataError
@@ -43,6 +43,11 @@ class ShardTable:
     feature_width: int = 0
     """0 where no sample has regions."""
     class_count: int = 0
+    class_ids: int = 0
+    """The largest number in `classes` plus 1; 0 where no sample has them."""
+    attribute_ids: int = 0
+    left_out: int = 0
+    """Samples of the tar that have no row, since they have neither an image nor regions."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -50,6 +55,11 @@ class ShardTable:
 
 def save_table(path: Path, table: ShardTable, entry: ShardEntry) -> None:
     """Write a shard's index file."""
+    write_whole(path, table_bytes(table, entry))
+
+
+def table_bytes(table: ShardTable, entry: ShardEntry) -> bytes:
+    """What stands in a shard's index file: the same bytes for the same shard."""
     arrays: dict[str, NDArray[Any]] = {
         "version": np.array(VERSION, np.int64),
         "checksum": np.frombuffer(entry.checksum.encode(), np.uint8),
@@ -57,11 +67,15 @@ def save_table(path: Path, table: ShardTable, entry: ShardEntry) -> None:
         "keys": np.frombuffer("\n".join(table.keys).encode(), np.uint8),
         "has_image": table.has_image_S,
     }
+    if table.class_ids or table.attribute_ids:
+        arrays["ids"] = np.array([table.class_ids, table.attribute_ids], np.int64)
+    if table.left_out:
+        arrays["left_out"] = np.array([table.left_out], np.int64)
     arrays |= {name: getattr(table, f"{name}_S") for name in _COUNTS}
     for extension, (offset_S, size_S) in table.members.items():
         arrays[f"offset/{extension}"] = offset_S
         arrays[f"size/{extension}"] = size_S
-    write_npz(path, arrays)
+    return npz_bytes(arrays)
 
 
 def load_table(path: Path) -> tuple[ShardTable, ShardEntry]:
@@ -71,16 +85,28 @@ def load_table(path: Path) -> tuple[ShardTable, ShardEntry]:
         DataError: missing, damaged, or of another version.
     """
     try:
-        arrays = read_npz(path)
-        table, entry = _table(arrays, f"{path.stem}.tar")
-        if not _consistent(table, entry):
-            raise ArrayFault("contradicts itself")
-        return table, entry
-    except (ArrayFault, OSError, KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
+        return parse_table(path, f"{path.stem}.tar")
+    except (ArrayFault, OSError) as error:
         raise DataError(
-            f"{path}: the shard's index cannot be used ({error or 'damaged'}); "
+            f"{path}: the shard's index cannot be used ({error}); "
             f"make it again with `vlp-data index {path.parent.parent}`"
         ) from None
+
+
+def parse_table(source: bytes | Path, name: str) -> tuple[ShardTable, ShardEntry]:
+    """What `load_table` gives, from a file or its bytes; `name` is the shard's.
+
+    Raises:
+        ArrayFault: damaged, or of another version.
+        OSError: the file cannot be read.
+    """
+    try:
+        table, entry = _table(read_npz(source), name)
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
+        raise error if isinstance(error, ArrayFault) else ArrayFault(f"damaged: {error}") from None
+    if not _consistent(table, entry):
+        raise ArrayFault("contradicts itself")
+    return table, entry
 
 
 def _table(arrays: dict[str, NDArray[Any]], name: str) -> tuple[ShardTable, ShardEntry]:
@@ -88,6 +114,7 @@ def _table(arrays: dict[str, NDArray[Any]], name: str) -> tuple[ShardTable, Shar
         raise ArrayFault("of another version")
     joined = arrays["keys"].tobytes().decode()
     size, feature_width, class_count = (int(value) for value in arrays["sizes"])
+    class_ids, attribute_ids = (int(value) for value in arrays.get("ids", (0, 0)))
     counts = {f"{key}_S": arrays[key].astype(np.int32) for key in _COUNTS}
     table = ShardTable(
         keys=tuple(joined.split("\n")) if joined else (),
@@ -99,6 +126,9 @@ def _table(arrays: dict[str, NDArray[Any]], name: str) -> tuple[ShardTable, Shar
         has_image_S=arrays["has_image"].astype(np.bool_),
         feature_width=feature_width,
         class_count=class_count,
+        class_ids=class_ids,
+        attribute_ids=attribute_ids,
+        left_out=int(arrays.get("left_out", (0,))[0]),
         **counts,
     )
     return table, make_entry(table, name, size, arrays["checksum"].tobytes().decode())
@@ -116,7 +146,7 @@ def _consistent(table: ShardTable, entry: ShardEntry) -> bool:
     return (
         all(column.shape == (len(table),) for column in columns)
         and all(bool((column >= 0).all()) for column in counts)
-        and min(table.feature_width, table.class_count) >= 0
+        and min(table.feature_width, table.class_count, table.class_ids, table.attribute_ids, table.left_out) >= 0
         and all(
             bool(((size_S == -1) | ((size_S >= 0) & (offset_S >= 0) & (offset_S <= entry.bytes - size_S))).all())
             for offset_S, size_S in table.members.values()

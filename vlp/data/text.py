@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,19 @@ class TextEncoder:
     Args:
         source: a directory that holds a tokenizer, or a hub id.
         max_length: tokens of a text, specials included.
+        added: special tokens that the tokenizer gets beside its own; those it has already are left as they are.
     Raises:
         ConfigError: the tokenizer is not there, or has no token to begin, end or mask with.
     """
 
-    def __init__(self, source: str | Path, max_length: int) -> None:
+    def __init__(self, source: str | Path, max_length: int, added: Sequence[str] = ()) -> None:
         self.source = str(source)
         self.max_length = max_length
         if max_length < 3:
             raise ConfigError(f"a text of {max_length} tokens has no room for a word: give at least 3")
         self._tokenizer = _load(self.source)
+        if added:
+            self._tokenizer.add_special_tokens({"extra_special_tokens": list(added)}, False)
         self.cls_id = self._special("cls_token")
         self.sep_id = self._special("sep_token")
         self.mask_id = self._special("mask_token")
@@ -49,11 +53,12 @@ class TextEncoder:
 
     def encode(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
         """Token ids, which of them are special, and the word each belongs to (-1 for specials), each [T]."""
-        encoding = self._tokenizer.backend_tokenizer.encode(_normal(text), add_special_tokens=False)
+        normal = _normal(text)
+        encoding = self._tokenizer.backend_tokenizer.encode(normal, add_special_tokens=False)
         room = self.max_length - 2
         token_ids_T = np.array([self.cls_id, *encoding.ids[:room], self.sep_id], np.int64)
         special_T = self._special_V[token_ids_T]
-        words = [-1, *(-1 if word is None else word for word in encoding.word_ids[:room]), -1]
+        words = [-1, *_words(encoding, normal)[:room], -1]
         return token_ids_T, special_T, np.where(special_T, -1, np.array(words, np.int64))
 
     def count(self, texts: list[str]) -> list[int]:
@@ -65,6 +70,21 @@ class TextEncoder:
     def decode(self, token_ids: list[int]) -> str:
         """The text that these tokens stand for, for logs and pictures."""
         return str(self._tokenizer.decode(token_ids))
+
+    def tokens(self, token_ids: list[int]) -> list[str]:
+        """The token of each id, as the tokenizer writes it."""
+        return [str(token) for token in self._tokenizer.convert_ids_to_tokens(token_ids)]
+
+    @property
+    def unknown_id(self) -> int | None:
+        """The id that stands for what the vocabulary lacks; None for a tokenizer that can write everything."""
+        number = self._tokenizer.unk_token_id
+        return None if number is None else int(number)
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Tokens and their ids."""
+        return dict(self._tokenizer.get_vocab())
 
     def save(self, directory: Path) -> None:
         """Write the tokenizer, so that `TextEncoder(directory, ...)` and transformers load it."""
@@ -79,6 +99,23 @@ class TextEncoder:
 
 def _normal(text: str) -> str:
     return unicodedata.normalize("NFC", text)
+
+
+def _words(encoding: Any, text: str) -> list[int]:
+    """Number of each token's word, -1 for none: what the tokenizer takes for one, and in any case no more than what
+    stands between two blanks (some tokenizers take a whole text for one word)."""
+    words = [-1 if word is None else int(word) for word in encoding.word_ids]
+    if max(words, default=0) + 1 >= len(text.split()):
+        return words
+    numbers, number, before = [], -1, (-2, 0, 0)
+    for word, (start, end) in zip(words, encoding.offsets, strict=True):
+        blank_before = any(map(str.isspace, text[max(0, before[2] - 1) : start + 1]))
+        # A token of nothing but a blank begins the word after it.
+        if word != before[0] or (blank_before and text[before[1] : before[2]].strip()):
+            number += 1
+        numbers.append(-1 if word == -1 else number)
+        before = word, start, end
+    return numbers
 
 
 def _load(source: str) -> Any:

@@ -24,6 +24,8 @@ from vlp.errors import DataError, VlpError
 
 T = TypeVar("T")
 _ALIGNMENT = 64
+_PATIENCE = 2.0
+"""Seconds that workers have to end in. Nothing is lost with the steps in their hands."""
 
 
 class Parcel:
@@ -153,18 +155,42 @@ def in_order(make: Callable[[int], T], numbers: range, *, workers: int, pin_memo
         ) from error
     finally:
         # Torch does this when the iterator is collected, but a traceback that someone keeps would hold on to it.
-        made._shutdown_workers()
+        _end(made)
 
 
 def _start(parcels: DataLoader[Any]) -> Any:
     """The loader's iterator. Torch's handler, which raises the death of a worker in the midst of whatever the parent
     does, is taken back: the death is found when the next step is asked for, and told in a sentence."""
-    if threading.current_thread() is not threading.main_thread():
-        return iter(parcels)
-    before = signal.getsignal(signal.SIGCHLD)
-    made = iter(parcels)
-    signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
-    return made
+    # Held back while workers start, and by what they inherit until they ignore them: none dies with a traceback.
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        if threading.current_thread() is not threading.main_thread():
+            return iter(parcels)
+        before = signal.getsignal(signal.SIGCHLD)
+        made = iter(parcels)
+        signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
+        return made
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+
+def _end(made: Any) -> None:
+    """End the workers: each when its step is made, but after `_PATIENCE` in any case.
+
+    One that waits for remote data would hold up the end for as long (it ignores the SIGTERM that torch sends it).
+    """
+    workers = list(made._workers)
+
+    def kill() -> None:
+        for worker in workers:
+            worker.kill()
+
+    impatient = threading.Timer(_PATIENCE, kill)
+    impatient.start()
+    try:
+        made._shutdown_workers()
+    finally:
+        impatient.cancel()
 
 
 def _same(value: Any) -> Any:

@@ -31,3 +31,8 @@ def ranks_of_matches(scores_QC: Tensor, matches_QC: Tensor) -> Tensor:
 def recall_at_k(scores_QC: Tensor, matches_QC: Tensor, k: int) -> float:
     """Share of queries whose top k holds a match. Source: Karpathy and Fei-Fei 2015, section 4.2."""
     return float((ranks_of_matches(scores_QC, matches_QC) <= k).to(torch.float64).mean())
+
+
+def median_rank(ranks_Q: Tensor) -> float:
+    """The rank in the middle; between two of them, their mean."""
+    return float(ranks_Q.to(torch.float64).quantile(0.5))

@@ -24,6 +24,7 @@ def attend(
     queries: Packing,
     keys: Packing,
     *,
+    bias: Tensor | None = None,
     dropout: float = 0.0,
     implementation: Implementation = "sdpa",
 ) -> Tensor:
@@ -32,6 +33,7 @@ def attend(
     Args:
         query_QAD: packed queries, [Q, A, D]; `queries` says which rows belong to which example.
         key_KAD, value_KAD: packed keys and values, [K, A, D], with `keys`.
+        bias: added to the scores, [B, A, longest query, longest key].
         dropout: probability of dropping an attention weight.
         implementation: `sdpa` is torch's fused kernel; `reference` is the formula, for tests.
     Returns:
@@ -39,17 +41,22 @@ def attend(
     """
     if queries.tokens == 0 or keys.tokens == 0:
         # Nothing to compute, but every parameter must stay in the graph: ZeRO counts on a gradient for each.
-        return query_QAD * 0 + (key_KAD.sum() + value_KAD.sum()) * 0
+        unused = key_KAD.sum() + value_KAD.sum() + (0 if bias is None else bias.sum())
+        return query_QAD * 0 + unused * 0
     padded = (_pad(query_QAD, queries), _pad(key_KAD, keys), _pad(value_KAD, keys))
-    out_BALD = _IMPLEMENTATIONS[implementation](*padded, _mask(keys), dropout)
+    out_BALD = _IMPLEMENTATIONS[implementation](*padded, _mask(keys, bias), dropout)
     return _unpad(out_BALD, queries)
 
 
-def _mask(keys: Packing) -> Tensor | None:
-    """True where a query may look, [B, 1, 1, L]. A row without keys sees its padding, whose values are zero."""
+def _mask(keys: Packing, bias: Tensor | None) -> Tensor | None:
+    """True where a query may look, [B, 1, 1, L]; with a bias, that where it may look and -inf where not, [B, A, L, L].
+
+    A row without keys sees its padding, whose values are zero.
+    """
     if keys.valid_BL is None:
-        return None
-    return (keys.valid_BL | (keys.lengths_B == 0)[:, None])[:, None, None, :]
+        return bias
+    may_look = (keys.valid_BL | (keys.lengths_B == 0)[:, None])[:, None, None, :]
+    return may_look if bias is None else bias.masked_fill(~may_look, float("-inf"))
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
@@ -63,7 +70,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) 
 def _reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
     if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
     return F.dropout(scores.softmax(-1), dropout) @ v
 
 

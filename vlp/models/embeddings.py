@@ -1,14 +1,16 @@
-"""Embeddings as lists of parts: the vectors that are summed or averaged into a token.
+"""Embeddings as lists of parts: the vectors that are summed or averaged into a token. Here: what both streams have,
+and the text's parts; the image's are in `imageparts.py`.
 
-A part is one kind of vector (`word`, `position`, `segment`, `feature`, `box`), each with its own norm if wanted.
-Families differ in which parts they list: a new family is a new list, a new kind of part is one class here.
+A part is one kind of vector (`word`, `position`, `segment`, `feature`, `box`, ...), each with its own norm if wanted.
+Families differ in which parts they list: a new family is a new list, a new kind of part is one class.
 
-Shape suffixes: N rows of one stream; H width of the stream; D width of a region feature.
+Shape suffixes: N text tokens; B examples; R regions; H width of the stream.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
@@ -18,61 +20,74 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from vlp.config import Config
-from vlp.types import RegionBatch, TextBatch
+from vlp.types import Packing, TextBatch
 
 
-class WordConfig(Config):
+class TableConfig(Config):
+    """What all look-up tables have."""
+
+    padding_row: bool = False
+    """Whether row 0 gets no gradient from the look-up, as code does that takes it for padding; it keeps its start."""
+
+
+class WordConfig(TableConfig):
     """The word table; its width is the stream's, its rows the vocabulary."""
 
     kind: Literal["word"]
 
 
-class PositionConfig(Config):
-    """A learned vector per place in the text, from 0."""
+class PositionConfig(TableConfig):
+    """A learned vector per place in the text."""
 
     kind: Literal["position"]
+    first: int = Field(0, ge=0)
+    """The row of the first token (Liu et al. 2019, arXiv 1907.11692, has 2 rows before it)."""
+    rows: int | None = Field(None, gt=0)
+    """Rows from that one on; null for as many as a text may be long."""
 
 
-class SegmentConfig(Config):
-    """One learned vector that tells this stream from others: row `index` of a segment table."""
+class SegmentConfig(TableConfig):
+    """A learned vector that tells one text from the next, or this stream from others: a row of a segment table."""
 
     kind: Literal["segment"]
     rows: int = Field(2, gt=0)
     """Rows of the table."""
     index: int = Field(0, ge=0)
-    """The row that this stream takes."""
+    """The row that this stream takes; a second text takes the one after it."""
     table: Literal["own", "text"] = "own"
     """`text` takes the row from the text stream's segment table instead of a table of its own."""
+    start: Literal["random", "text"] = "random"
+    """How a table of its own starts: at random, or as a copy of the text's."""
 
     @model_validator(mode="after")
     def _row_exists(self) -> Self:
         if self.table == "own" and self.index >= self.rows:
             raise ValueError(f"index {self.index} needs a table of more than {self.rows} rows")
+        if self.table == "text" and self.start == "text":
+            raise ValueError("start is how a table of its own starts, and table is text; remove one of them")
         return self
 
 
-class FeatureConfig(Config):
-    """A linear projection of the region (or grid cell) feature."""
+class NormedConfig(Config):
+    """A part that may have a LayerNorm of its own."""
 
-    kind: Literal["feature"]
     norm: bool = False
-    """LayerNorm over the projection."""
-    hidden: Literal["zero", "learned"] = "zero"
-    """What marks a hidden feature: nothing (the objective zeroes it), or a learned vector of its width added to it."""
+    """LayerNorm over the vector."""
+    init_gain: float = 1.0
+    """What the norm's gains start at; 0 keeps the part silent at first."""
 
 
-class BoxConfig(Config):
-    """A linear projection of where the region lies."""
+class WholeImageConfig(NormedConfig):
+    """The feature vector of the image's first region, which is the whole image, on every word (Su et al. 2020, arXiv
+    1908.08530). A learned vector where an example has no image."""
 
-    kind: Literal["box"]
-    numbers: Literal[4, 5, 7] = 7
-    """4: x1, y1, x2, y2. 5: with the area. 7: with width, height and area. All as shares of the image."""
-    norm: bool = False
-    """LayerNorm over the projection."""
+    kind: Literal["whole_image"]
 
 
-TextPart = Annotated[WordConfig | PositionConfig | SegmentConfig, Field(discriminator="kind")]
-ImagePart = Annotated[FeatureConfig | BoxConfig | SegmentConfig, Field(discriminator="kind")]
+TextPart = Annotated[
+    WordConfig | PositionConfig | SegmentConfig | WholeImageConfig,
+    Field(discriminator="kind"),
+]
 
 
 class EmbeddingConfig(Config):
@@ -80,90 +95,113 @@ class EmbeddingConfig(Config):
 
     combine: Literal["sum", "mean"] = "sum"
     """Sum of the parts, or their mean."""
-    norm: bool = True
-    """LayerNorm over the combination."""
+
+
+@dataclass(frozen=True)
+class TextTables:
+    """What the image stream may share with the text's."""
+
+    words: nn.Embedding
+    positions: nn.Embedding | None
+    segments: nn.Embedding | None
+    norm: nn.Module
+    first_position: int
+    """The row of `positions` for a text's first token."""
+
+
+class Vectors(nn.Module):
+    """A part with learned vectors that are in no table: it says how they start."""
+
+    def start(self, std: float) -> None:
+        """Give the vectors their first values."""
+        raise NotImplementedError
+
+
+def table(rows: int, width: int, config: TableConfig) -> nn.Embedding:
+    """A look-up table of so many rows."""
+    return nn.Embedding(rows, width, padding_idx=0 if config.padding_row else None)
 
 
 class Word(nn.Module):
-    def __init__(self, vocab_size: int, width: int) -> None:
+    def __init__(self, config: WordConfig, vocab_size: int, width: int) -> None:
         super().__init__()
-        self.table = nn.Embedding(vocab_size, width)
+        self.table = table(vocab_size, width, config)
 
     def forward(self, text: TextBatch) -> Tensor:
         return self.table(text.ids_N)  # type: ignore[no-any-return]
 
 
 class Position(nn.Module):
-    def __init__(self, rows: int, width: int) -> None:
+    def __init__(self, config: PositionConfig, places: int, width: int) -> None:
         super().__init__()
-        self.table = nn.Embedding(rows, width)
+        self.first = config.first
+        self.table = table(config.first + (config.rows or places), width, config)
 
     def forward(self, text: TextBatch) -> Tensor:
-        return self.table(text.positions_N)  # type: ignore[no-any-return]
+        return self.table(text.positions_N + self.first)  # type: ignore[no-any-return]
 
 
 class Segment(nn.Module):
-    """One row of a table for all tokens; the table may be the other stream's, given at the call."""
+    """A row of a table for all tokens of a text."""
 
     def __init__(self, config: SegmentConfig, width: int) -> None:
         super().__init__()
         self.index = config.index
-        self.table = nn.Embedding(config.rows, width) if config.table == "own" else None
+        self.table = table(config.rows, width, config)
 
-    def forward(self, rows: int, where: torch.device, other: nn.Module | None = None) -> Tensor:
-        table = self.table if self.table is not None else other
-        assert table is not None
-        return table(torch.full((rows,), self.index, dtype=torch.int64, device=where))  # type: ignore[no-any-return]
+    def forward(self, text: TextBatch) -> Tensor:
+        return self.table(text.segments_N + self.index)  # type: ignore[no-any-return]
 
 
-class Feature(nn.Module):
-    """Linear(D -> H) of the features, hidden ones replaced by a learned vector where the config asks for it."""
+class WholeImage(Vectors):
+    """The first region's vector on each word of its example."""
 
-    def __init__(self, config: FeatureConfig, source_width: int, width: int, eps: float) -> None:
+    def __init__(self, config: WholeImageConfig, width: int, eps: float) -> None:
         super().__init__()
-        self.linear = nn.Linear(source_width, width)
-        self.hidden = nn.Parameter(torch.zeros(source_width)) if config.hidden == "learned" else None
-        self.norm = nn.LayerNorm(width, eps=eps) if config.norm else nn.Identity()
+        self.missing = nn.Parameter(torch.zeros(width))
+        self.norm = part_norm(config, width, eps)
 
-    def forward(self, image: RegionBatch) -> Tensor:
-        features_ND = image.features_MD
-        if self.hidden is not None:
-            # Added, not put in place: the objective decides whether the feature beneath is zeroed (Chen et al. 2020).
-            features_ND = features_ND + image.hidden_M[:, None].to(features_ND.dtype) * self.hidden
-        return self.norm(self.linear(features_ND))  # type: ignore[no-any-return]
+    def start(self, std: float) -> None:
+        nn.init.normal_(self.missing, std=std)
 
-
-class Box(nn.Module):
-    def __init__(self, config: BoxConfig, width: int, eps: float) -> None:
-        super().__init__()
-        self.numbers = config.numbers
-        self.linear = nn.Linear(config.numbers, width)
-        self.norm = nn.LayerNorm(width, eps=eps) if config.norm else nn.Identity()
-
-    def forward(self, image: RegionBatch) -> Tensor:
-        return self.norm(self.linear(box_numbers(image.boxes_M4, self.numbers)))  # type: ignore[no-any-return]
+    def forward(self, text: TextBatch, features_RH: Tensor, regions: Packing) -> Tensor:
+        """[N, H]; `features_RH` are the image's feature vectors before their norm, `regions` says whose they are."""
+        seen = [row for row, length in enumerate(regions.lengths) if length]
+        rows = torch.tensor(seen, dtype=torch.int64, device=features_RH.device)
+        first_PH = features_RH.index_select(0, regions.starts_B1[:-1].long().index_select(0, rows))
+        whole_BH = self.missing.expand(len(regions), -1).index_copy(0, rows, first_PH.to(self.missing.dtype))
+        return self.norm(whole_BH.index_select(0, text.packing.examples_N))  # type: ignore[no-any-return]
 
 
-def box_numbers(boxes_N4: Tensor, numbers: int) -> Tensor:
-    """Boxes as 4, 5 (with area) or 7 numbers (with width, height, area), [N, numbers]."""
-    if numbers == 4:
-        return boxes_N4
-    width_N2_height = boxes_N4[:, 2:] - boxes_N4[:, :2]
-    area_N1 = width_N2_height.prod(dim=1, keepdim=True)
-    return torch.cat([boxes_N4, area_N1] if numbers == 5 else [boxes_N4, width_N2_height, area_N1], dim=1)
+class PartNorm(nn.LayerNorm):
+    """A part's LayerNorm, whose gains start where the config says."""
+
+    def __init__(self, width: int, eps: float, gain: float) -> None:
+        super().__init__(width, eps=eps)
+        nn.init.constant_(self.weight, gain)
+
+
+def part_norm(config: NormedConfig, width: int, eps: float) -> nn.Module:
+    """The norm of a part, or nothing."""
+    return PartNorm(width, eps, config.init_gain) if config.norm else nn.Identity()
 
 
 class Combine(nn.Module):
-    """Sum or mean of the parts' vectors, then norm and dropout."""
+    """Sum or mean of the parts' vectors, then norm and dropout.
 
-    def __init__(self, config: EmbeddingConfig, width: int, eps: float, dropout: float) -> None:
+    Args:
+        norm: whether there is a norm of its own.
+    """
+
+    def __init__(self, combine: Literal["sum", "mean"], width: int, eps: float, dropout: float, *, norm: bool) -> None:
         super().__init__()
-        self.mean = config.combine == "mean"
-        self.norm = nn.LayerNorm(width, eps=eps) if config.norm else nn.Identity()
+        self.mean = combine == "mean"
+        self.norm = nn.LayerNorm(width, eps=eps) if norm else nn.Identity()
         self.dropout = dropout
 
-    def forward(self, vectors: Mapping[str, Tensor]) -> Tensor:
-        """Vectors by part, each [N, H]."""
+    def forward(self, vectors: Mapping[str, Tensor], norm: nn.Module | None = None) -> Tensor:
+        """Vectors by part, each [N, H]; `norm` is another stream's that serves this one too."""
         first, *rest = vectors.values()
         total = sum(rest, start=first)
-        return F.dropout(self.norm(total / len(vectors) if self.mean else total), self.dropout, self.training)
+        normed = (norm or self.norm)(total / len(vectors) if self.mean else total)
+        return F.dropout(normed, self.dropout, self.training)

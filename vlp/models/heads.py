@@ -8,6 +8,7 @@ Shape suffixes: K rows; H width of the stream; V vocabulary; D region feature wi
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 import torch
@@ -15,29 +16,47 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vlp.config import Config
-from vlp.models.encoder import ACTIVATIONS
+from vlp.models.blocks import Activation
+from vlp.models.sublayers import ACTIVATIONS
 from vlp.types import Rows
 
 
-class VocabularyHead(Config):
-    """Scores of words: Linear, gelu, norm, then the word table (tied) and a bias. Source: Devlin et al. 2019, 3.1."""
+class InnerConfig(Config):
+    """The layers between the states and a head's last linear: Linear, an activation, a norm."""
+
+    activation: Activation = "gelu"
+    """The non-linearity."""
+    norm: Literal["last", "before_activation", "none"] = "last"
+    """Where LayerNorm stands: after the activation, before it, or nowhere."""
+    eps: float | None = Field(None, gt=0)
+    """LayerNorm's epsilon; null for the stream's."""
+    inner_of: str | None = None
+    """The head whose inner layers this one uses, instead of having its own."""
+
+
+class VocabularyHead(InnerConfig):
+    """Scores of words: inner layers, then the word table and a bias. Source: Devlin et al. 2019, 3.1."""
 
     kind: Literal["vocabulary"] = "vocabulary"
     reads: Rows = "text"
+    tied: bool = True
+    """Score by the word table itself, or by a weight of its own."""
 
 
-class ClassHead(Config):
+class ClassHead(InnerConfig):
     """Scores of classes."""
 
     kind: Literal["classes"] = "classes"
     reads: Rows
     classes: int = Field(gt=0)
     inner: Literal["none", "same", "double"] = "none"
-    """Layers before the last: none; Linear, gelu, norm of the stream's width; or of twice the width."""
+    """Inner layers: none; of the stream's width; of twice the width."""
+    join: int = Field(1, gt=0)
+    """How many rows stand one behind the other as one input (two images that one text speaks of)."""
 
 
-class FeatureHead(Config):
-    """A region's feature again: Linear, gelu, norm, then a projection to the feature's width."""
+class FeatureHead(InnerConfig):
+    """A region's feature again: inner layers of the stream's width, then a projection to the feature's width."""
 
     kind: Literal["feature"] = "feature"
     reads: Rows = "image"
@@ -46,7 +65,46 @@ class FeatureHead(Config):
     """Project by the transpose of the image embedding's feature projection (Chen et al. 2020, arXiv 1909.11740)."""
 
 
-HeadConfig = Annotated[VocabularyHead | ClassHead | FeatureHead, Field(discriminator="kind")]
+class ContrastHead(Config):
+    """Two vectors of an example that can be compared, one of its text alone and one of its image alone."""
+
+    kind: Literal["contrast"] = "contrast"
+    reads: Literal["example"] = "example"
+    inner_of: None = None
+    width: int = Field(256, gt=0)
+    """Numbers of a vector."""
+    temperature: float = Field(0.07, gt=0)
+    """What similarities are divided by at the start; it is learned."""
+
+
+RowHead = VocabularyHead | ClassHead | FeatureHead
+"""Heads that make scores of rows of states."""
+
+HeadConfig = Annotated[RowHead | ContrastHead, Field(discriminator="kind")]
+
+
+class Contrast(nn.Module):
+    """A linear for each stream, to unit length; the text's vector is divided by the learned temperature.
+
+    Args:
+        widths: of the text's and the image's states where they have not met.
+    """
+
+    def __init__(self, config: ContrastHead, widths: tuple[int, int]) -> None:
+        super().__init__()
+        self.config = config
+        self.text = nn.Linear(widths[0], config.width)
+        self.image = nn.Linear(widths[1], config.width)
+        # A vector and not a number: ZeRO-3 gathers it like any other.
+        self.log_scale = nn.Parameter(torch.full((1,), -math.log(config.temperature)))
+
+    def forward(self, text_KH: Tensor, image_KH: Tensor) -> Tensor:
+        """The two vectors side by side, [K, 2 width], in fp32; a text's product with any image is their score."""
+        text_KD = nn.functional.normalize(self.text(text_KH).float(), dim=1)
+        image_KD = nn.functional.normalize(self.image(image_KH).float(), dim=1)
+        # As in CLIP (Radford et al. 2021, 2.5): no more than 100, or training becomes unstable.
+        scale = self.log_scale.float().clamp(max=math.log(100)).exp()
+        return torch.cat([text_KD * scale, image_KD], dim=1)
 
 
 class Head(nn.Module):
@@ -56,24 +114,34 @@ class Head(nn.Module):
         config: which head.
         width: width of the states it reads.
         eps: LayerNorm's epsilon.
-        tied: the weight [out, H] that a tied head projects by; it stays its owner's and is read at each call.
+        table: the weight [out, H] that a tied head projects by, or whose rows an untied one has; it stays its owner's
+            and is read at each call.
+        inner: the inner layers of another head, if the config names one.
     """
 
-    def __init__(self, config: HeadConfig, width: int, eps: float, tied: nn.Module | None) -> None:
+    def __init__(
+        self, config: RowHead, width: int, eps: float, table: nn.Module | None, inner: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.config = config
-        inner = _inner_width(config, width)
-        self.transform = nn.Identity() if inner == 0 else _Transform(width, inner, eps)
-        self._tied = (tied,) if _is_tied(config) else ()  # a tuple, so that the owner's weight is not registered twice
-        outputs = _outputs(config, tied)
+        width *= config.join if isinstance(config, ClassHead) else 1
+        inner_width = _inner_width(config, width, table)
+        own = nn.Identity() if inner_width == 0 or inner is not None else _Inner(config, width, inner_width, eps)
+        self.transform = own
+        # In tuples, so that what belongs to another is not registered twice.
+        self._inner = () if inner is None else (inner,)
+        self._tied = (table,) if _is_tied(config) else ()
+        outputs = _outputs(config, table)
         if self._tied:
             self.bias = nn.Parameter(torch.zeros(outputs))
         else:
-            self.output = nn.Linear(inner or width, outputs)
+            self.output = nn.Linear(inner_width or width, outputs)
 
     def forward(self, x_KH: Tensor) -> Tensor:
-        """Scores [K, V], [K, C] or features [K, D]."""
-        x = self.transform(x_KH)
+        """Scores [K, V], [K, C] or features [K, D]; K is divided by `join` where rows stand together."""
+        if isinstance(self.config, ClassHead) and self.config.join > 1:
+            x_KH = x_KH.reshape(-1, self.config.join * x_KH.shape[1])
+        x = self._inner[0](x_KH) if self._inner else self.transform(x_KH)
         if not self._tied:
             return self.output(x)  # type: ignore[no-any-return]
         (owner,) = self._tied
@@ -82,32 +150,38 @@ class Head(nn.Module):
         return nn.functional.linear(x, weight.t() if isinstance(self.config, FeatureHead) else weight, self.bias)
 
 
-class _Transform(nn.Module):
-    """Linear, gelu, norm."""
+class _Inner(nn.Module):
+    """Linear, activation, norm; or Linear, norm, activation."""
 
-    def __init__(self, width: int, inner: int, eps: float) -> None:
+    def __init__(self, config: InnerConfig, width: int, inner: int, eps: float) -> None:
         super().__init__()
         self.linear = nn.Linear(width, inner)
-        self.norm = nn.LayerNorm(inner, eps=eps)
+        self.norm = nn.Identity() if config.norm == "none" else nn.LayerNorm(inner, eps=config.eps or eps)
+        self.activation = ACTIVATIONS[config.activation]
+        self.norm_first = config.norm == "before_activation"
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(ACTIVATIONS["gelu"](self.linear(x)))  # type: ignore[no-any-return]
+        inner = self.linear(x)
+        return self.activation(self.norm(inner)) if self.norm_first else self.norm(self.activation(inner))
 
 
-def _inner_width(config: HeadConfig, width: int) -> int:
+def _inner_width(config: RowHead, width: int, table: nn.Module | None) -> int:
     if isinstance(config, ClassHead):
         return {"none": 0, "same": width, "double": 2 * width}[config.inner]
+    if isinstance(config, VocabularyHead):
+        assert isinstance(table, nn.Embedding)
+        return table.embedding_dim
     return width
 
 
-def _is_tied(config: HeadConfig) -> bool:
-    return isinstance(config, VocabularyHead) or (isinstance(config, FeatureHead) and config.tied)
+def _is_tied(config: RowHead) -> bool:
+    return not isinstance(config, ClassHead) and config.tied
 
 
-def _outputs(config: HeadConfig, tied: nn.Module | None) -> int:
+def _outputs(config: RowHead, table: nn.Module | None) -> int:
     if isinstance(config, ClassHead):
         return config.classes
     if isinstance(config, FeatureHead):
         return config.width
-    assert isinstance(tied, nn.Embedding)
-    return tied.num_embeddings
+    assert isinstance(table, nn.Embedding)
+    return table.num_embeddings

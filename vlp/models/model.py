@@ -17,18 +17,17 @@ from typing_extensions import Self
 
 from vlp.config import Config
 from vlp.errors import CheckpointError, ConfigError
-from vlp.models.embeddings import Feature, SegmentConfig
-from vlp.models.encoder import ACTIVATIONS, BlockConfig, Encoder, Habits, LayerConfig, check_block
-from vlp.models.heads import ClassHead, FeatureHead, Head, HeadConfig, VocabularyHead
+from vlp.models.blocks import LayerConfig, Line, after, check_blocks, rows_of
+from vlp.models.embeddings import Vectors
+from vlp.models.encoder import Encoder
+from vlp.models.heads import ClassHead, Contrast, ContrastHead, FeatureHead, Head, HeadConfig, VocabularyHead
 from vlp.models.image import ImageConfig, ImageEmbedding, RegionSource
+from vlp.models.pooler import Pooler, PoolerConfig
+from vlp.models.sharing import check_sharing
+from vlp.models.sublayers import Habits
+from vlp.models.tensorfile import first_of, misfits
 from vlp.models.text import TextConfig, TextEmbedding
-from vlp.types import Batch, Encoded, Stream
-
-
-class PoolerConfig(Config):
-    """One vector per example: the first text token's state through Linear and an activation."""
-
-    activation: Literal["tanh", "relu"] = "tanh"
+from vlp.types import Batch, Encoded, Rows, Stream
 
 
 class ModelConfig(Config):
@@ -38,8 +37,8 @@ class ModelConfig(Config):
     """The text stream's embedding and its blocks' default layer."""
     image: ImageConfig
     """The image stream's source, embedding and blocks' default layer."""
-    encoder: tuple[BlockConfig, ...] = Field(min_length=1)
-    """The blocks, in order."""
+    encoder: tuple[Line, ...] = Field(min_length=1)
+    """The blocks, in order; a group of them may be repeated as a whole."""
     pooler: PoolerConfig = PoolerConfig()
     """How an example's one vector is made."""
     dropout: float = Field(0.1, ge=0, lt=1)
@@ -55,28 +54,52 @@ class ModelConfig(Config):
 
     @model_validator(mode="after")
     def _blocks_fit(self) -> Self:
-        layers: dict[Stream, LayerConfig] = {"text": self.layer("text"), "image": self.layer("image")}
-        for number, block in enumerate(self.encoder):
-            try:
-                check_block(block, layers)
-            except ValueError as error:
-                raise ValueError(f"encoder.{number}: {error}") from None
+        final = check_blocks(self.encoder, {"text": self.layer("text"), "image": self.layer("image")})
+        try:
+            self.pooler.pooled(final)
+        except ValueError as error:
+            raise ValueError(f"pooler.{error}") from None
         return self
 
     @model_validator(mode="after")
-    def _segments_fit(self) -> Self:
-        rows = {part.kind: part.rows for part in self.text.parts if isinstance(part, SegmentConfig)}
-        for part in self.image.parts:
-            if not isinstance(part, SegmentConfig) or part.table == "own":
+    def _inner_layers_exist(self) -> Self:
+        for name, head in self.heads.items():
+            if head.inner_of is None:
                 continue
-            if part.index >= rows.get("segment", 0):
-                raise ValueError(f"image.parts: the text's segment table has no row {part.index}")
-            if self.layer("image").width != self.layer("text").width:
-                raise ValueError("image.parts: segment takes a row of the text's table, which has another width")
+            owner = self.heads.get(head.inner_of)
+            if owner is None or owner.inner_of is not None or owner.reads != head.reads:
+                raise ValueError(
+                    f"heads.{name}.inner_of: '{head.inner_of}' is no head with inner layers of its own on {head.reads}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _streams_fit(self) -> Self:
+        check_sharing(self.text, self.image, self.layer("image").width)
         return self
 
     def layer(self, stream: Stream) -> LayerConfig:
+        """A stream's layer as its embedding leaves it."""
         return self.text.layer if stream == "text" or self.image.layer is None else self.image.layer
+
+    @property
+    def final(self) -> dict[Stream, LayerConfig]:
+        """The streams' layers at the end of the encoder; a `linear` may have changed a width."""
+        return check_blocks(self.encoder, {"text": self.layer("text"), "image": self.layer("image")})
+
+    @property
+    def unimodal(self) -> dict[Stream, LayerConfig]:
+        """The streams' layers where text and image meet."""
+        layers: dict[Stream, LayerConfig] = {"text": self.layer("text"), "image": self.layer("image")}
+        for block in rows_of(self.encoder):
+            if block.mixes:
+                break
+            layers = after(block, layers)
+        return layers
+
+    def width(self, rows: Rows) -> int:
+        """Width of the encoded states of a kind of rows."""
+        return self.pooler.pooled(self.final) if rows == "example" else self.final[rows].width
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +109,10 @@ class Sizes:
     vocab_size: int
     region_width: int | None
     classes: int | None
+    """Columns of class probabilities."""
+    class_ids: int | None = None
+    """Numbers of classes are below it."""
+    attribute_ids: int | None = None
 
 
 def fill_sizes(config: ModelConfig, sizes: Sizes) -> ModelConfig:
@@ -104,14 +131,26 @@ def fill_sizes(config: ModelConfig, sizes: Sizes) -> ModelConfig:
                 "import them with --regions, or take a model that reads pixels"
             )
         width = _size("model.image.source.width", source.width, sizes.region_width, "the shards have")
-        classes = source.classes
-        if classes is not None:
-            # Shards without class probabilities serve all but the objectives that guess classes, which then refuse.
-            found = sizes.classes
-            classes = None if found is None else _size("model.image.source.classes", classes, found, "the shards have")
-        source = source.model_copy(update={"width": width, "classes": classes})
-    image = config.image.model_copy(update={"source": source})
+        # Shards without classes or attributes serve all but the objectives that guess them, which then refuse.
+        key = "model.image.source.classes"
+        if sizes.classes is not None and source.classes is not None:
+            classes: int | None = _size(key, source.classes, sizes.classes, "the shards have")
+        else:
+            classes = _numbered(key, source.classes, sizes.class_ids)
+        attributes = _numbered("model.image.source.attributes", source.attributes, sizes.attribute_ids)
+        source = source.model_copy(update={"width": width, "classes": classes, "attributes": attributes})
+    image = config.image.model_copy(update={"source": source}).filled()
     return config.model_copy(update={"text": text, "image": image})
+
+
+def _numbered(key: str, given: int | str | None, bound: int | None) -> int | None:
+    """How many classes there are where the shards have their numbers: at least as many as the largest tells."""
+    if given is None or bound is None or given == "auto":
+        return bound if given == "auto" else None
+    assert isinstance(given, int)
+    if given < bound:
+        raise ConfigError(f"{key} is {given}, but the shards have numbers up to {bound - 1}; write auto")
+    return given
 
 
 def _size(key: str, given: int | str | None, found: int | None, has: str) -> int:
@@ -136,40 +175,49 @@ class VisionLanguageModel(nn.Module):
         self.image = ImageEmbedding(config.image, image, config.dropout)
         habits = Habits(config.dropout, config.attention_dropout, config.attention)
         self.encoder = Encoder(config.encoder, {"text": text, "image": image}, habits)
-        self.pooler = nn.Linear(text.width, text.width)
-        self.heads = nn.ModuleDict({name: self._head(head) for name, head in config.heads.items()})
+        self.pooler = Pooler(config.pooler, config.final)
+        self.heads = self._heads(config.heads)
         # All but the backbone, which timm has initialised or given pre-trained weights.
-        for part in (self.text, self.image.parts, self.image.combine, self.encoder, self.pooler, self.heads):
+        for part in (self.text, *self.image.own_modules(), self.encoder, self.pooler, self.heads):
             part.apply(self._init)
+        self.image.copy_tables(self.text.tables)
 
-    def _head(self, config: HeadConfig) -> Head:
-        layer = self.config.layer("image" if config.reads == "image" else "text")
-        tied: nn.Module | None = None
+    def _heads(self, configs: dict[str, HeadConfig]) -> nn.ModuleDict:
+        made: dict[str, nn.Module] = {}
+        for name, config in sorted(configs.items(), key=lambda item: item[1].inner_of is not None):
+            inner = None if config.inner_of is None else made[config.inner_of].transform
+            made[name] = self._head(config, inner)  # type: ignore[arg-type]
+        return nn.ModuleDict({name: made[name] for name in configs})
+
+    def _head(self, config: HeadConfig, inner: nn.Module | None) -> nn.Module:
+        table: nn.Module | None = None
         match config:
+            case ContrastHead():
+                widths = self.config.unimodal
+                return Contrast(config, (widths["text"].width, widths["image"].width))
             case VocabularyHead():
-                tied = self.text.words
+                table = self.text.words
             case FeatureHead(tied=True):
-                tied = self.image.parts["feature"].linear  # type: ignore[assignment]
+                table = self.image.parts["feature"].linear  # type: ignore[assignment]
             case FeatureHead() | ClassHead():
                 pass
-        return Head(config, layer.width, layer.eps, tied)
+        eps = self.config.layer("image" if config.reads == "image" else "text").eps
+        return Head(config, self.config.width(config.reads), eps, table, inner)
 
     def _init(self, module: nn.Module) -> None:
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=self.config.init_std)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
-        if isinstance(module, Feature) and module.hidden is not None:
-            nn.init.normal_(module.hidden, std=self.config.init_std)
+        if isinstance(module, Vectors):
+            module.start(self.config.init_std)
 
     def forward(self, batch: Batch) -> Encoded:
         """Encode a batch; its tensors must be on the model's device and its inputs of the model's dtype."""
-        text_NH = self.text(batch.text)
-        image_MH = self.image(batch.image, self.text.segments)
+        image_MH, features_RH, regions = self.image(batch.image, batch.text, self.text.tables)
+        text_NH = self.text(batch.text, features_RH, regions)
         text_NH, image_MH, taps = self.encoder(text_NH, image_MH, batch)
-        first_B = batch.text.packing.starts_B1[:-1].long()
-        pooled_BH = ACTIVATIONS[self.config.pooler.activation](self.pooler(text_NH.index_select(0, first_B)))
-        return Encoded(text_NH, image_MH, pooled_BH, taps)
+        return Encoded(text_NH, image_MH, self.pooler(text_NH, image_MH, batch), taps)
 
     def save_pretrained(self, directory: Path) -> None:
         """Write `config.json` and `model.safetensors`, in fp32."""
@@ -185,14 +233,9 @@ class VisionLanguageModel(nn.Module):
         directory = Path(directory)
         model = cls(without_downloads(read_config(directory)))
         tensors = read_weights(directory)
-        own = model.state_dict()
-        wrong = [name for name in own if name not in tensors or tensors[name].shape != own[name].shape]
-        wrong += [name for name in tensors if name not in own]
+        wrong = misfits(model.state_dict(), tensors)
         if wrong:
-            raise CheckpointError(
-                f"{directory}: model.safetensors does not fit config.json; missing, surplus or of another shape: "
-                + ", ".join(sorted(wrong)[:5])
-            )
+            raise CheckpointError(f"{directory}: model.safetensors does not fit config.json: {first_of(wrong)}")
         model.load_state_dict(tensors)
         return model.eval()
 
@@ -242,8 +285,4 @@ def meta_model(config: ModelConfig) -> VisionLanguageModel:
 
 def without_downloads(config: ModelConfig) -> ModelConfig:
     """The config of a model whose weights come from elsewhere: a backbone's own are not looked for."""
-    source = config.image.source
-    if isinstance(source, RegionSource):
-        return config
-    image = config.image.model_copy(update={"source": source.model_copy(update={"pretrained": False})})
-    return config.model_copy(update={"image": image})
+    return config.model_copy(update={"image": config.image.without_downloads()})

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from vlp.data.batch import WEIGHT
 from vlp.models.heads import ClassHead, HeadConfig
-from vlp.objectives.objective import Objective, ObjectiveConfig, empty_positions
+from vlp.objectives.objective import Objective, ObjectiveConfig, empty_positions, precise
 from vlp.types import Rows, Target, Targets
 
 
@@ -23,8 +23,8 @@ class AnswerConfig(ObjectiveConfig):
     """Settings of answering."""
 
     kind: Literal["answer"] = "answer"
-    loss: Literal["bce", "kl"] = "bce"
-    """Binary cross entropy summed over answers, or divergence from the normalised scores."""
+    loss: Literal["bce", "kl", "cross_entropy"] = "bce"
+    """Binary cross entropy summed over answers; or, with the normalised scores, divergence or cross entropy."""
 
 
 class Answer(Objective):
@@ -63,8 +63,10 @@ class Answer(Objective):
         right_K = score_KA.gather(1, scores_K.detach().argmax(-1, keepdim=True))
         metrics = {f"{self.name}_accuracy": (right_K.sum(), targets.count)}
         if self.config.loss == "bce":
-            loss_KA = F.binary_cross_entropy_with_logits(scores_K.float(), score_KA, reduction="none")
+            loss_KA = F.binary_cross_entropy_with_logits(precise(scores_K), score_KA, reduction="none")
         else:
             wanted_KA = score_KA / score_KA.sum(dim=1, keepdim=True).clamp_min(1e-6)
-            loss_KA = F.kl_div(scores_K.float().log_softmax(-1), wanted_KA, reduction="none")
+            guess_KA = precise(scores_K).log_softmax(-1)
+            kl = self.config.loss == "kl"
+            loss_KA = F.kl_div(guess_KA, wanted_KA, reduction="none") if kl else -wanted_KA * guess_KA
         return (loss_KA.sum(1) * weight_K).sum(), metrics

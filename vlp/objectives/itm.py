@@ -16,7 +16,15 @@ from torch.nn import functional as F
 
 from vlp.data.index import Block
 from vlp.models.heads import ClassHead, HeadConfig
-from vlp.objectives.objective import Facts, Hidden, SelfSupervised, SelfSupervisedConfig, accuracy, empty_positions
+from vlp.objectives.objective import (
+    Facts,
+    Hidden,
+    SelfSupervised,
+    SelfSupervisedConfig,
+    accuracy,
+    empty_positions,
+    precise,
+)
 from vlp.types import Pair, Rows, Target, Targets
 
 
@@ -28,10 +36,12 @@ class MatchingConfig(SelfSupervisedConfig):
     """What is replaced in a mismatched pair."""
     probability: float = Field(0.5, gt=0, lt=1)
     """Chance of a pair to be mismatched."""
+    matched_label: Literal[0, 1] = 1
+    """The label of a matched pair; the other one is a mismatched pair's."""
 
 
 class Matching(SelfSupervised):
-    """Two-way cross entropy; label 1 is matched, 0 mismatched."""
+    """Two-way cross entropy."""
 
     rows: Rows = "example"
 
@@ -40,9 +50,10 @@ class Matching(SelfSupervised):
         self.config = config
 
     def mismatch(self, example: int, block: Block, rng: np.random.Generator) -> Pair:
-        """The pair of an example, mismatched by chance. A block without another sample gives matched pairs only."""
+        """The pair of an example, mismatched by chance. A block without another sample gives matched pairs only, and so
+        does a text without an image."""
         sample = int(block.sample_E[example])
-        if rng.random() >= self.config.probability:
+        if not (block.has_image_S[sample] or block.regions_S[sample]) or rng.random() >= self.config.probability:
             return Pair(sample, example)
         if self.config.replace == "image":
             image = other_sample(sample, block, rng)
@@ -60,8 +71,9 @@ class Matching(SelfSupervised):
         return Target(np.zeros(1, np.int64), {"matched": np.array([hidden.example.matched], np.int64)})
 
     def loss(self, scores_K: Tensor, targets: Targets) -> tuple[Tensor, dict[str, tuple[Tensor, float]]]:
-        labels_K = targets.values["matched"]
-        total = F.cross_entropy(scores_K.float(), labels_K, reduction="sum")
+        matched_K = targets.values["matched"]
+        labels_K = matched_K if self.config.matched_label == 1 else 1 - matched_K
+        total = F.cross_entropy(precise(scores_K), labels_K, reduction="sum")
         return total, {f"{self.name}_accuracy": accuracy(scores_K, labels_K)}
 
 

@@ -15,7 +15,18 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from vlp.models.heads import HeadConfig, VocabularyHead
-from vlp.objectives.objective import Facts, Hidden, SelfSupervised, SelfSupervisedConfig, accuracy, empty_positions
+from vlp.objectives.objective import (
+    Average,
+    Facts,
+    Hidden,
+    SelfSupervised,
+    SelfSupervisedConfig,
+    accuracy,
+    averaged,
+    empty_positions,
+    precise,
+    shares,
+)
 from vlp.types import Rows, Target, Targets
 
 
@@ -29,6 +40,8 @@ class MaskedLanguageConfig(SelfSupervisedConfig):
     """Share of the targets that [MASK] stands for."""
     random: float = Field(0.1, ge=0, le=1)
     """Share of the targets that a random token stands for; the rest is kept."""
+    average: Average = "targets"
+    """What the loss is a mean over."""
 
     @model_validator(mode="after")
     def _shares(self) -> Self:
@@ -52,17 +65,18 @@ class MaskedLanguage(SelfSupervised):
         return VocabularyHead()
 
     def empty(self) -> Target:
-        return Target(empty_positions(), {"token": np.zeros(0, np.int64)})
+        return Target(empty_positions(), {"token": np.zeros(0, np.int64), **shares(self.config.average, 0)})
 
     def target(self, hidden: Hidden, rng: np.random.Generator) -> Target:
         example = hidden.example
         chosen_K = choose(np.flatnonzero(~example.special_T), self.config.probability, rng)
-        return mask_tokens(hidden, chosen_K, self.config, self.mask_id, self.random_ids, rng)
+        made = mask_tokens(hidden, chosen_K, self.config, self.mask_id, self.random_ids, rng)
+        return Target(made.positions, made.values | shares(self.config.average, len(made.positions)))
 
     def loss(self, scores_K: Tensor, targets: Targets) -> tuple[Tensor, dict[str, tuple[Tensor, float]]]:
         labels_K = targets.values["token"]
-        total = F.cross_entropy(scores_K.float(), labels_K, reduction="sum")
-        return total, {f"{self.name}_accuracy": accuracy(scores_K, labels_K)}
+        loss_K = F.cross_entropy(precise(scores_K), labels_K, reduction="none")
+        return averaged(loss_K, targets, self.config.average), {f"{self.name}_accuracy": accuracy(scores_K, labels_K)}
 
 
 def choose(candidates: NDArray[np.int64], probability: float, rng: np.random.Generator) -> NDArray[np.int64]:

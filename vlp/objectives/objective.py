@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
 from vlp.config import Config
-from vlp.data.batch import TargetForm
+from vlp.data.batch import WEIGHT, TargetForm
 from vlp.data.text import TextEncoder
 from vlp.models.heads import HeadConfig
 from vlp.models.model import ModelConfig
-from vlp.types import Encoded, Example, RegionInput, Rows, Target, Targets
+from vlp.types import Batch, Encoded, Example, RegionInput, Rows, Target, Targets
 
 
 class ObjectiveConfig(Config):
@@ -77,6 +79,10 @@ class Objective(ABC):
     def form(self) -> TargetForm:
         return TargetForm(self.rows, self.empty())
 
+    def reading(self, encoded: Encoded, batch: Batch) -> Encoded:
+        """What `scores` reads of a batch; an objective may add states of its own making to the taps."""
+        return encoded
+
     def scores(self, head: nn.Module, encoded: Encoded, targets: Targets) -> Tensor:
         """The head's output on the rows that have a target."""
         states = {"text": encoded.text_NH, "image": encoded.image_MH, "example": encoded.pooled_BH}[self.rows]
@@ -97,6 +103,31 @@ class Facts:
 
     model: ModelConfig
     text: TextEncoder
+
+
+Average = Literal["targets", "examples"]
+"""Mean over all targets of the global batch; or over each example's targets first, then over the examples that have any
+(Su et al. 2020, arXiv 1908.08530, in their code)."""
+_BELOW_THE_LINE = 1e-4
+"""What that code adds to a count before it divides by it."""
+
+
+def shares(average: Average, targets: int) -> dict[str, NDArray[np.float32]]:
+    """What each of an example's targets adds to the count, where it is not 1."""
+    return {} if average == "targets" else {WEIGHT: np.full(targets, 1 / max(targets, 1), np.float32)}
+
+
+def averaged(loss_K: Tensor, targets: Targets, average: Average) -> Tensor:
+    """Sum of the losses of single targets, as `average` says; for `examples` the sum of their examples' means."""
+    if average == "targets":
+        return loss_K.sum()
+    share_K = targets.values[WEIGHT]
+    return (loss_K * share_K / (1 + _BELOW_THE_LINE * share_K)).sum()
+
+
+def precise(scores: Tensor) -> Tensor:
+    """Scores in fp32 at least: a loss is a small difference of large numbers."""
+    return scores if scores.dtype == torch.float64 else scores.float()
 
 
 def empty_positions() -> NDArray[np.int64]:

@@ -1,7 +1,8 @@
-"""Masked region classification with soft labels: guess what the detector saw in a hidden region, by its class
-probabilities. Source: Chen et al. 2020 (arXiv 1909.11740), section 3.1 (MRC-kl); Lu et al. 2019 (arXiv 1908.02265).
+"""Region classification: guess what the detector saw in a region, by its class probabilities or by its first choice.
+Sources: Chen et al. 2020 (arXiv 1909.11740), section 3.1 (MRC and MRC-kl); Lu et al. 2019 (arXiv 1908.02265); Tan and
+Bansal 2019 (arXiv 1908.07490), section 3.1.2 (objects and attributes); Su et al. 2020 (arXiv 1908.08530).
 
-Shape suffixes: K hidden regions, C classes.
+Shape suffixes: K regions that are guessed, R regions of an image, C classes.
 """
 
 from __future__ import annotations
@@ -9,28 +10,69 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
+from pydantic import model_validator
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import Self
 
 from vlp.errors import ConfigError
 from vlp.models.heads import ClassHead, HeadConfig
 from vlp.models.image import RegionSource
-from vlp.objectives.objective import Facts, Hidden, SelfSupervised, SelfSupervisedConfig, accuracy, empty_positions
+from vlp.objectives.objective import (
+    Average,
+    Facts,
+    Hidden,
+    SelfSupervised,
+    SelfSupervisedConfig,
+    accuracy,
+    averaged,
+    empty_positions,
+    precise,
+    shares,
+)
 from vlp.objectives.region_feature import region_width
 from vlp.objectives.regions import hidden_positions
-from vlp.types import Rows, Target, Targets
+from vlp.types import RegionInput, Rows, Target, Targets
+
+NO_CLASS = -1
+"""Label of a region that has none; it adds nothing to the loss."""
 
 
 class RegionClassConfig(SelfSupervisedConfig):
-    """Settings of soft region classification."""
+    """Settings of region classification."""
 
     kind: Literal["region_class"] = "region_class"
+    of: Literal["class", "attribute"] = "class"
+    """What is guessed."""
+    labels: Literal["soft", "hard"] = "soft"
+    """The detector's probabilities, or its first choice."""
+    loss: Literal["kl", "cross_entropy"] = "kl"
+    """With soft labels: divergence of the guess from them, or cross entropy. Hard labels take cross entropy."""
+    background: bool = False
+    """Whether class 0 is background, which is never taken for a hard label."""
+    over: Literal["hidden", "all"] = "hidden"
+    """Guess hidden regions, or all of them."""
+    by_confidence: bool = False
+    """Weigh a region by how sure the detector is of it."""
     mean_over_classes: bool = False
     """Divide the divergence by the number of classes, as the code of Chen et al. does; their formula has none."""
+    average: Average = "targets"
+    """What the loss is a mean over."""
+    inner_norm: bool = True
+    """Whether the head's inner layers end in a LayerNorm."""
+    inner_of: str | None = None
+    """The objective whose head's inner layers this one's uses, instead of having its own."""
+
+    @model_validator(mode="after")
+    def _attributes_are_numbers(self) -> Self:
+        if self.of == "attribute" and self.labels == "soft":
+            raise ValueError("of: attribute needs labels: hard, since no detector's attribute probabilities are kept")
+        return self
 
 
 class RegionClass(SelfSupervised):
-    """Kullback-Leibler divergence of the guessed from the detector's class distribution."""
+    """Cross entropy with, or divergence from, what the detector saw."""
 
     rows: Rows = "image"
 
@@ -40,31 +82,88 @@ class RegionClass(SelfSupervised):
         region_width(name, facts)
         source = facts.model.image.source
         assert isinstance(source, RegionSource)
-        if source.classes is None:
+        classes = source.classes if config.of == "class" else source.attributes
+        if classes is None:
+            what, key = ("class probabilities", "class_probs") if config.of == "class" else ("attributes", "attributes")
             raise ConfigError(
-                f"task.objectives.{name}: needs class probabilities of the regions, and the shards of data.train hold "
-                "none (no <key>.class_probs.npy); remove the objective or import regions with their classes"
+                f"task.objectives.{name}: needs {what} of the regions, and the shards of data.train hold "
+                f"none (no <key>.{key}.npy); remove the objective or import regions with them"
             )
-        assert isinstance(source.classes, int)
-        self.classes = source.classes
+        assert isinstance(classes, int)
+        self.classes = classes
 
     def head(self) -> HeadConfig:
-        return ClassHead(reads="image", classes=self.classes, inner="same")
+        norm: Literal["last", "none"] = "last" if self.config.inner_norm else "none"
+        return ClassHead(reads="image", classes=self.classes, inner="same", norm=norm, inner_of=self.config.inner_of)
 
     def empty(self) -> Target:
-        return Target(empty_positions(), {"probability": np.zeros((0, self.classes), np.float32)})
+        return self._target(empty_positions(), None)
 
     def target(self, hidden: Hidden, rng: np.random.Generator) -> Target:
-        places_K = hidden_positions(hidden)
-        if hidden.original is None or hidden.original.class_probs_RC is None:
+        image = hidden.original
+        if image is None or not self._labelled(image):
             return self.empty()
-        probability_KC = hidden.original.class_probs_RC[places_K].astype(np.float32)
-        # Detectors store half floats: rows sum to 1 within 4e-4, which a divergence would count as error.
-        probability_KC /= np.maximum(probability_KC.sum(axis=1, keepdims=True), 1e-6)
-        return Target(places_K, {"probability": probability_KC})
+        everywhere = self.config.over == "all"
+        places_K = np.arange(int(image.whole), len(image)) if everywhere else hidden_positions(hidden)
+        return self._target(places_K, image)
+
+    def _labelled(self, image: RegionInput) -> bool:
+        if self.config.of == "attribute":
+            return image.attributes_R is not None
+        hard = self.config.labels == "hard" and image.classes_R is not None
+        return hard or image.class_probs_RC is not None
+
+    def _target(self, places_K: NDArray[np.int64], image: RegionInput | None) -> Target:
+        values: dict[str, NDArray[np.generic]] = dict(shares(self.config.average, len(places_K)))
+        if self.config.labels == "hard":
+            values["class"] = np.zeros(0, np.int64) if image is None else self._classes(image)[places_K]
+        elif image is None:
+            values["probability"] = np.zeros((0, self.classes), np.float32)
+        else:
+            values["probability"] = _probabilities(image, places_K)
+        if self.config.by_confidence:
+            values["confidence"] = np.zeros(0, np.float32) if image is None else self._confidence(image)[places_K]
+        return Target(places_K, values)
+
+    def _classes(self, image: RegionInput) -> NDArray[np.int64]:
+        if self.config.of == "attribute":
+            assert image.attributes_R is not None
+            return image.attributes_R
+        if image.classes_R is not None:
+            return image.classes_R
+        assert image.class_probs_RC is not None
+        first = int(self.config.background)
+        chosen: NDArray[np.int64] = image.class_probs_RC[:, first:].argmax(axis=1) + first
+        return chosen
+
+    def _confidence(self, image: RegionInput) -> NDArray[np.float32]:
+        own = image.attribute_confidence_R if self.config.of == "attribute" else image.confidence_R
+        return np.ones(len(image), np.float32) if own is None else own
 
     def loss(self, scores_K: Tensor, targets: Targets) -> tuple[Tensor, dict[str, tuple[Tensor, float]]]:
-        probability_KC = targets.values["probability"]
-        divergence = F.kl_div(scores_K.float().log_softmax(-1), probability_KC, reduction="sum")
-        metrics = {f"{self.name}_accuracy": accuracy(scores_K, probability_KC.argmax(-1))}
-        return divergence / (self.classes if self.config.mean_over_classes else 1), metrics
+        if self.config.labels == "hard":
+            labels_K = targets.values["class"]
+            loss_K = F.cross_entropy(precise(scores_K), labels_K, reduction="none", ignore_index=NO_CLASS)
+        else:
+            labels_K = targets.values["probability"].argmax(-1)
+            loss_K = self.divergences(scores_K, targets.values["probability"]).sum(1)
+            loss_K = loss_K / (self.classes if self.config.mean_over_classes else 1)
+        if self.config.by_confidence:
+            loss_K = loss_K * targets.values["confidence"]
+        metrics = {f"{self.name}_accuracy": accuracy(scores_K, labels_K)}
+        return averaged(loss_K, targets, self.config.average), metrics
+
+    def divergences(self, scores_KC: Tensor, probability_KC: Tensor) -> Tensor:
+        """The part of each class in the loss with soft labels, [K, C]."""
+        guess_KC = precise(scores_KC).log_softmax(-1)
+        if self.config.loss == "cross_entropy":
+            return -probability_KC * guess_KC
+        return F.kl_div(guess_KC, probability_KC, reduction="none")
+
+
+def _probabilities(image: RegionInput, places_K: NDArray[np.int64]) -> NDArray[np.float32]:
+    assert image.class_probs_RC is not None
+    probability_KC = image.class_probs_RC[places_K].astype(np.float32)
+    # Detectors store half floats: rows sum to 1 within 4e-4, which a divergence would count as error.
+    probability_KC /= np.maximum(probability_KC.sum(axis=1, keepdims=True), 1e-6)
+    return probability_KC

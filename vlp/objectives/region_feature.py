@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from vlp.errors import ConfigError
 from vlp.models.heads import FeatureHead, HeadConfig
 from vlp.models.image import RegionSource
-from vlp.objectives.objective import Facts, Hidden, SelfSupervised, SelfSupervisedConfig, empty_positions
+from vlp.objectives.objective import Facts, Hidden, SelfSupervised, SelfSupervisedConfig, empty_positions, precise
 from vlp.objectives.regions import hidden_positions
 from vlp.types import Rows, Target, Targets
 
@@ -28,6 +28,8 @@ class RegionFeatureConfig(SelfSupervisedConfig):
     """Per number: squared difference, or SmoothL1 with beta 1; averaged over the feature's numbers."""
     tied: bool = False
     """Project by the transpose of the image embedding's feature projection instead of a weight of its own."""
+    inner_of: str | None = None
+    """The objective whose head's inner layers this one's uses, instead of having its own."""
 
 
 class RegionFeature(SelfSupervised):
@@ -41,7 +43,7 @@ class RegionFeature(SelfSupervised):
         self.width = region_width(name, facts)
 
     def head(self) -> HeadConfig:
-        return FeatureHead(width=self.width, tied=self.config.tied)
+        return FeatureHead(width=self.width, tied=self.config.tied, inner_of=self.config.inner_of)
 
     def empty(self) -> Target:
         return Target(empty_positions(), {"feature": np.zeros((0, self.width), np.float32)})
@@ -53,9 +55,12 @@ class RegionFeature(SelfSupervised):
         return Target(places_K, {"feature": hidden.original.features_RD[places_K]})
 
     def loss(self, scores_K: Tensor, targets: Targets) -> tuple[Tensor, dict[str, tuple[Tensor, float]]]:
+        return self.distances(scores_K, targets.values["feature"]).sum() / self.width, {}
+
+    def distances(self, scores_KD: Tensor, features_KD: Tensor) -> Tensor:
+        """Distance of each number, [K, D]."""
         distance = F.mse_loss if self.config.distance == "mse" else F.smooth_l1_loss
-        per_number = distance(scores_K.float(), targets.values["feature"], reduction="sum")
-        return per_number / self.width, {}
+        return distance(precise(scores_KD), features_KD, reduction="none")
 
 
 def region_width(name: str, facts: Facts) -> int:

@@ -5,15 +5,18 @@ The choice is made once per example, so that several objectives (features and cl
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from vlp.config import Config
+from vlp.data.image import mean_feature
 from vlp.objectives.mlm import choose
 from vlp.objectives.objective import Hidden
-from vlp.types import Example, RegionInput
+from vlp.types import Example
 
 
 class RegionHidingConfig(Config):
@@ -40,10 +43,10 @@ def hide_regions(example: Example, config: RegionHidingConfig, rng: np.random.Ge
 
     Examples without regions stay as they are.
     """
-    image = example.image
-    if not isinstance(image, RegionInput) or len(image) == 0:
+    image = example.regions
+    if image is None or len(image) == 0:
         return Hidden(example, None)
-    chosen_K = choose(np.arange(len(image)), config.probability, rng)
+    chosen_K = choose(np.arange(int(image.whole), len(image)), config.probability, rng)
     target_R = np.zeros(len(image), np.bool_)
     target_R[chosen_K] = True
     zero_R = target_R.copy()
@@ -51,7 +54,9 @@ def hide_regions(example: Example, config: RegionHidingConfig, rng: np.random.Ge
     if config.overlap < 1:
         zero_R |= (overlaps(image.boxes_R4)[chosen_K] > config.overlap).any(axis=0) & ~target_R
     features_RD = np.where(zero_R[:, None], np.float32(0), image.features_RD)
-    example.image = RegionInput(features_RD, image.boxes_R4, image.confidence_R, image.class_probs_RC, target_R)
+    if image.whole:  # what is hidden must not show through the mean
+        features_RD[0] = mean_feature(image.features_RD[1:][~(zero_R | target_R)[1:]])
+    example.set_regions(replace(image, features_RD=features_RD, hidden_R=target_R))
     return Hidden(example, image)
 
 
@@ -69,7 +74,7 @@ def overlaps(
 
 def hidden_positions(hidden: Hidden) -> NDArray[np.int64]:
     """The places of the example's image that are targets."""
-    image = hidden.example.image
-    if not isinstance(image, RegionInput) or image.hidden_R is None:
+    image = hidden.example.regions
+    if image is None or image.hidden_R is None:
         return np.zeros(0, np.int64)
     return np.flatnonzero(image.hidden_R)

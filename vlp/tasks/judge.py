@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
@@ -11,7 +11,8 @@ from torch import nn
 
 from vlp.data.dataset import Dataset
 from vlp.data.loader import EvaluationLoader
-from vlp.distributed import World, gather_lists, sum_over_ranks
+from vlp.distributed import World, gather_lists, share, sum_over_ranks
+from vlp.tasks.outcomes import Judgement
 from vlp.types import Batch, Step
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class Judge:
     seed: int
     limit: int | None = None
     """Judge only so many examples, or images where all pairs are ranked (the first ones in index order)."""
+    progress: Callable[[int, int], None] = lambda done, total: None
+    """Is told how much of a long evaluation is done, on rank 0."""
     left_out: dict[str, dict[str, str]] = field(default_factory=dict)
     """What this rank could not read, by shard and key; filled as batches are read."""
 
@@ -60,16 +63,25 @@ class Judge:
             world_size=self.world.size,
             limit=self.limit,
         )
-        for step in loader:
+        for done, step in enumerate(loader, start=1):
+            if self.world.is_main:
+                self.progress(done, len(loader))
             self.left_out.update({f"{bad['shard']}/{bad['key']}": bad for bad in step.quarantined})
             yield step
 
     def metrics(self, task: Task) -> dict[str, float]:
         """What the task measures, and how many examples could not be read, if any."""
-        measured = task.evaluate(self)
+        return task.evaluate(self) | self._unreadable()
+
+    def judged(self, task: Task) -> Judgement:
+        """The same, with what became of each example."""
+        found = task.judged(self)
+        return replace(found, metrics=found.metrics | self._unreadable())
+
+    def _unreadable(self) -> dict[str, float]:
         lost = torch.tensor(float(len(self.left_out)), dtype=torch.float64, device=self.world.device)
         unreadable = float(sum_over_ranks(lost))
-        return measured | ({"unreadable_examples": unreadable} if unreadable else {})
+        return {"unreadable_examples": unreadable} if unreadable else {}
 
     def run(self, batch: Batch, call: Callable[[Any, Batch], T]) -> T:
         """`call(task module, batch)` on the device, without gradients."""
@@ -85,6 +97,10 @@ class Judge:
         return {
             name: float(total / count) for name, (total, count) in zip(names, values.tolist(), strict=True) if count
         }
+
+    def shared(self, record: T) -> list[T]:
+        """One record of each rank, on every rank."""
+        return share(record, self.world)
 
     def gathered(self, records: list[Any]) -> list[Any]:
         """The records of all ranks in rank order, on rank 0; empty elsewhere."""

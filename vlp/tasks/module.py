@@ -30,7 +30,8 @@ class TaskModule(nn.Module):
         metrics: dict[str, tuple[Tensor, float]] = {}
         for name, objective in self.objectives.items():
             targets = batch.targets[name]
-            total, measured = objective.loss(objective.scores(self.model.heads[name], encoded, targets), targets)
+            scores = objective.scores(self.model.heads[name], objective.reading(encoded, batch), targets)
+            total, measured = objective.loss(scores, targets)
             sums[name] = total + tie
             metrics |= measured
         return Losses(sums, metrics)
@@ -38,4 +39,5 @@ class TaskModule(nn.Module):
     def scores(self, batch: Batch, name: str) -> Tensor:
         """What one objective's head makes of the rows that have a target, in fp32."""
         objective = self.objectives[name]
-        return objective.scores(self.model.heads[name], self.model(batch), batch.targets[name]).float()
+        encoded = objective.reading(self.model(batch), batch)
+        return objective.scores(self.model.heads[name], encoded, batch.targets[name]).float()

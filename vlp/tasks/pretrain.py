@@ -55,6 +55,8 @@ class PretrainConfig(TaskConfig):
 class PretrainTask(Task):
     """Hides, mismatches, guesses."""
 
+    samples_tokens = True
+
     def __init__(self, config: PretrainConfig, setting: Setting) -> None:
         super().__init__(config, setting)
         self.config = config
@@ -96,11 +98,14 @@ class PretrainTask(Task):
     def example(
         self, slot: Slot, pair: Pair, image: Sample, text: Sample, text_number: int, rng: np.random.Generator, step: int
     ) -> Example:
-        example = self.bare_example(image, self.text_of(text, text_number), pair.matched)
+        example = self.bare_example(image, self.text_of(text, text_number), pair.matched, rng)
         active = {name: self.objectives[name] for name in self.active(slot.step)}
         guesses_regions = any(isinstance(objective, (RegionFeature, RegionClass)) for objective in active.values())
         hidden = hide_regions(example, self.config.region_hiding, rng) if guesses_regions else Hidden(example, None)
+        no_image = example.image is None and self.setting.without != "image"
         for name, objective in active.items():
+            if no_image and isinstance(objective, Matching):
+                continue  # a text of a text-only dataset matches nothing
             # Hide in mismatched pairs too, whether or not it is guessed there: a mask must not tell a match.
             target = objective.target(hidden, rng)
             if pair.matched or self.config.on_mismatched or isinstance(objective, Matching):

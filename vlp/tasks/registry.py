@@ -6,12 +6,16 @@ from typing import Annotated
 
 from pydantic import Field
 
+from vlp.tasks.classify import ClassifyConfig, ClassifyTask
 from vlp.tasks.pretrain import PretrainConfig, PretrainTask
 from vlp.tasks.retrieval import RetrievalConfig, RetrievalTask
 from vlp.tasks.task import Setting, Task
 from vlp.tasks.vqa import VqaConfig, VqaTask
 
-AnyTaskConfig = Annotated[PretrainConfig | VqaConfig | RetrievalConfig, Field(discriminator="name")]
+TASKS = ("pretrain", "vqa", "retrieval", "classify")
+"""Names of all tasks."""
+
+AnyTaskConfig = Annotated[PretrainConfig | VqaConfig | RetrievalConfig | ClassifyConfig, Field(discriminator="name")]
 
 
 def make_task(config: AnyTaskConfig, setting: Setting) -> Task:
@@ -23,3 +27,5 @@ def make_task(config: AnyTaskConfig, setting: Setting) -> Task:
             return VqaTask(config, setting)
         case RetrievalConfig():
             return RetrievalTask(config, setting)
+        case ClassifyConfig():
+            return ClassifyTask(config, setting)

@@ -13,6 +13,7 @@ from vlp.config import Config
 from vlp.data.text import TextEncoder
 from vlp.errors import CheckpointError, ConfigError
 from vlp.models.model import ModelConfig, VisionLanguageModel, read_config, save_pretrained
+from vlp.tasks.card import CARD_FILE, TRAINING_FILE, Training, model_card
 from vlp.tasks.module import TaskModule
 from vlp.tasks.registry import AnyTaskConfig, make_task
 from vlp.tasks.task import Setting, Task, Without
@@ -44,12 +45,28 @@ class Trained:
 
 
 def save_trained(
-    directory: Path, config: ModelConfig, tensors: dict[str, Tensor], saved: SavedTask, text: TextEncoder
+    directory: Path,
+    config: ModelConfig,
+    tensors: dict[str, Tensor],
+    saved: SavedTask | None,
+    text: TextEncoder | None,
+    training: Training | None = None,
+    name: str = "",
 ) -> None:
-    """Write a model directory that `load_trained` and `VisionLanguageModel.from_pretrained` read."""
+    """Write a model directory: weights, config, tokenizer, card, and what is known of task and training.
+
+    Args:
+        name: what the card calls the model (default: the directory's name).
+    """
     save_pretrained(directory, config, tensors)
-    (directory / TASK_FILE).write_text(json.dumps(saved.plain(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    text.save(directory)
+    for file, record in ((TASK_FILE, saved), (TRAINING_FILE, training)):
+        if record is not None:
+            lines = json.dumps(record.plain(), indent=1, ensure_ascii=False)
+            (directory / file).write_text(lines + "\n", encoding="utf-8")
+    if text is not None:
+        text.save(directory)
+    card = model_card(config, saved.task.name if saved else None, training, name or directory.resolve().name)
+    (directory / CARD_FILE).write_text(card, encoding="utf-8")
 
 
 def read_saved(directory: Path) -> SavedTask:
@@ -65,11 +82,29 @@ def read_saved(directory: Path) -> SavedTask:
         raise CheckpointError(f"{path}: not the task of a trained model: {error}") from None
 
 
-def load_trained(directory: Path, *, task: AnyTaskConfig | None = None, seed: int = 0) -> Trained:
+def read_training(directory: Path) -> Training | None:
+    """How the model came to be, if its directory says so.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = directory / TRAINING_FILE
+    if not path.exists():
+        return None
+    try:
+        return Training.parse(json.loads(path.read_text(encoding="utf-8")), str(path))
+    except (OSError, ValueError, ConfigError) as error:
+        raise CheckpointError(f"{path}: not the record of a training: {error}") from None
+
+
+def load_trained(
+    directory: Path, *, task: AnyTaskConfig | None = None, without: Without | None = None, seed: int = 0
+) -> Trained:
     """A trained model.
 
     Args:
         task: another task than its own, which must find its heads among the model's.
+        without: a modality that examples shall lack, if they did not in training.
     Raises:
         CheckpointError: the directory does not hold a trained model.
         ConfigError: the model lacks a head that the task needs; its heads are named.
@@ -78,9 +113,9 @@ def load_trained(directory: Path, *, task: AnyTaskConfig | None = None, seed: in
         raise ConfigError(f"{directory}: no such directory; give the model/ of a run")
     saved = read_saved(directory)
     config = read_config(directory)
-    text = TextEncoder(directory, config.text.max_length)
+    text = TextEncoder(directory, config.text.max_length, config.text.add_tokens)
     wanted = saved.task if task is None else task
-    made = make_task(wanted, Setting(config, text, seed, saved.without))
+    made = make_task(wanted, Setting(config, text, seed, without or saved.without))
     lacking = [name for name, head in made.heads.items() if config.heads.get(name) != head]
     if lacking:
         raise ConfigError(

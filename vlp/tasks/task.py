@@ -5,21 +5,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from torch import nn
 
 from vlp.config import Config
 from vlp.data.batch import TargetForm, collate
-from vlp.data.image import PixelImages, RegionImages
 from vlp.data.index import Block, Texts
 from vlp.data.text import TextEncoder
 from vlp.models.heads import HeadConfig
-from vlp.models.image import RegionSource, grid_size
+from vlp.models.image import images_of
 from vlp.models.model import ModelConfig
 from vlp.objectives.objective import Objective
 from vlp.tasks.judge import Judge
+from vlp.tasks.outcomes import Judgement
 from vlp.types import Batch, Example, Pair, Sample, Slot
 
 Without = Literal["image", "text"]
@@ -51,11 +51,13 @@ class Task(ABC):
     """
 
     objectives: Mapping[str, Objective]
+    samples_tokens: ClassVar[bool] = False
+    """Whether it takes random tokens of an image where the model's source says so (`sample`)."""
 
     def __init__(self, config: TaskConfig, setting: Setting) -> None:
         self.texts: Texts = config.texts
         self.setting = setting
-        self.images = images_of(setting.model)
+        self.images = images_of(setting.model.image, sampled=self.samples_tokens)
 
     # ---------------------------------------------------------------------------------- what the engine asks
 
@@ -73,6 +75,10 @@ class Task(ABC):
     def evaluate(self, judge: Judge) -> dict[str, float]:
         """Metrics on a dataset; complete on rank 0, and called by all ranks together."""
 
+    def judged(self, judge: Judge) -> Judgement:
+        """Metrics, and what became of each example where the task can tell; likewise."""
+        return Judgement(self.evaluate(judge))
+
     # ---------------------------------------------------------------------------------- what the loader asks
 
     @property
@@ -85,7 +91,7 @@ class Task(ABC):
 
     def image_tokens(self, regions: int) -> int:
         """Tokens of an image of so many regions."""
-        return 0 if self.setting.without == "image" else self.images.tokens(regions)
+        return self.images.form.framed(0) if self.setting.without == "image" else self.images.tokens(regions)
 
     def pairs(self, slot: Slot, block: Block, rng: np.random.Generator) -> tuple[Pair, ...]:
         """The example's own image and text; tasks with negatives say otherwise."""
@@ -103,11 +109,13 @@ class Task(ABC):
 
     # -------------------------------------------------------------------------------------------- for subclasses
 
-    def bare_example(self, image: Sample, text: str, matched: bool = True) -> Example:
-        """A pair without targets."""
+    def bare_example(
+        self, image: Sample, text: str, matched: bool = True, rng: np.random.Generator | None = None
+    ) -> Example:
+        """A pair without targets; a task that samples image tokens gives the generator that draws them."""
         without = self.setting.without
         tokens_T, special_T, word_T = self.setting.text.encode("" if without == "text" else text)
-        prepared = None if without == "image" else self.images.prepare(image)
+        prepared = None if without == "image" else self.images.prepare(image, rng)
         return Example("", tokens_T, special_T, word_T, prepared, matched)
 
     def texts_of(self, sample: Sample) -> tuple[str, ...]:
@@ -119,16 +127,6 @@ class Task(ABC):
     def text_of(self, sample: Sample, number: int) -> str:
         """A text of a sample by its number among `texts`."""
         return self.texts_of(sample)[number]
-
-
-def images_of(model: ModelConfig) -> RegionImages | PixelImages:
-    """How the model takes its images."""
-    source = model.image.source
-    if isinstance(source, RegionSource):
-        assert isinstance(source.width, int)
-        return RegionImages(feature_width=source.width, max_regions=source.max_regions)
-    rows, columns = grid_size(source)
-    return PixelImages(size=source.size, tokens_per_image=rows * columns, mean=source.mean, std=source.std)
 
 
 def check_name(name: str) -> str:

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import Field
 
 from vlp.data.batch import WEIGHT
-from vlp.data.dataset import Dataset
-from vlp.data.shards import BadSample
-from vlp.errors import DataError
-from vlp.metrics.vqa import normalise, soft_scores
+from vlp.metrics.vqa import commonest, normalise, soft_scores
 from vlp.objectives.answer import Answer, AnswerConfig
 from vlp.tasks.judge import Judge
+from vlp.tasks.outcomes import Judgement, Outcome, looked_up, place_of
 from vlp.tasks.task import Setting, Task, TaskConfig
-from vlp.types import Batch, Example, Pair, Question, Sample, Slot
+from vlp.types import Batch, Example, Pair, Sample, Slot
 
 if TYPE_CHECKING:
     from vlp.tasks.module import TaskModule
 
 ANSWER = "answer"
+ACCURACY = "vqa_accuracy"
 
 
 class VqaConfig(TaskConfig):
-    """Fine-tuning on questions with answers."""
+    """Fine-tuning on questions with answers.
+
+    The answer is read from the model's pooled vector, and the model's pooler says from where: `model.pooler.at: first`
+    is [CLS], `fusion: product` fuses both streams, `at: mask` reads a [MASK] that the task puts behind the question.
+    """
 
     name: Literal["vqa"] = "vqa"
     texts: Literal["questions"] = "questions"
@@ -35,7 +36,7 @@ class VqaConfig(TaskConfig):
     answer: AnswerConfig = AnswerConfig()
     """The loss."""
     min_count: int = Field(1, ge=1)
-    """An answer enters the vocabulary if it is given to so many training questions (9 is usual for VQA v2)."""
+    """An answer enters the vocabulary if it is the commonest of so many training questions (9 is usual for VQA v2)."""
     answers: tuple[str, ...] | Literal["auto"] = "auto"
     """The answer vocabulary; `auto` takes it from the training shards, and the resolved config holds it."""
 
@@ -44,7 +45,7 @@ class VqaConfig(TaskConfig):
 class Prediction:
     """The answer to one question; `score` is None where the split has no answers."""
 
-    question_id: str
+    example_id: str
     answer: str
     score: float | None
 
@@ -59,29 +60,57 @@ class VqaTask(Task):
         self.numbers = {answer: number for number, answer in enumerate(config.answers)}
         self.objective = Answer(ANSWER, config.answer, len(config.answers))
         self.objectives = {ANSWER: self.objective}
+        self.masked = setting.model.pooler.at == "mask"
 
     @property
     def weights(self) -> dict[str, float]:
         return {ANSWER: self.config.answer.weight}
+
+    def image_tokens(self, regions: int) -> int:
+        """Tokens of an image of so many regions, and the [MASK] that the index does not count."""
+        return super().image_tokens(regions) + int(self.masked)
 
     def example(
         self, slot: Slot, pair: Pair, image: Sample, text: Sample, text_number: int, rng: np.random.Generator, step: int
     ) -> Example:
         question = text.questions[text_number]
         example = self.bare_example(image, question.text)
-        example.id = question.id
+        if self.masked:
+            example = self._with_mask(example)
         scores = soft_scores([normalise(answer) for answer in question.answers])
         known = {self.numbers[answer]: score for answer, score in scores.items() if answer in self.numbers}
         example.targets[ANSWER] = self.objective.target(known, answered=bool(scores))
         return example
 
+    def _with_mask(self, example: Example) -> Example:
+        """[CLS] question [MASK] [SEP]; a question that fills the text gives its last token for it."""
+        text = self.setting.text
+        kept = min(len(example.token_ids_T) - 1, text.max_length - 2)
+        return replace(
+            example,
+            token_ids_T=np.array([*example.token_ids_T[:kept], text.mask_id, text.sep_id], np.int64),
+            special_T=np.array([*example.special_T[:kept], True, True]),
+            word_T=np.array([*example.word_T[:kept], -1, -1], np.int64),
+        )
+
     def evaluate(self, judge: Judge) -> dict[str, float]:
         """`vqa_accuracy` over all questions with answers; an answer outside the vocabulary cannot be right."""
-        scored = [p.score for p in self.predictions(judge) if p.score is not None]
-        return {"vqa_accuracy": sum(scored) / len(scored), "questions": float(len(scored))} if scored else {}
+        return _metrics([p.score for p in self.predictions(judge)])
+
+    def judged(self, judge: Judge) -> Judgement:
+        """The same, with each question's outcome."""
+        own = self._predicted(judge)
+        found = looked_up(judge.dataset, [prediction.example_id for prediction in own])
+        outcomes = judge.gathered([_outcome(prediction, *found[prediction.example_id]) for prediction in own])
+        metrics = _metrics([outcome.scores.get(ACCURACY) for outcome in outcomes])
+        return Judgement(metrics, outcomes, self._notes(outcomes))
 
     def predictions(self, judge: Judge) -> list[Prediction]:
         """The answers of all ranks' questions, in index order, on rank 0; empty elsewhere."""
+        return judge.gathered(self._predicted(judge))
+
+    def _predicted(self, judge: Judge) -> list[Prediction]:
+        """The answers to this rank's questions."""
         assert isinstance(self.config.answers, tuple)
         own = []
         for step in judge.batches(self):
@@ -91,39 +120,41 @@ class VqaTask(Task):
                 for row, (id, best) in enumerate(zip(batch.ids, best_B, strict=True)):
                     score = float(score_BA[row, best]) if answered_B[row] else None
                     own.append(Prediction(id, self.config.answers[best], score))
-        return judge.gathered(own)
+        return own
+
+    def _notes(self, outcomes: list[Outcome]) -> tuple[str, ...]:
+        answered = [outcome for outcome in outcomes if outcome.wanted]
+        if outcomes and not answered:
+            return ("the questions have no answers, so there is no score",)
+        outside = sum(all(answer not in self.numbers for answer in outcome.wanted) for outcome in answered)
+        if not outside:
+            return ()
+        return (
+            f"{outside} of {len(answered)} questions have no answer among the {len(self.numbers)} that the model "
+            "chooses from, and count as wrong",
+        )
+
+
+def _metrics(scores: list[float | None]) -> dict[str, float]:
+    known = [score for score in scores if score is not None]
+    return {ACCURACY: sum(known) / len(known), "questions": float(len(known))} if known else {}
+
+
+def _outcome(prediction: Prediction, sample: Sample, number: int) -> Outcome:
+    question = sample.questions[number]
+    answers = [normalise(answer) for answer in question.answers]
+    first = commonest(answers)
+    return Outcome(
+        id=question.id or prediction.example_id,
+        place=place_of(prediction.example_id),
+        asked=question.text,
+        said=prediction.answer,
+        wanted=() if first is None else (first, *sorted(set(answers) - {first})),
+        scores={} if prediction.score is None else {ACCURACY: prediction.score},
+        types=question.types,
+    )
 
 
 def _best(module: TaskModule, batch: Batch) -> list[int]:
     best: list[int] = module.scores(batch, ANSWER).argmax(-1).tolist()
     return best
-
-
-def answer_vocabulary(datasets: Iterable[Dataset], min_count: int) -> tuple[str, ...]:
-    """Normalised answers that occur for at least `min_count` questions, most frequent first.
-
-    Raises:
-        DataError: no question has an answer.
-    """
-    counts: Counter[str] = Counter()
-    for dataset in datasets:
-        for question in _questions(dataset):
-            counts.update({normalise(answer) for answer in question.answers} - {""})
-    kept = [
-        answer for answer, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if count >= min_count
-    ]
-    if not kept:
-        raise DataError(
-            f"data.train: no answer occurs for {min_count} questions; lower task.min_count, or import questions with "
-            "answers"
-        )
-    return tuple(kept)
-
-
-def _questions(dataset: Dataset) -> Iterator[Question]:
-    for shard, entry in enumerate(dataset.index.manifest.shards):
-        for row in range(entry.samples):
-            try:
-                yield from dataset.read(shard, row, image=False, regions=False, texts=True).questions
-            except BadSample:  # the loader will meet it again, replace it and record it
-                continue

@@ -23,14 +23,16 @@ from vlp.errors import ConfigError, DataError, TrainingError
 from vlp.seeds import derive
 from vlp.train.ema import KIND as EMA
 from vlp.train.ema import Ema, EmaConfig
+from vlp.train.forward import Forward, Metrics, Root
 from vlp.train.optimizer import OptimizerConfig, make_optimizer, set_rate
+from vlp.train.penalty import Penalty, PenaltyConfig
 from vlp.train.quiet import import_deepspeed
 from vlp.train.scaler import scaler_state, set_scaler_state
 from vlp.train.states import Piece, States
 from vlp.train.zero import Precision, engine_config, stage_of
 
 if TYPE_CHECKING:
-    from vlp.types import Batch, Losses, Step
+    from vlp.types import Batch, Step
 
 T = TypeVar("T")
 
@@ -62,18 +64,6 @@ class StepResult:
     quarantined: int
 
 
-class _Root(nn.Module):
-    """The module DeepSpeed wraps. It runs any function of the task, so that evaluation too passes ZeRO-3's hooks."""
-
-    def __init__(self, task: nn.Module) -> None:
-        super().__init__()
-        self.task = task
-
-    def forward(self, call: Callable[[nn.Module], Any]) -> tuple[Any, ...]:
-        result = call(self.task)
-        return result if isinstance(result, tuple) else (result,)  # ZeRO-3's hooks know tuples, not every type
-
-
 class Engine:
     """Trains a task module.
 
@@ -86,6 +76,7 @@ class Engine:
         optimizer: its settings.
         heights: layers between a parameter of the task and its heads, by name; for `optimizer.layer_decay`.
         ema: keep a running mean of the weights.
+        penalty: on the weights, added to the loss once per step.
         precision: fp32, bf16, or, on GPUs, fp16 with a dynamic loss scale.
         zero: what `vlp.train.zero.read_zero` gave.
         world: what `vlp.distributed.world` gave.
@@ -107,9 +98,12 @@ class Engine:
         seed: int,
         heights: Mapping[str, int] | None = None,
         ema: EmaConfig | None = None,
+        penalty: PenaltyConfig | None = None,
         log_file: Path | None = None,
     ) -> None:
         _check_optimizer(optimizer, zero)
+        if penalty is not None and stage_of(zero) == 3:
+            raise ConfigError("penalty: ZeRO stage 3 keeps no whole weight to penalise: set deepspeed to zero2")
         deepspeed = import_deepspeed(log_file)
         self.world = world
         self.seed = seed
@@ -118,7 +112,8 @@ class Engine:
         self.skipped_steps = 0
         self._weights = dict(weights)
         self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-        self._root = _Root(task)
+        self._root = Root(task)
+        self._penalty = None if penalty is None else Penalty(penalty, task)
         self._optimizer = optimizer
         made = make_optimizer(task, optimizer, heights)
         self._engine, *_ = deepspeed.initialize(
@@ -166,12 +161,15 @@ class Engine:
         agreed = self._agree(step, stop, save)
         scales_O = self._scales(agreed.counts)
         sums_O = torch.zeros(len(self._weights), dtype=torch.float64, device=self.world.device)
-        metrics = _Metrics()
+        metrics = Metrics()
         for index, batch in enumerate(step.micro_batches):
             # Seeded before each forward, so nothing of a random generator is part of a run's state.
             torch.manual_seed(derive(self.seed, "dropout", step.number, self.world.rank, index))
             self._engine.set_gradient_accumulation_boundary(index == len(step.micro_batches) - 1)
-            loss, part_O, measured = self._engine(_Forward(self.to_device(batch), list(self._weights), scales_O))
+            last = index == len(step.micro_batches) - 1
+            penalty = self._penalty if last else None
+            forward = Forward(self.to_device(batch), list(self._weights), scales_O, penalty)
+            loss, part_O, measured = self._engine(forward)
             self._engine.backward(loss)
             sums_O += part_O
             metrics.add(measured)
@@ -259,7 +257,7 @@ class Engine:
         return (float(norm) if norm is not None else math.nan), applied
 
     def _report(
-        self, sums_O: Tensor, counts: Mapping[str, float], metrics: _Metrics
+        self, sums_O: Tensor, counts: Mapping[str, float], metrics: Metrics
     ) -> tuple[dict[str, float], dict[str, float]]:
         """Mean losses and metrics over all ranks: the step's second and last small all-reduce."""
         names, own = metrics.packed(self.world.device)
@@ -369,43 +367,3 @@ class _Agreed:
     padded_tokens: int
     cut_texts: int
     quarantined: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Forward:
-    """One micro-batch's forward: the scaled loss with its graph, and what is reported."""
-
-    batch: Batch
-    objectives: list[str]
-    scales_O: Tensor
-
-    def __call__(self, task: nn.Module) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, float]]]:
-        losses: Losses = task(self.batch)
-        zero = self.scales_O.new_zeros(())
-        sums_O = torch.stack([losses.sums.get(name, zero).float() for name in self.objectives])
-        loss = (sums_O * self.scales_O).sum()
-        # A loss that is not finite makes every gradient NaN, so that all ranks skip the step at every stage without
-        # another collective; for a finite loss this multiplies by exactly 1.
-        loss = loss * (1 + 0 * loss.detach())
-        return loss, sums_O.detach().double(), losses.metrics
-
-
-class _Metrics:
-    """Sums and counts of metrics over the micro-batches of a step; stays on the device."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, float] = {}
-
-    def add(self, measured: Mapping[str, tuple[Tensor, float]]) -> None:
-        for name, (value, count) in measured.items():
-            value = value.detach().double()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] = self._counts.get(name, 0.0) + count
-
-    def packed(self, device: torch.device) -> tuple[list[str], Tensor]:
-        """Names in order, and a vector of all sums and then all counts."""
-        names = sorted(self._sums)
-        counts = torch.tensor([self._counts[name] for name in names], dtype=torch.float64, device=device)
-        sums = [self._sums[name].to(device).reshape(1) for name in names]
-        return names, torch.cat([*sums, counts])

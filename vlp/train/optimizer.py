@@ -60,6 +60,9 @@ class OptimizerConfig(Config):
     """Global gradient norm above which gradients are scaled down; none means no clipping."""
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Factor on the learning rate per layer below the heads (layer-wise decay, as in ELECTRA and BEiT); 1 is none."""
+    unfreeze_every: int | None = Field(None, ge=1)
+    """Gradual unfreezing (Howard and Ruder 2018, arXiv 1801.06146, 3.3): heads and pooler learn from the first step,
+    and each layer below begins so many steps after the one above it. Null: all from the first step."""
     groups: tuple[ParameterGroup, ...] = ()
     """Parameters by name with a rate or decay of their own; the first that fits counts."""
 
@@ -88,26 +91,30 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig, heights: Mapping[
 def parameter_groups(
     module: nn.Module, config: OptimizerConfig, heights: Mapping[str, int] | None = None
 ) -> list[dict[str, Any]]:
-    """Groups of parameters with one `rate_factor` and one `weight_decay` each, in the order of the module.
+    """Groups of parameters with one `rate_factor`, `weight_decay` and `frozen_steps` each, in the order of the module.
 
     Raises:
         ConfigError: as `make_optimizer`.
     """
     if config.layer_decay < 1 and heights is None:
         raise ConfigError("optimizer.layer_decay: the layers of this model are not known; set it to 1")
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    if config.unfreeze_every is not None and heights is None:
+        raise ConfigError("optimizer.unfreeze_every: the layers of this model are not known; leave it out")
+    groups: dict[tuple[float, float, int], list[nn.Parameter]] = {}
     fitted: set[str] = set()
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        factor = config.layer_decay ** (heights or {}).get(name, 0)
+        height = (heights or {}).get(name, 0)
+        factor = config.layer_decay**height
         decay = config.weight_decay if config.decay_all or parameter.ndim >= 2 else 0.0
         own = next((group for group in config.groups if re.search(group.pattern, name)), None)
         if own is not None:
             fitted.add(own.pattern)
             factor *= own.learning_rate
             decay = decay if own.weight_decay is None else own.weight_decay
-        groups.setdefault((factor, decay), []).append(parameter)
+        frozen = height * (config.unfreeze_every or 0)
+        groups.setdefault((factor, decay, frozen), []).append(parameter)
     for group in config.groups:
         if group.pattern not in fitted:
             raise ConfigError(
@@ -115,8 +122,8 @@ def parameter_groups(
                 "earlier group has): correct it or remove the group"
             )
     return [
-        {"params": parameters, "rate_factor": factor, "weight_decay": decay, "decay": decay}
-        for (factor, decay), parameters in groups.items()
+        {"params": parameters, "rate_factor": factor, "weight_decay": decay, "decay": decay, "frozen_steps": frozen}
+        for (factor, decay, frozen), parameters in groups.items()
     ]
 
 
@@ -133,6 +140,7 @@ def set_rate(groups: list[dict[str, Any]], config: OptimizerConfig, rate: float,
         second = (1 - config.betas[1] ** step) ** 0.5
         undone, epsilon = first / second, config.epsilon / second
     for group in groups:
-        group["lr"] = rate * group["rate_factor"] * undone
+        # A rate of 0 also stops the decay, which is part of the rate's step; moments gather all the same.
+        group["lr"] = rate * group["rate_factor"] * undone if step > group["frozen_steps"] else 0.0
         group["weight_decay"] = group["decay"] / undone
         group["eps"] = epsilon

@@ -1,0 +1,238 @@
+"""The loader's speed: photos against WebDataset's own pipeline, regions against a file per image.
+
+    python -m tests.benchmarks.loader [photos] [regions] [memory]
+
+Photos: JPEGs out of local tars, decoded and scaled to 224 x 224, in shuffled batches of 64. Both sides read the same
+tars, parse the same JSON and call the same function on the same bytes (`vlp.data.pixels.read_square`); a third row is
+WebDataset with its own decoder (`decode("pilrgb")`) and Pillow's resize. Regions: features, boxes, confidence and class
+probabilities as float32 in shuffled batches of 64, from shards of raw arrays and from one npz file per image. Each side
+is run in turn, several times; the first batch is not counted, so that starting workers is not. Memory: that of the
+process and its workers over three epochs.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset as wds
+from PIL import Image
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from tests.benchmarks.material import caption_of, dataset_of, photo_shards, region_shards
+from tests.benchmarks.results import rate, save, show, spread
+from vlp.data.batch import collate
+from vlp.data.dataset import Dataset
+from vlp.data.image import PixelImages, RegionImages
+from vlp.data.index import Block
+from vlp.data.loader import StepLoader
+from vlp.data.order import Order
+from vlp.data.pixels import read_square
+from vlp.types import Batch, Example, Pair, Sample, Slot
+
+SIZE, BATCH, REPEATS = 224, 64, 5
+WORKERS = (0, 1, 2)
+TOKENS = np.arange(5)
+Batches = Callable[[], Iterable[int]]
+"""Starts a loader; its batches, each as the number of images in it."""
+
+
+class Plain:
+    """A task that does nothing but what is measured: the image made ready, and a text of five tokens."""
+
+    def __init__(self, images: PixelImages | RegionImages) -> None:
+        self.images = images
+        self.wants_image, self.wants_regions = images.wants_image, images.wants_regions
+
+    def pairs(self, slot: Slot, block: Block, rng: np.random.Generator) -> tuple[Pair, ...]:
+        return (Pair(int(block.sample_E[slot.example]), slot.example),)
+
+    def example(
+        self, slot: Slot, pair: Pair, image: Sample, text: Sample, number: int, rng: np.random.Generator, step: int
+    ) -> Example:
+        assert text.captions
+        return Example("", TOKENS, TOKENS == 0, TOKENS, self.images.prepare(image))
+
+    def collate(self, examples: list[list[Example]], step: int) -> Batch:
+        return collate([example for slot in examples for example in slot], self.images.form, {})
+
+
+def ours(dataset: Dataset, images: PixelImages | RegionImages, workers: int) -> Batches:
+    order = Order([dataset.examples_S], seed=0, batch_size=BATCH, block_shards=8)
+    steps = int(dataset.examples_S.sum()) // BATCH
+
+    def start(epochs: int = 1) -> Iterator[int]:
+        loader = StepLoader(
+            [dataset],
+            order,
+            Plain(images),
+            image_tokens=images.tokens,
+            micro_tokens=1 << 30,
+            first_step=0,
+            last_step=steps * epochs,
+            workers=workers,
+        )
+        for step in loader:
+            (batch,) = step.micro_batches
+            assert batch.image.packing.tokens
+            yield len(batch)
+
+    return start
+
+
+# ---------------------------------------------------------------------------------------------------------- photos
+
+
+def webdataset_s(folder: Path, workers: int, *, own_decoder: bool) -> Batches:
+    """WebDataset's pipeline as its documentation has it: shards shuffled, samples shuffled in a buffer, batched."""
+    shards = sorted(map(str, folder.glob("*.tar")))
+
+    def start() -> Iterator[int]:
+        pipeline = wds.WebDataset(shards, shardshuffle=len(shards), seed=0).shuffle(1000)
+        if own_decoder:
+            pipeline = pipeline.decode("pilrgb").to_tuple("jpg", "json").map_tuple(_scaled, _first)
+        else:
+            pipeline = pipeline.to_tuple("jpg", "json").map_tuple(_square, caption_of)
+        batched = pipeline.batched(BATCH, collation_fn=_stacked, partial=False)
+        for pixels, _ in DataLoader(batched, batch_size=None, num_workers=workers):
+            yield len(pixels)
+
+    return start
+
+
+def _square(data: bytes) -> np.ndarray[Any, Any]:
+    return read_square(data, SIZE)
+
+
+def _scaled(image: Image.Image) -> np.ndarray[Any, Any]:
+    return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+
+
+def _first(record: dict[str, Any]) -> str:
+    return str(record["captions"][0])
+
+
+def _stacked(samples: list[tuple[np.ndarray[Any, Any], str]]) -> tuple[torch.Tensor, list[str]]:
+    return torch.from_numpy(np.stack([pixels for pixels, _ in samples])), [caption for _, caption in samples]
+
+
+def photos(folder: Path) -> None:
+    what = photo_shards(folder / "photos")
+    dataset = dataset_of(folder / "photos")
+    images = PixelImages(SIZE, 49)
+    tried = {
+        workers: {
+            "vlp": ours(dataset, images, workers),
+            "webdataset, same decoding": webdataset_s(folder / "photos", workers, own_decoder=False),
+            "webdataset, its own decoder": webdataset_s(folder / "photos", workers, own_decoder=True),
+        }
+        for workers in WORKERS
+    }
+    compare("photos", f"JPEG to {SIZE} x {SIZE}: {what}; images/s", tried)
+
+
+# --------------------------------------------------------------------------------------------------------- regions
+
+
+class NpzFiles(TorchDataset[dict[str, torch.Tensor]]):
+    """One npz per image: what most training code does with UNITER's folders."""
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = sorted(folder.glob("*.npz"))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        with np.load(self.paths[number]) as arrays:
+            return {
+                "features": torch.from_numpy(arrays["features"].astype(np.float32)),
+                "boxes": torch.from_numpy(arrays["norm_bb"][:, :4].astype(np.float32)),
+                "confidence": torch.from_numpy(arrays["conf"].astype(np.float32)),
+                "class_probs": torch.from_numpy(arrays["soft_labels"].astype(np.float32)),
+            }
+
+
+def _packed(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    found = {name: torch.cat([sample[name] for sample in samples]) for name in samples[0]}
+    return {**found, "lengths": torch.tensor([len(sample["boxes"]) for sample in samples])}
+
+
+def npz_files(folder: Path, workers: int) -> Batches:
+    def start() -> Iterator[int]:
+        loader = DataLoader(
+            NpzFiles(folder), batch_size=BATCH, shuffle=True, collate_fn=_packed, num_workers=workers, drop_last=True
+        )
+        for batch in loader:
+            yield len(batch["lengths"])
+
+    return start
+
+
+def regions(folder: Path) -> None:
+    what = region_shards(folder / "regions", folder / "loose")
+    dataset = dataset_of(folder / "regions")
+    width = dataset.index.manifest.feature_width
+    assert width is not None
+    tried = {
+        workers: {
+            "vlp": ours(dataset, RegionImages(width, max_regions=100), workers),
+            "an npz file per image": npz_files(folder / "loose", workers),
+        }
+        for workers in WORKERS
+    }
+    compare("regions", f"Regions: {what}; images/s", tried)
+
+
+# ---------------------------------------------------------------------------------------------------------- running
+
+
+def compare(name: str, title: str, tried: dict[int, dict[str, Batches]]) -> None:
+    rates: dict[int, dict[str, list[float]]] = {
+        workers: {side: [] for side in sides} for workers, sides in tried.items()
+    }
+    for _ in range(REPEATS):
+        for workers, sides in tried.items():
+            for side, start in sides.items():
+                rates[workers][side].append(_rate(start))
+    rows, found = [], {}
+    for workers, sides_ in rates.items():
+        own = sides_["vlp"]
+        found[workers] = {side: rate(1, [1 / each for each in measured]) for side, measured in sides_.items()}
+        for side, measured in sides_.items():
+            # Each round's own ratio: what slowed the machine in a round slowed both sides.
+            ratio = [one / other for one, other in zip(own, measured, strict=True)]
+            shown = "" if side == "vlp" else f"{statistics.median(ratio):.2f} ({min(ratio):.2f} to {max(ratio):.2f})"
+            found[workers][side]["vlp is so many times as fast"] = statistics.median(ratio)
+            rows.append((f"{workers}", side, spread(found[workers][side]), shown))
+    show(title, ("workers", "loader", f"median of {REPEATS} (lowest to highest)", "vlp is faster by"), rows)
+    save(name, {"what": title, "repeats": REPEATS, "workers": found})
+
+
+def _rate(start: Batches) -> float:
+    """Images per second after the first batch."""
+    torch.set_num_threads(1)
+    batches = iter(start())
+    next(batches)
+    begun = time.perf_counter()
+    count = sum(batches)
+    return count / (time.perf_counter() - begun)
+
+
+def main(parts: list[str]) -> None:
+    known: dict[str, Callable[[Path], None]] = {"photos": photos, "regions": regions}
+    for part in parts or known:
+        with tempfile.TemporaryDirectory() as folder:
+            known[part](Path(folder))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,213 @@
+"""Slots into examples: the pairs that a task draws, their lengths from the tables, their samples read and prepared."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlp.data.augment import AugmentConfig, draw_view
+from vlp.data.dataset import Dataset
+from vlp.data.index import Block, Texts
+from vlp.data.recent import Recent
+from vlp.data.samples import Fault
+from vlp.data.shards import BadSample
+from vlp.seeds import generator
+from vlp.types import Batch, Example, Pair, Sample, Slot
+
+ImageTokens = Callable[[int], int]
+"""Image tokens that the model makes of a sample with so many regions (`vlp.data.image`: `.tokens`)."""
+
+
+class Preparer(Protocol):
+    """What a task does to its data; pure functions of their arguments, run in loader workers."""
+
+    @property
+    def wants_image(self) -> bool:
+        """Whether `example` needs the photo's bytes."""
+
+    @property
+    def wants_regions(self) -> bool:
+        """Whether `example` needs the regions."""
+
+    def pairs(self, slot: Slot, block: Block, rng: np.random.Generator) -> tuple[Pair, ...]:
+        """The pairs of one slot, at least one; they stay in one micro-batch, in this order."""
+
+    def example(
+        self,
+        slot: Slot,
+        pair: Pair,
+        image: Sample,
+        text: Sample,
+        text_number: int,
+        rng: np.random.Generator,
+        step: int,
+    ) -> Example:
+        """One pair, prepared for the model. An empty `Example.id` is filled in by the caller.
+
+        Raises:
+            Fault: the image or the text cannot be used; another example takes the slot.
+        """
+
+    def collate(self, examples: list[list[Example]], step: int) -> Batch:
+        """A micro-batch from the examples of each slot; no slots at all give zero rows."""
+
+
+class Places(Protocol):
+    """Where slots lie: an `Order`, or the plain sequence of an evaluation."""
+
+    @property
+    def seed(self) -> int: ...
+
+    def block_shards(self, slot: Slot) -> tuple[int, ...]: ...
+
+
+class OpenBlock:
+    """The tables of a block, and what is known of its examples before any is read."""
+
+    def __init__(self, tables: Block, cut_E: NDArray[np.bool_], image_tokens_S: NDArray[np.int64]) -> None:
+        self.tables = tables
+        self.cut_E = cut_E
+        """True where the text is longer than the model takes."""
+        self.image_tokens_S = image_tokens_S
+        shard_E = tables.shard_S[tables.sample_E]
+        starts = np.flatnonzero(np.diff(shard_E, prepend=-1))
+        self._starts: list[int] = starts.tolist()
+        self._shards: list[int] = shard_E[starts].tolist()
+
+    def identity(self, example: int) -> tuple[int, int]:
+        """(shard, example in the shard): the same however many groups, blocks or ranks there are."""
+        place = bisect_right(self._starts, example) - 1
+        return self._shards[place], example - self._starts[place]
+
+
+class SlotReader:
+    """Slots into examples."""
+
+    def __init__(
+        self,
+        datasets: Sequence[Dataset],
+        places: Places,
+        preparer: Preparer,
+        image_tokens: ImageTokens,
+        open_blocks: int,
+        augment: AugmentConfig | None = None,
+    ) -> None:
+        self._datasets = datasets
+        self._places = places
+        self._preparer = preparer
+        self._image_tokens = image_tokens
+        self._blocks = Recent(self._open, open_blocks)
+        self._last: tuple[tuple[int, int, int, int], OpenBlock] | None = None
+        self._augment = augment
+
+    def block(self, slot: Slot) -> OpenBlock:
+        key = slot.dataset, slot.epoch, slot.group, slot.block
+        if self._last is None or key != self._last[0]:  # a step asks for one block a thousand times
+            self._last = key, self._blocks[key]
+        return self._last[1]
+
+    def pairs(self, slot: Slot) -> tuple[Pair, ...]:
+        """The pairs that the task draws for a slot."""
+        return self._preparer.pairs(slot, self.block(slot).tables, self._generator("pairs", slot))
+
+    def tokens(self, slot: Slot, pairs: Sequence[Pair]) -> int:
+        """Tokens of a slot's pairs, known before anything is read."""
+        block = self.block(slot)
+        return sum(int(block.tables.tokens_E[pair.text] + block.image_tokens_S[pair.image]) for pair in pairs)
+
+    def shards(self, slot: Slot, pairs: Sequence[Pair]) -> set[str]:
+        """Names of the shards that a slot's pairs are read from."""
+        tables, dataset = self.block(slot).tables, self._datasets[slot.dataset]
+        rows = {pair.image for pair in pairs} | {int(tables.sample_E[pair.text]) for pair in pairs}
+        return {dataset.shard_name(int(tables.shard_S[row])) for row in rows}
+
+    def directory(self, slot: Slot) -> str:
+        """Where a slot's dataset lies."""
+        return self._datasets[slot.dataset].directory
+
+    def cut_texts(self, slot: Slot, pairs: Sequence[Pair]) -> int:
+        """Texts among the pairs' that were longer than the model's limit."""
+        return sum(bool(self.block(slot).cut_E[pair.text]) for pair in pairs)
+
+    def examples(self, slot: Slot, pairs: Sequence[Pair], step: int) -> list[Example]:
+        """Read and prepare the pairs of a slot.
+
+        Raises:
+            BadSample: a sample cannot be read or used.
+        """
+        tables = self.block(slot).tables
+        dataset = self._datasets[slot.dataset]
+        texts = {int(tables.sample_E[pair.text]) for pair in pairs}
+        samples = self._read(slot, texts, {pair.image for pair in pairs})
+        examples = []
+        for number, pair in enumerate(pairs):
+            text = int(tables.sample_E[pair.text])
+            text_number = int(tables.text_E[pair.text])
+            rng = self._generator("example", slot, number)
+            image = self._viewed(slot, number, samples[pair.image], samples[text], text_number)
+            try:
+                example = self._preparer.example(slot, pair, image, samples[text], text_number, rng, step)
+            except Fault as fault:
+                name = dataset.shard_name(int(tables.shard_S[pair.image]))
+                raise BadSample(name, samples[pair.image].key, fault.member, fault.reason) from fault
+            if not example.id:
+                name = dataset.shard_name(int(tables.shard_S[text])).removesuffix(".tar")
+                example.id = f"{name}/{samples[text].key}#{text_number}"
+            examples.append(example)
+        return examples
+
+    def _read(self, slot: Slot, texts: set[int], images: set[int]) -> dict[int, Sample]:
+        """The samples of these rows of the block's tables, each read once with the members it is needed for."""
+        tables = self.block(slot).tables
+        dataset = self._datasets[slot.dataset]
+        return {
+            row: dataset.read(
+                int(tables.shard_S[row]),
+                int(tables.row_S[row]),
+                image=row in images and self._preparer.wants_image,
+                regions=row in images and self._preparer.wants_regions,
+                texts=row in texts,
+            )
+            for row in sorted(texts | images)
+        }
+
+    def _viewed(self, slot: Slot, pair: int, image: Sample, text: Sample, text_number: int) -> Sample:
+        """The sample of an image as this pair looks at it."""
+        if self._augment is None:
+            return image
+        words, question = numbered_text(text, self._datasets[slot.dataset].texts, text_number)
+        rng = self._generator("view", slot, pair)
+        return replace(image, view=draw_view(self._augment, image, words, question=question, rng=rng))
+
+    def _generator(self, purpose: str, slot: Slot, *more: int) -> np.random.Generator:
+        """Seeded by what the example is, not by where it stands: groups, ranks and batch size do not move a mask."""
+        identity = self.block(slot).identity(slot.example)
+        return generator(self._places.seed, purpose, slot.dataset, slot.epoch, *identity, *more)
+
+    def _open(self, which: tuple[int, int, int, int]) -> OpenBlock:
+        dataset, epoch, group, block = which
+        anywhere = Slot(0, 0, dataset, epoch, block, group, 0)
+        tables, cut_E = self._datasets[dataset].open_block(self._places.block_shards(anywhere))
+        return OpenBlock(tables, cut_E, image_tokens(tables, self._preparer, self._image_tokens))
+
+
+def numbered_text(sample: Sample, texts: Texts, number: int) -> tuple[str, bool]:
+    """A text of a sample as `texts` counts them, and whether it is a question."""
+    captions = sample.captions if texts != "questions" else ()
+    if number < len(captions):
+        return captions[number], False
+    return sample.questions[number - len(captions)].text, True
+
+
+def image_tokens(tables: Block, preparer: Preparer, count: ImageTokens) -> NDArray[np.int64]:
+    """Image tokens of each sample of a block, [S]; zero where the task takes no image or the sample has none."""
+    if not preparer.wants_regions:
+        return np.where(tables.has_image_S, count(0) if preparer.wants_image else 0, 0).astype(np.int64)
+    found, which_S = np.unique(tables.regions_S, return_inverse=True)
+    tokens_S = np.array([count(int(regions)) if regions else 0 for regions in found], np.int64)[which_S]
+    return np.where(tables.has_image_S, tokens_S, 0) if preparer.wants_image else tokens_S

@@ -1,0 +1,39 @@
+"""A model in two steps: what a text or an image alone decides, run once for each; then the blocks in which they meet.
+
+For scoring many pairs of few texts and images: a tower, an embedding, or a backbone of pixels runs once per text or
+image, not once per pair.
+
+Shape suffixes: N text tokens, M image tokens, B examples, H width of a stream.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from vlp.models.embeddings import WholeImageConfig
+from vlp.models.imageparts import AlignedConfig, ImagePositionConfig
+from vlp.models.model import ModelConfig, VisionLanguageModel
+from vlp.types import Batch, Encoded
+
+
+def separable(config: ModelConfig) -> bool:
+    """Whether each stream's embedding reads nothing of the other's."""
+    parts = (*config.image.parts, *(config.image.grid.parts if config.image.grid else ()))
+    reads_text = any(
+        isinstance(part, AlignedConfig) or (isinstance(part, ImagePositionConfig) and part.at == "after_text")
+        for part in parts
+    )
+    return not reads_text and not any(isinstance(part, WholeImageConfig) for part in config.text.parts)
+
+
+def unimodal(model: VisionLanguageModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The states where text and image meet, [N, H] and [M, H]. Examples may lack an image; their texts may be empty."""
+    image_MH, features_RH, regions = model.image(batch.image, batch.text, model.text.tables)
+    text_NH = model.text(batch.text, features_RH, regions)
+    return model.encoder.unimodal(text_NH, image_MH, batch)
+
+
+def joined(model: VisionLanguageModel, text_NH: Tensor, image_MH: Tensor, batch: Batch) -> Encoded:
+    """What the model makes of pairs whose unimodal states are known; the batch's image need not hold features."""
+    text_NH, image_MH = model.encoder.joined(text_NH, image_MH, batch)
+    return Encoded(text_NH, image_MH, model.pooler(text_NH, image_MH, batch))
