@@ -16,6 +16,7 @@ from tests.distributed.fileserver import FileServer, serving
 from tests.distributed.remotedata import PER_SHARD, SHARDS, Plain, content, loader, names, opened, same, sizes
 from vlp.data.dataset import Dataset
 from vlp.data.loader import EvaluationLoader
+from vlp.data.manifest import INDEX
 from vlp.errors import DataError
 
 # ---------------------------------------------------------------------------------------------- real servers, all kinds
@@ -172,6 +173,17 @@ def test_a_damaged_index_is_refused_by_name(local: Dataset, server: FileServer, 
     server.always = {"manifest.json": "wrong"}
     with pytest.raises(DataError, match=r"index/manifest\.json: is not valid JSON; index the local shards again"):
         opened(server.url, tmp_path)
+    copied = tmp_path / "copy"
+    shutil.copytree(local.directory, copied)
+    tables = [copied / INDEX / name.replace(".tar", ".npz") for name in names(local)]
+    shutil.copy(tables[0], tables[1])
+    with serving(copied) as files:
+        with pytest.raises(DataError, match=r"shard-000001\.npz: cannot be used \(does not fit the manifest\); index"):
+            opened(files.url, tmp_path / "cache").open_block([1])
+        manifest = copied / INDEX / "manifest.json"
+        manifest.write_bytes(manifest.read_bytes().replace(b'"captions": 6', b'"captions": 7'))
+        with pytest.raises(DataError, match=r"manifest\.json: is not as it was written, after 3 downloads"):
+            opened(files.url, tmp_path / "cache")
     server.always = {names(local)[1].replace(".tar", ".npz"): "wrong"}
     remote = opened(server.url, tmp_path)
     with pytest.raises(DataError, match=r"/index/.*shard-000001\.npz: cannot be used \(.*\); index the local shards"):

@@ -311,13 +311,15 @@ def test_a_process_that_dies_leaves_room_and_no_lock(tmp_path: Path) -> None:
 def test_a_lock_does_not_stay_with_a_forked_child(tmp_path: Path) -> None:
     cache = Cache(tmp_path, 100)
     descriptor = cache.obtain("a", filler("a", 60))
-    child = _process(time.sleep, 5)
-    assert read_shared(descriptor, 3, 0) == b"aaa"
     other = cache.open("a")
     assert other is not None
+    child = _process(time.sleep, 20)
+    begin = time.monotonic()
+    assert read_shared(descriptor, 3, 0) == b"aaa"
     close_shared(other)
     read(cache, "b", 60)
     assert files(tmp_path) == {"b": 60}
+    assert time.monotonic() - begin < 10
     child.kill()
     child.join()
 

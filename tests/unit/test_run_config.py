@@ -13,7 +13,7 @@ import yaml
 from vlp import resources
 from vlp.config import read_yaml, write_yaml
 from vlp.errors import CheckpointError, ConfigError
-from vlp.models.image import PixelSource, RegionSource
+from vlp.models.image import RegionSource
 from vlp.models.model import ModelConfig, Sizes, fill_sizes
 from vlp.run import Command, RunConfig, load_run
 from vlp.tasks.pretrain import PretrainConfig
@@ -61,8 +61,9 @@ def trained(tmp_path: Path) -> Path:
 def test_every_shipped_model_is_one(name: str) -> None:
     made = ModelConfig.parse(read_yaml(resources.shipped("model", name)), name)
     assert not made.heads
-    if isinstance(made.image.source, PixelSource):
-        assert fill_sizes(made, Sizes(99, None, None)).text.vocab_size == 99
+    if not isinstance(made.image.source, RegionSource):
+        words = _or(made.text.vocab_size, 99)
+        assert fill_sizes(made, Sizes(words, None, None)).text.vocab_size == words
         return
     sizes = fill_sizes(made, Sizes(_or(made.text.vocab_size, 99), _or(_source(made).width, 9), _or(_classes(made), 3)))
     assert sizes.text.vocab_size != "auto"
@@ -351,3 +352,30 @@ def test_yaml_and_json_say_the_same(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps(RUN))
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(RUN))
     assert load_run(str(tmp_path / "run.json"), [], "pretrain") == load_run(str(tmp_path / "run.yaml"), [], "pretrain")
+
+
+def test_paths_to_weights_are_relative_to_the_file_that_holds_them(tmp_path: Path) -> None:
+    for name in ("bert", "models/bert"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "models" / "backbone.safetensors").touch()
+    (tmp_path / "backbone.safetensors").touch()
+    pixels = {"kind": "pixels", "backbone": "resnet10t", "weights": "backbone.safetensors"}
+    model = {**MODEL, "text": {**MODEL["text"], "weights": {"source": "bert"}}}
+    model["image"] = {**MODEL["image"], "grid": {"source": pixels, "parts": [{"kind": "feature"}]}}
+    write(tmp_path / "models", model, "model.yaml")
+    for given, folder in ((model, tmp_path), ("models/model.yaml", tmp_path / "models")):
+        found = load(tmp_path, {**RUN, "model": given}).model
+        assert found.text.weights is not None
+        assert found.image.grid is not None
+        assert found.text.weights.source == str(folder / "bert")
+        assert found.image.grid.source.weights == str(folder / "backbone.safetensors")
+    hub = load(tmp_path, {**RUN, "model": {**MODEL, "text": {"weights": {"source": "bert-base-uncased"}}}})
+    assert hub.model.text.weights is not None
+    assert hub.model.text.weights.source == "bert-base-uncased"
+
+
+def test_a_text_model_s_tokenizer_needs_no_naming(tmp_path: Path) -> None:
+    values = {**RUN, "tokenizer": None}
+    with pytest.raises(ConfigError, match="tokenizer is missing"):
+        load(tmp_path, values)
+    load(tmp_path, values, "model.text.weights={source: bert-base-uncased}")

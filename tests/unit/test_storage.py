@@ -151,8 +151,11 @@ def test_what_no_try_would_mend_is_said_at_once(
     assert not slept
 
 
-def test_a_full_disk_is_not_tried_again(monkeypatch: pytest.MonkeyPatch, slept: list[float]) -> None:
+@pytest.mark.parametrize("parts", [True, False])
+def test_a_full_disk_is_not_tried_again(monkeypatch: pytest.MonkeyPatch, slept: list[float], parts: bool) -> None:
     source, files = opened(monkeypatch, lambda start, end: DATA[start:end])
+    monkeypatch.setattr(source, "_whole_only", not parts)
+    monkeypatch.setattr(source, "_stream", lambda name: iter([files.cat_file(name, 0, len(DATA))]))
     descriptor = os.open("/dev/full", os.O_RDWR)
     with pytest.raises(OSError, match="No space left"):
         source.download("s.tar", len(DATA), descriptor)

@@ -68,6 +68,21 @@ def test_random_ids_are_all_but_the_special_ones(vocabulary: Path) -> None:
     assert encoder.mask_id == 4
 
 
+def test_added_tokens_are_special_and_come_last(vocabulary: Path, tmp_path: Path) -> None:
+    encoder = TextEncoder(vocabulary, 9, ["[IMG]", "[ANS]"])
+    assert encoder.vocab_size == len(WORDS) + 2
+    ids_T, special_T, word_T = encoder.encode("red [IMG] circle")
+    assert encoder.tokens(ids_T.tolist()) == ["[CLS]", "red", "[IMG]", "circle", "[SEP]"]
+    assert (ids_T[2], special_T[2], word_T[2]) == (len(WORDS), True, -1)
+    assert len(WORDS) not in encoder.random_ids
+    assert encoder.fingerprint != TextEncoder(vocabulary, 9).fingerprint
+    encoder.save(tmp_path / "saved")
+    for added in ((), ("[IMG]", "[ANS]")):  # a saved one has them already
+        again = TextEncoder(tmp_path / "saved", 9, added)
+        assert (again.vocab_size, again.fingerprint) == (encoder.vocab_size, encoder.fingerprint)
+        assert again.encode("red [IMG] circle")[1].tolist() == special_T.tolist()
+
+
 def test_roberta_names_work(tmp_path: Path) -> None:
     words = ["<s>", "</s>", "<unk>", "<mask>", "red", "circle"]
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))

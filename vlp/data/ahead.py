@@ -36,7 +36,7 @@ class LookAhead:
         self._own = range(first, first + groups)
         for number, index in self._remote.items():
             index.check_room(order.shards_per_block * groups)
-            if False and not datasets[number].lengths.stored:
+            if sets > 1 and not datasets[number].lengths.stored:
                 raise ConfigError(
                     f"data.groups: with {order.groups} groups a node fetches its own shards only, so the token lengths "
                     f"of {index.directory} must lie beside its index: make them with `vlp-data index DIR --tokenizer "

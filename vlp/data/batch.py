@@ -104,7 +104,7 @@ def _text(examples: Sequence[Example]) -> TextBatch:
     segments = [np.zeros(len(e.token_ids_T), np.int64) if e.segment_T is None else e.segment_T for e in examples]
     return TextBatch(
         ids_N=_tensor(_joined(ids, np.zeros(0, np.int64))),
-        positions_N=within(packing.lengths_B, packing.starts_B1.long()),
+        positions_N=within(packing),
         segments_N=_tensor(_joined(segments, np.zeros(0, np.int64))),
         packing=packing,
     )

@@ -1,8 +1,13 @@
-"""Packed sequences: tokens of all examples one after the other, with the indices that attention needs."""
+"""Packed sequences: tokens of all examples one after the other, with the indices that attention needs.
+
+Made with numpy, whose calls on small arrays take a quarter of torch's: a batch has thirty.
+"""
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vlp.types import Packing
@@ -10,26 +15,23 @@ from vlp.types import Packing
 
 def pack(lengths: Sequence[int]) -> Packing:
     """The packing of sequences with these lengths (zero allowed)."""
-    lengths_B = torch.tensor(lengths, dtype=torch.int64)
-    starts_B1 = torch.zeros(len(lengths) + 1, dtype=torch.int64)
-    torch.cumsum(lengths_B, 0, out=starts_B1[1:])
+    lengths_B = np.array(lengths, np.int64)
     longest = max(lengths, default=0)
-    example_N = torch.repeat_interleave(torch.arange(len(lengths)), lengths_B)
-    within_N = within(lengths_B, starts_B1)
+    within_N = _within(lengths_B)
     uniform = all(length == longest for length in lengths)
     return Packing(
         lengths=tuple(lengths),
-        lengths_B=lengths_B,
-        starts_B1=starts_B1.to(torch.int32),
+        lengths_B=torch.from_numpy(lengths_B),
+        starts_B1=torch.from_numpy(np.concatenate([[0], np.cumsum(lengths_B)]).astype(np.int32)),
         longest=longest,
-        rows_N=example_N * longest + within_N,
-        valid_BL=None if uniform else torch.arange(longest)[None, :] < lengths_B[:, None],
+        rows_N=torch.from_numpy(np.repeat(np.arange(len(lengths)) * longest, lengths_B) + within_N),
+        valid_BL=None if uniform else torch.from_numpy(np.arange(longest)[None, :] < lengths_B[:, None]),
     )
 
 
-def within(lengths_B: Tensor, starts_B1: Tensor) -> Tensor:
+def within(packing: Packing) -> Tensor:
     """Place of each packed token inside its own sequence, [N]."""
-    return torch.arange(int(starts_B1[-1])) - torch.repeat_interleave(starts_B1[:-1], lengths_B)
+    return torch.from_numpy(_within(packing.lengths_B.numpy()))
 
 
 def join(text: Packing, image: Packing) -> tuple[Packing, Tensor, Tensor]:
@@ -39,11 +41,17 @@ def join(text: Packing, image: Packing) -> tuple[Packing, Tensor, Tensor]:
         the joint packing; for each joint row its row in [text_N ; image_M]; and the inverse permutation.
     """
     joint = pack([t + i for t, i in zip(text.lengths, image.lengths, strict=True)])
-    starts_B = joint.starts_B1[:-1].to(torch.int64)
-    text_rows_N = torch.repeat_interleave(starts_B, text.lengths_B) + within(text.lengths_B, text.starts_B1.long())
-    image_rows_M = torch.repeat_interleave(starts_B + text.lengths_B, image.lengths_B)
-    image_rows_M = image_rows_M + within(image.lengths_B, image.starts_B1.long())
-    split_rows_J = torch.cat([text_rows_N, image_rows_M])
-    joint_rows_J = torch.empty_like(split_rows_J)
-    joint_rows_J[split_rows_J] = torch.arange(len(split_rows_J))
-    return joint, joint_rows_J, split_rows_J
+    starts_B = joint.starts_B1.numpy()[:-1].astype(np.int64)
+    text_B, image_B = text.lengths_B.numpy(), image.lengths_B.numpy()
+    text_rows_N = np.repeat(starts_B, text_B) + _within(text_B)
+    image_rows_M = np.repeat(starts_B + text_B, image_B) + _within(image_B)
+    split_rows_J = np.concatenate([text_rows_N, image_rows_M])
+    joint_rows_J = np.empty_like(split_rows_J)
+    joint_rows_J[split_rows_J] = np.arange(len(split_rows_J))
+    return joint, torch.from_numpy(joint_rows_J), torch.from_numpy(split_rows_J)
+
+
+def _within(lengths_B: NDArray[np.int64]) -> NDArray[np.int64]:
+    """0, 1, .. inside each sequence."""
+    ends_B = np.cumsum(lengths_B)
+    return np.arange(int(ends_B[-1]) if len(ends_B) else 0) - np.repeat(ends_B - lengths_B, lengths_B)

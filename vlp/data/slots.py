@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -85,6 +85,19 @@ class OpenBlock:
         return self._shards[place], example - self._starts[place]
 
 
+@dataclass(frozen=True, slots=True)
+class ReadPair:
+    """A pair with its samples, ready to be prepared."""
+
+    pair: Pair
+    image: Sample
+    text: Sample
+    text_number: int
+    rng: np.random.Generator
+    id: str
+    """Of the example, unless its task gives it another."""
+
+
 class SlotReader:
     """Slots into examples."""
 
@@ -140,41 +153,53 @@ class SlotReader:
         Raises:
             BadSample: a sample cannot be read or used.
         """
-        tables = self.block(slot).tables
-        dataset = self._datasets[slot.dataset]
-        texts = {int(tables.sample_E[pair.text]) for pair in pairs}
-        samples = self._read(slot, texts, {pair.image for pair in pairs})
-        examples = []
-        for number, pair in enumerate(pairs):
-            text = int(tables.sample_E[pair.text])
-            text_number = int(tables.text_E[pair.text])
-            rng = self._generator("example", slot, number)
-            image = self._viewed(slot, number, samples[pair.image], samples[text], text_number)
-            try:
-                example = self._preparer.example(slot, pair, image, samples[text], text_number, rng, step)
-            except Fault as fault:
-                name = dataset.shard_name(int(tables.shard_S[pair.image]))
-                raise BadSample(name, samples[pair.image].key, fault.member, fault.reason) from fault
-            if not example.id:
-                name = dataset.shard_name(int(tables.shard_S[text])).removesuffix(".tar")
-                example.id = f"{name}/{samples[text].key}#{text_number}"
-            examples.append(example)
-        return examples
+        return self.prepare(slot, self.read(slot, pairs), step)
 
-    def _read(self, slot: Slot, texts: set[int], images: set[int]) -> dict[int, Sample]:
-        """The samples of these rows of the block's tables, each read once with the members it is needed for."""
-        tables = self.block(slot).tables
-        dataset = self._datasets[slot.dataset]
-        return {
-            row: dataset.read(
+    def read(self, slot: Slot, pairs: Sequence[Pair]) -> list[ReadPair]:
+        """The pairs of a slot with their samples, each sample read once with the members it is needed for.
+
+        Raises:
+            BadSample: a sample cannot be read.
+        """
+        tables, dataset = self.block(slot).tables, self._datasets[slot.dataset]
+        texts = [int(tables.sample_E[pair.text]) for pair in pairs]
+        images = {pair.image for pair in pairs}
+        samples = {}
+        for row in sorted(images.union(texts)):
+            shown = row in images
+            samples[row] = dataset.read(
                 int(tables.shard_S[row]),
                 int(tables.row_S[row]),
-                image=row in images and self._preparer.wants_image,
-                regions=row in images and self._preparer.wants_regions,
+                image=shown and self._preparer.wants_image,
+                regions=shown and self._preparer.wants_regions,
                 texts=row in texts,
             )
-            for row in sorted(texts | images)
-        }
+        found = []
+        for number, (pair, text) in enumerate(zip(pairs, texts, strict=True)):
+            text_number = int(tables.text_E[pair.text])
+            name = dataset.shard_name(int(tables.shard_S[text])).removesuffix(".tar")
+            image = self._viewed(slot, number, samples[pair.image], samples[text], text_number)
+            rng = self._generator("example", slot, number)
+            id = f"{name}/{samples[text].key}#{text_number}"
+            found.append(ReadPair(pair, image, samples[text], text_number, rng, id))
+        return found
+
+    def prepare(self, slot: Slot, read: Sequence[ReadPair], step: int) -> list[Example]:
+        """The examples of a slot's pairs.
+
+        Raises:
+            BadSample: a sample cannot be used.
+        """
+        examples = []
+        for one in read:
+            try:
+                example = self._preparer.example(slot, one.pair, one.image, one.text, one.text_number, one.rng, step)
+            except Fault as fault:
+                name = self._datasets[slot.dataset].shard_name(int(self.block(slot).tables.shard_S[one.pair.image]))
+                raise BadSample(name, one.image.key, fault.member, fault.reason) from fault
+            example.id = example.id or one.id
+            examples.append(example)
+        return examples
 
     def _viewed(self, slot: Slot, pair: int, image: Sample, text: Sample, text_number: int) -> Sample:
         """The sample of an image as this pair looks at it."""

@@ -14,7 +14,7 @@ from vlp.data.balance import parties, split
 from vlp.data.dataset import Dataset
 from vlp.data.order import Order
 from vlp.data.shards import BadSample
-from vlp.data.slots import ImageTokens, Preparer, SlotReader
+from vlp.data.slots import ImageTokens, Preparer, ReadPair, SlotReader
 from vlp.errors import DataError
 from vlp.types import Example, Pair, Slot, Step
 
@@ -86,36 +86,58 @@ class StepMaker:
         plan = self.plan(step)
         result = Step(step, [], 0)
         for places in plan.micro_batches[self._rank]:
-            examples = [self._fill(plan, place, result) for place in places]
+            examples = self._examples(plan, places, result)
             result.micro_batches.append(self._preparer.collate(examples, step))
             result.examples += sum(len(group) for group in examples)
         return result
 
-    def _fill(self, plan: Plan, place: int, result: Step) -> list[Example]:
-        """The examples of a slot, or of the neighbour that takes its place."""
-        errors: list[BadSample] = []
-        gone: set[str] = set()
+    def _examples(self, plan: Plan, places: Sequence[int], result: Step) -> list[list[Example]]:
+        """The examples of some slots, or of the neighbours that take their places.
+
+        First all samples are read, then all are prepared: a processor that has decoded an image must fetch the code
+        that reads anew, and in turn that costs twice as much as reading itself.
+        """
+        examples, used = [], []
+        for place, read in [(place, self._read(plan, place)) for place in places]:
+            try:
+                if isinstance(read, BadSample):
+                    raise read
+                examples.append(self._reader.prepare(plan.slots[place], read, result.number))
+                used.append(place)
+            except BadSample as error:
+                examples.append(self._replacement(plan, place, error, result))
+        result.cut_texts += sum(self._reader.cut_texts(plan.slots[place], plan.pairs[place]) for place in used)
+        return examples
+
+    def _read(self, plan: Plan, place: int) -> list[ReadPair] | BadSample:
+        try:
+            return self._reader.read(plan.slots[place], plan.pairs[place])
+        except BadSample as error:
+            return error
+
+    def _replacement(self, plan: Plan, place: int, first: BadSample, result: Step) -> list[Example]:
+        """The examples of the neighbour that takes the place of a slot which cannot be used."""
         directory = self._reader.directory(plan.slots[place])
-        for slot, pairs in self._candidates(plan, place):
+        result.quarantined.append(record(first, directory))
+        gone = {first.shard} if first.whole_shard else set()
+        for slot, pairs in self._neighbours(plan, place):
             if gone and not gone.isdisjoint(self._reader.shards(slot, pairs)):
                 continue
             try:
                 examples = self._reader.examples(slot, pairs, result.number)
             except BadSample as error:
-                errors.append(error)
                 gone |= {error.shard} if error.whole_shard else set()
                 result.quarantined.append(record(error, directory))
                 continue
             result.cut_texts += self._reader.cut_texts(slot, pairs)
             return examples
         raise DataError(
-            f"{directory}: no example of a block of shards can be used ({errors[0]}); "
+            f"{directory}: no example of a block of shards can be used ({first}); "
             f"find and mend all damage with `vlp-data verify {directory} --repair OUT`"
         )
 
-    def _candidates(self, plan: Plan, place: int) -> Iterator[tuple[Slot, tuple[Pair, ...]]]:
-        """The slot itself, then neighbours that are not longer (the split stays true), then, at worst, longer ones."""
-        yield plan.slots[place], plan.pairs[place]
+    def _neighbours(self, plan: Plan, place: int) -> Iterator[tuple[Slot, tuple[Pair, ...]]]:
+        """Who may take a slot's place: those that are not longer (the split stays true), then, at worst, longer ones."""
         longer = []
         for example in self._order.neighbours(plan.slots[place]):
             neighbour = replace(plan.slots[place], example=example)

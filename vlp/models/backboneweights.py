@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from vlp.errors import CheckpointError
-from vlp.models.backbone import KEY, Backbone, PixelSource, plain_names, plain_network
+from vlp.models.backbone import Backbone, PixelSource
 from vlp.models.tensorfile import first_of, misfits, read_tensors
+from vlp.models.timmnetwork import KEY, plain_names, plain_network
 
 
 def load_backbone(network: nn.Module, source: PixelSource) -> None:
@@ -75,7 +77,9 @@ def _filtered(tensors: dict[str, Tensor], plain: Any, where: str) -> dict[str, T
     if change is None:
         return tensors
     try:
-        changed: dict[str, Tensor] = change(tensors, plain)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of how timm interpolates
+            changed: dict[str, Tensor] = change(tensors, plain)
     except (KeyError, RuntimeError, ValueError, AssertionError, AttributeError, IndexError, TypeError) as error:
         raise CheckpointError(f"{where}: no weights of this backbone: {type(error).__name__} {error}") from None
     return changed

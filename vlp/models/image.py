@@ -171,7 +171,7 @@ class Tokens(nn.Module):
     def _as_regions(self, image: PixelBatch) -> RegionBatch:
         """Pixels as regions: one per token that is seen."""
         if isinstance(self.backbone, Patches):
-            patches: RegionBatch = self.backbone(image)
+            patches = self.backbone.cut(image)
             projection: nn.Linear = self.parts["feature"].linear  # type: ignore[assignment]
             dtype = projection.weight.dtype
             return replace(patches, features_MD=patches.features_MD.to(dtype), boxes_M4=patches.boxes_M4.to(dtype))

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import Self
 
 from vlp.config import Config
@@ -49,15 +49,14 @@ class PatchSource(Config):
         return Grid(side, side, 0, 3 * self.patch**2)
 
 
-class Patches(nn.Module):
-    """Cuts pixels into patches; it has no weights."""
+class Patches:
+    """Cuts pixels into patches. No module: it has no weights, and ZeRO would look into the record that it returns."""
 
     def __init__(self, source: PatchSource) -> None:
-        super().__init__()
         self.source = source
         self.grid = source.grid
 
-    def forward(self, image: PixelBatch) -> RegionBatch:
+    def cut(self, image: PixelBatch) -> RegionBatch:
         """Patches as regions, each with its box, its cell and the grid that it is of.
 
         A patch's numbers go by channel, row, column. Pixels left over at the borders are dropped.

@@ -122,14 +122,14 @@ def masked_words(fixture: Fixture, model: VisionLanguageModel, losses: Losses) -
 
 def patches(seen: Seen, model: VisionLanguageModel, longest: int) -> Results:
     """The patches themselves: where each stands, and what the projection makes of all of them, padding too."""
-    cut = model.image.backbone
-    assert isinstance(cut, Patches)
+    cutter = model.image.backbone
+    assert isinstance(cutter, Patches)
     kept = patches_of(seen.batch)
     every = replace(kept, kept_M=None, grids_P2=None)
     pixels = every.pixels_P3HW
-    rows, columns = (size // cut.source.patch for size in pixels.shape[2:])
-    projected: Tensor = model.image.parts["feature"].linear(cut(every).features_MD)  # type: ignore[operator, union-attr]
-    cells = padded(cut(kept).cells_M2, kept.packing, longest - 1)
+    rows, columns = (size // cutter.source.patch for size in pixels.shape[2:])
+    projected: Tensor = model.image.parts["feature"].linear(cutter.cut(every).features_MD)  # type: ignore[operator, union-attr]
+    cells = padded(cutter.cut(kept).cells_M2, kept.packing, longest - 1)
     return {
         "out.mlm.patch_conv": Ours(projected.view(len(pixels), rows, columns, -1).permute(0, 3, 1, 2)),
         "out.mlm.patch_grid": Ours(torch.tensor([rows, columns])),
