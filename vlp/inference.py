@@ -101,14 +101,14 @@ class Progress:
     """Says how far a long evaluation is, on standard error: nothing in the first seconds, then every tenth."""
 
     def __init__(self, quiet_seconds: float = 10.0) -> None:
-        self._next, self._quiet_until = 0.1, time.monotonic() + quiet_seconds
+        self._said, self._quiet_until = 0, time.monotonic() + quiet_seconds
 
     def __call__(self, done: int, total: int) -> None:
-        share = done / total
+        tenth = 10 * done // total
         if done == 1:
-            self._next = 0.1
-        if share >= self._next:
-            self._next = share + 0.1
+            self._said = 0
+        if tenth > self._said:
+            self._said = tenth
             if time.monotonic() > self._quiet_until:
                 print(f"evaluated {done:,} of {total:,} batches", file=sys.stderr, flush=True)
 

@@ -26,8 +26,8 @@ from vlp.train.evaluation import EvaluationConfig
 from vlp.train.guard import GuardConfig
 from vlp.train.logs import LogConfig
 from vlp.train.optimizer import OptimizerConfig
-from vlp.train.profiler import ProfileConfig
 from vlp.train.penalty import PenaltyConfig
+from vlp.train.profiler import ProfileConfig
 from vlp.train.schedule import ScheduleConfig
 from vlp.train.zero import Precision
 

@@ -88,7 +88,9 @@ def difference_of(ours: Ours, wanted: Tensor) -> tuple[float, str]:
         value, wanted = value[ours.valid], wanted[ours.valid]
     if not value.numel():
         return (0.0, "empty") if not wanted.numel() and ours.valid is None else (NEVER, "nothing to compare")
-    return float((value.to(torch.float64) - wanted.to(torch.float64)).abs().max()), ""
+    difference = (value.to(torch.float64) - wanted.to(torch.float64)).abs()
+    neither = value.isnan() & wanted.isnan()  # a mean over nothing
+    return float(difference.masked_fill(neither, 0).max()), ""
 
 
 def _gradients(fixture: Fixture, losses: list[Losses], name: str) -> Check:

@@ -1,5 +1,5 @@
-"""Every shipped tiny model: an example does not see its batch, every parameter takes part in every micro-batch, and what
-is saved is the same model.
+"""Every shipped tiny model: an example does not see its batch, every parameter takes part in every micro-batch, and
+what is saved is the same model.
 """
 
 from __future__ import annotations

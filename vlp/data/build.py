@@ -161,9 +161,7 @@ class Sizes(NamedTuple):
         return cls(table.feature_width, table.class_count, table.class_ids, table.attribute_ids, table.left_out)
 
 
-def index_shard(
-    directory: Path, text_only: bool, name: str, checksum: str | None = None
-) -> tuple[ShardEntry, Sizes]:
+def index_shard(directory: Path, text_only: bool, name: str, checksum: str | None = None) -> tuple[ShardEntry, Sizes]:
     """Index one shard, unless its index file is still good; gives its entry and the sizes of its regions.
 
     Args:

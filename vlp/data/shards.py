@@ -138,20 +138,22 @@ class ShardReader:
         Raises:
             Fault: as `member` does.
         """
-        places = {}
+        places: list[tuple[str, int, int]] = []
+        start, end, total, within = 1 << 62, 0, 0, True
         for extension in extensions:
             column = table.members.get(extension)
-            if column is not None and column[1][row] >= 0:
-                places[extension] = int(column[0][row]), int(column[1][row])
-        start = min((offset for offset, _ in places.values()), default=0)
-        size = max((offset + size for offset, size in places.values()), default=0) - start
-        if len(places) > 1 and size <= sum(size for _, size in places.values()) + _GAP * len(places):
-            within = all(size <= MEMBER_LIMITS[extension] for extension, (_, size) in places.items())
-            data = self._together(shard, size, start) if within else None
-            if data is not None and len(data) == size:
-                return {e: data[offset - start : offset - start + size] for e, (offset, size) in places.items()}
+            if column is None or (size := column[1].item(row)) < 0:
+                continue
+            offset = column[0].item(row)
+            places.append((extension, offset, size))
+            start, end, total = min(start, offset), max(end, offset + size), total + size
+            within = within and size <= MEMBER_LIMITS[extension]
+        if len(places) > 1 and within and end - start <= total + _GAP * len(places):
+            data = self._together(shard, end - start, start)
+            if data is not None and len(data) == end - start:
+                return {name: data[offset - start : offset - start + size] for name, offset, size in places}
         # One by one, also to tell which of them is at fault.
-        found = {extension: self.member(table, shard, row, extension) for extension in places}
+        found = {extension: self.member(table, shard, row, extension) for extension, _, _ in places}
         return {extension: data for extension, data in found.items() if data is not None}
 
     def _together(self, shard: int, size: int, offset: int) -> bytes | None:

@@ -85,7 +85,7 @@ class OpenBlock:
         return self._shards[place], example - self._starts[place]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ReadPair:
     """A pair with its samples, ready to be prepared."""
 
@@ -131,7 +131,8 @@ class SlotReader:
     def tokens(self, slot: Slot, pairs: Sequence[Pair]) -> int:
         """Tokens of a slot's pairs, known before anything is read."""
         block = self.block(slot)
-        return sum(int(block.tables.tokens_E[pair.text] + block.image_tokens_S[pair.image]) for pair in pairs)
+        tokens_E, image_tokens_S = block.tables.tokens_E, block.image_tokens_S
+        return sum([tokens_E.item(pair.text) + image_tokens_S.item(pair.image) for pair in pairs])
 
     def shards(self, slot: Slot, pairs: Sequence[Pair]) -> set[str]:
         """Names of the shards that a slot's pairs are read from."""
@@ -162,22 +163,22 @@ class SlotReader:
             BadSample: a sample cannot be read.
         """
         tables, dataset = self.block(slot).tables, self._datasets[slot.dataset]
-        texts = [int(tables.sample_E[pair.text]) for pair in pairs]
+        texts = [tables.sample_E.item(pair.text) for pair in pairs]
         images = {pair.image for pair in pairs}
         samples = {}
         for row in sorted(images.union(texts)):
             shown = row in images
             samples[row] = dataset.read(
-                int(tables.shard_S[row]),
-                int(tables.row_S[row]),
+                tables.shard_S.item(row),
+                tables.row_S.item(row),
                 image=shown and self._preparer.wants_image,
                 regions=shown and self._preparer.wants_regions,
                 texts=row in texts,
             )
         found = []
         for number, (pair, text) in enumerate(zip(pairs, texts, strict=True)):
-            text_number = int(tables.text_E[pair.text])
-            name = dataset.shard_name(int(tables.shard_S[text])).removesuffix(".tar")
+            text_number = tables.text_E.item(pair.text)
+            name = dataset.shard_name(tables.shard_S.item(text)).removesuffix(".tar")
             image = self._viewed(slot, number, samples[pair.image], samples[text], text_number)
             rng = self._generator("example", slot, number)
             id = f"{name}/{samples[text].key}#{text_number}"

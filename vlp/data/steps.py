@@ -137,7 +137,7 @@ class StepMaker:
         )
 
     def _neighbours(self, plan: Plan, place: int) -> Iterator[tuple[Slot, tuple[Pair, ...]]]:
-        """Who may take a slot's place: those that are not longer (the split stays true), then, at worst, longer ones."""
+        """Who may take a slot's place: those that are not longer (the split stays true), at worst longer ones."""
         longer = []
         for example in self._order.neighbours(plan.slots[place]):
             neighbour = replace(plan.slots[place], example=example)

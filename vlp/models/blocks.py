@@ -37,7 +37,7 @@ class LayerConfig(Config):
     eps: float = Field(1e-12, gt=0)
     """LayerNorm's epsilon."""
     activation: Activation = "gelu"
-    """The feed-forward network's non-linearity; gelu is the exact one (erf), gelu_tanh and quick_gelu approximate it."""
+    """The feed-forward network's non-linearity; gelu is exact (erf), gelu_tanh and quick_gelu approximate it."""
     dropout: Share | None = None
     """Probability of dropping a unit of a sublayer's output; null for the model's."""
     attention_dropout: Share | None = None

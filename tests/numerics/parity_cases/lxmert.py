@@ -94,18 +94,16 @@ def scores(fixture: Fixture, model: VisionLanguageModel, seen: Seen) -> Results:
 
 
 def all_losses(fixture: Fixture, model: VisionLanguageModel, seen: Seen, losses: Losses) -> Results:
-    made = {
-        "mask_lm": words(fixture, model, seen),
-        "matched": matched(fixture, model),
-        "obj": classes(fixture, model, "class"),
-        "attr": classes(fixture, model, "attribute"),
-        "feat": features(fixture, model),
-        "qa": answers(fixture, model),
-    }
+    made = {"mask_lm": words(fixture, model, seen), "matched": matched(fixture, model)}
+    for of, name in (("class", "obj"), ("attribute", "attr")):
+        if name in model.heads:
+            made[name] = classes(fixture, model, of)
+    if "feat" in model.heads:
+        made["feat"] = features(fixture, model)
+    if "qa" in model.heads:
+        made["qa"] = answers(fixture, model)
     found = {
-        f"out.pretrain.loss_{name}": loss_of(model, seen, objective, its)
-        for name, (objective, its) in made.items()
-        if objective.name in model.heads
+        f"out.pretrain.loss_{name}": loss_of(model, seen, objective, its) for name, (objective, its) in made.items()
     }
     found["out.pretrain.loss_total"] = torch.stack(list(found.values())).sum()
     losses.values |= found

@@ -129,9 +129,10 @@ def all_losses(fixture: Fixture, model: VisionLanguageModel, seen: Seen, case: s
     return guessed | {name: Ours(loss) for name, loss in found.items()}
 
 
-def mean(model: VisionLanguageModel, seen: Seen, objective: Objective, its: Targets) -> Tensor:
+def mean(model: VisionLanguageModel, seen: Seen, objective: Objective, its: Targets, at_least: float = 0) -> Tensor:
+    """Mean loss; without a target it is no number, unless the official code divides by one at least."""
     scores = objective.scores(model.heads[objective.name], seen.encoded, its)
-    return objective.loss(scores, its)[0] / max(its.count, 1)
+    return objective.loss(scores, its)[0] / max(its.count, at_least)
 
 
 def regions_of(
@@ -147,7 +148,7 @@ def regions_of(
     features = fixture["image_target_feat"]
     if case == "mse":
         objective = RegionFeature(name, RegionFeatureConfig(), facts(model.config))
-        return results, mean(model, seen, objective, targets(regions_K, feature=features[hidden]))
+        return results, mean(model, seen, objective, targets(regions_K, feature=features[hidden]), at_least=1)
     # The negatives were drawn by the official code, and are given.
     drawn = fixture.wanted_f32["out.nce.negative_index"]
     results["out.nce.negative_index"] = Ours(drawn)
