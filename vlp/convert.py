@@ -46,15 +46,15 @@ def import_checkpoint(source: str, file: Path, config: str | None, official: Pat
     given = None if official is None else read_official(official)
     ours = _model_config(config) if given is None else family.config(given)  # type: ignore[arg-type]
     counts = family.counts(given) if given is not None else {}
-    made, record = convert_from(kind, family, checkpoint, ours, counts, out)
+    made, record = convert_from(kind, family, checkpoint, ours, counts, out, asked=source)
     _show(out, len(made.their_shapes()), count_parameters(meta_model(made.config)), made.config, record)
 
 
 def export_checkpoint(target: str, directory: Path, out: Path) -> None:
-    """A directory of ours into a published form. A model that came in the library's form goes back so."""
+    """A directory of ours into a published form. What came under the library's names goes back so."""
     family_of(target, "--to")
     record = read_record(directory)
-    kind = record.source if record is not None and record.source == f"hf-{target}" else target
+    kind = record.source if record is not None and record.asked == target else target
     tensors = convert_to(kind, family_of(kind, "--to"), directory, out)
     Console().print(f"{out}: {len(tensors)} tensors under the names of {kind}", highlight=False)
 

@@ -27,7 +27,7 @@ img {{ max-width: 100%; }} .said {{ color: #a00; }} .wanted {{ color: #060; }} s
 
 
 def failures(judgement: Judgement, most: int) -> list[Outcome]:
-    """The outcomes with the lowest scores, worst first, evenly spread over the dataset where there are more than `most`.
+    """The outcomes with the lowest scores, worst first; of equal ones some from everywhere, if there are too many.
 
     What scores full marks (by its first score, where 1 is best) is none.
     """

@@ -171,7 +171,8 @@ def _saved(assembled: Assembled) -> SavedTask:
 def _history(assembled: Assembled, metrics: Mapping[str, float]) -> Training:
     """What the model's card says of its training."""
     recipe = shown(assembled.config.plain())
-    for section in ("model", "log"):
+    recipe["starts_from"] = _starts(recipe)
+    for section in ("model", "init", "log"):
         del recipe[section]
     del recipe["run"]["dir"]
     return Training(
@@ -182,6 +183,17 @@ def _history(assembled: Assembled, metrics: Mapping[str, float]) -> Training:
         metrics=dict(metrics),
         versions={name: version(name) for name in PACKAGES},
     )
+
+
+def _starts(recipe: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the initial weights came from; None for random ones."""
+    if recipe["init"]:
+        return {"model": recipe["init"]}
+    text, image = recipe["model"]["text"]["weights"], recipe["model"]["image"]
+    pixels = [source for source in (image["source"], (image["grid"] or {}).get("source")) if source]
+    own = [{key: source.get(key) for key in ("backbone", "pretrained", "weights")} for source in pixels]
+    started = {"text": text, "image": [source for source in own if source["pretrained"] or source["weights"]]}
+    return {key: value for key, value in started.items() if value} or None
 
 
 def _data_facts(dataset: Dataset) -> DataFacts:

@@ -12,6 +12,8 @@ process and its workers over three epochs.
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import statistics
 import sys
 import tempfile
@@ -28,7 +30,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from tests.benchmarks.material import caption_of, dataset_of, photo_shards, region_shards
-from tests.benchmarks.results import rate, save, show, spread
+from tests.benchmarks.results import in_own_process, megabytes, rate, save, show, spread
 from vlp.data.batch import collate
 from vlp.data.dataset import Dataset
 from vlp.data.image import PixelImages, RegionImages
@@ -38,7 +40,7 @@ from vlp.data.order import Order
 from vlp.data.pixels import read_square
 from vlp.types import Batch, Example, Pair, Sample, Slot
 
-SIZE, BATCH, REPEATS = 224, 64, 5
+SIZE, BATCH, REPEATS, EPOCHS = 224, 64, 5, 3
 WORKERS = (0, 1, 2)
 TOKENS = np.arange(5)
 Batches = Callable[[], Iterable[int]]
@@ -227,8 +229,39 @@ def _rate(start: Batches) -> float:
     return count / (time.perf_counter() - begun)
 
 
+# ----------------------------------------------------------------------------------------------------------- memory
+
+
+def memory(folder: Path) -> None:
+    what = photo_shards(folder / "photos")
+    region_shards(folder / "regions", folder / "loose")
+    found = {
+        name: in_own_process("tests.benchmarks.loader", "measure-memory", str(folder / name))["epochs"]
+        for name in ("photos", "regions")
+    }
+    rows = [(name, *(f"{each:.0f} MB" for each in epochs)) for name, epochs in found.items()]
+    columns = ("shards", *(f"after epoch {number}" for number in range(1, EPOCHS + 1)))
+    show(f"Memory of the process and its two workers ({what}, and regions)", columns, rows)
+    save("memory", {"what": what, "megabytes": found})
+
+
+def measure_memory(folder: Path) -> None:
+    dataset = dataset_of(folder)
+    width = dataset.index.manifest.feature_width
+    images = PixelImages(SIZE, 49) if width is None else RegionImages(width, max_regions=100)
+    steps, epochs = int(dataset.examples_S.sum()) // BATCH, []
+    for number, _ in enumerate(ours(dataset, images, workers=2)(EPOCHS), start=1):
+        if number % steps == 0:
+            processes = ["self", *(str(child.pid) for child in multiprocessing.active_children())]
+            epochs.append(sum(map(megabytes, processes)))
+    print(json.dumps({"epochs": epochs}))
+
+
 def main(parts: list[str]) -> None:
-    known: dict[str, Callable[[Path], None]] = {"photos": photos, "regions": regions}
+    known: dict[str, Callable[[Path], None]] = {"photos": photos, "regions": regions, "memory": memory}
+    if parts[:1] == ["measure-memory"]:
+        measure_memory(Path(parts[1]))
+        return
     for part in parts or known:
         with tempfile.TemporaryDirectory() as folder:
             known[part](Path(folder))

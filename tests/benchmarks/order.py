@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.benchmarks.results import in_own_process, megabytes, save, show
+from tests.benchmarks.results import in_own_process, peak_megabytes, save, show
 from vlp.data.arrays import write_npz
 from vlp.data.dataset import Dataset
 from vlp.data.index import open_index
@@ -92,7 +92,7 @@ class Planned:
 
 def measure(folder: Path, groups: int) -> None:
     """Start, and go to steps all over 30 epochs, each from cold but for what the file system keeps."""
-    imported = megabytes()["now"]
+    imported = peak_megabytes()
     start = time.perf_counter()
     index = open_index(folder)
     dataset = Dataset(index, "captions", token_lengths(index, _no_count, TOKENIZER, 60))
@@ -118,7 +118,7 @@ def measure(folder: Path, groups: int) -> None:
         maker.plan(step + 1)
         next_steps.append(time.perf_counter() - start)
     assert "torch" not in sys.modules, "of which half a gigabyte would be counted"
-    result = {"start": started, "seeks": seeks, "plans": next_steps, "imports": imported, "peak": megabytes()["peak"]}
+    result = {"start": started, "seeks": seeks, "plans": next_steps, "imports": imported, "peak": peak_megabytes()}
     print(json.dumps({"examples": int(examples_S.sum()), **result}))
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,6 @@ from rich.console import Console
 from rich.table import Table
 
 RESULTS = Path("runs/bench")
-
-
-def interleaved(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each run, each as often, in turn, so that what else the machine does meets all of them alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 def rate(count: int, seconds: Sequence[float]) -> dict[str, float]:
@@ -54,11 +43,15 @@ def in_own_process(module: str, *arguments: str) -> dict[str, Any]:
     return result
 
 
-def megabytes() -> dict[str, float]:
-    """Memory of this process now and at its peak, in MB (Linux)."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    values = {line.split(":")[0]: float(line.split()[1]) / 1024 for line in lines if line.startswith("Vm")}
-    return {"now": values["VmRSS"], "peak": values["VmHWM"]}
+def megabytes(process: str = "self") -> float:
+    """Memory that a process has, in MB, what it shares counted by its part (Linux)."""
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:"))
+
+
+def peak_megabytes() -> float:
+    """The most memory that this process ever had, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -75,6 +75,9 @@ def test_a_run_starts_from_a_text_model_and_takes_its_tokenizer(
     head = "heads.mlm.transform.linear.weight"
     torch.testing.assert_close(ours[head], theirs["cls.predictions.transform.dense.weight"], atol=1e-6, rtol=0)
     loaded = VisionLanguageModel.from_pretrained(tmp_path / "model")
+    assert loaded.history is not None
+    assert loaded.history.recipe["starts_from"]["text"]["source"] == text_model.name
+    assert str(text_model) not in (tmp_path / "model" / "config.json").read_text(), "no path of the machine"
     assert loaded.encode(texts=["red [IMG] circle"]).tokens[0][2] == "[IMG]"
 
 

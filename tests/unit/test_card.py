@@ -68,7 +68,7 @@ def test_paths_are_cut_to_their_last_part(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     (tmp_path / "shards" / "coco").mkdir(parents=True)
     values = {
-        "absolute": f"{tmp_path}/shards/coco",
+        "absolute": f"{tmp_path}/gone/coco",
         "beside": "shards/coco",
         "list": [{"path": str(tmp_path / "shards")}],
         "hub": "owner/name",

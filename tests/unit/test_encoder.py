@@ -108,6 +108,69 @@ def test_dropout_is_on_in_training_only() -> None:
     assert torch.equal(model(batch).text_NH, model(batch).text_NH)
 
 
+def test_one_set_of_weights_runs_several_times() -> None:
+    shared = of_blocks({"stream": "text", "repeat": 3, "sublayers": SELF, "one_set": True})
+    model = shaken(VisionLanguageModel(shared))
+    assert len(model.encoder.blocks) == 1
+    thrice = VisionLanguageModel(of_blocks({"stream": "text", "repeat": 3, "sublayers": SELF}))
+    one = model.encoder.blocks[0].state_dict()
+    for block in thrice.encoder.blocks:
+        block.load_state_dict(one)
+    batch, text, image = batch_of([(4, 3)]), torch.randn(4, 16), torch.randn(3, 16)
+    assert torch.equal(model.encoder(text, image, batch)[0], thrice.encoder(text, image, batch)[0])
+
+
+def test_a_group_is_written_out_row_by_row() -> None:
+    row = [{"stream": "text", "sublayers": ["ffn"]}, {"stream": "image", "repeat": 2, "sublayers": ["ffn"]}]
+    model = VisionLanguageModel(of_blocks({"repeat": 2, "blocks": row}))
+    assert [block.config.stream for block in model.encoder.blocks] == ["text", "image", "image"] * 2
+
+
+def test_a_linear_changes_the_width_of_what_follows() -> None:
+    config = of_blocks(
+        {"stream": "image", "linear": 16, "sublayers": ["ffn"]},
+        {"stream": "both", "sublayers": JOINT, "share": JOINT},
+        {"stream": "text", "linear": 6},
+        image_layer={"width": 10, "heads": 2},
+    )
+    assert {stream: layer.width for stream, layer in config.final.items()} == {"text": 6, "image": 16}
+    assert (config.width("text"), config.width("image"), config.width("example")) == (6, 16, 6)
+    encoded = VisionLanguageModel(config)(batch_of([(4, 3), (2, None)]))
+    assert (encoded.text_NH.shape, encoded.image_MH.shape, encoded.pooled_BH.shape) == ((6, 6), (3, 16), (2, 6))
+
+
+def test_modality_may_be_given_by_its_name_alone() -> None:
+    short, long = (of_blocks({"stream": "both", "add": add}) for add in ("modality", {"kind": "modality"}))
+    assert short == long
+    model = shaken(VisionLanguageModel(short))
+    batch, text, image = batch_of([(4, 3)]), torch.zeros(4, 16), torch.zeros(3, 16)
+    found_text, found_image, _ = model.encoder(text, image, batch)
+    table = model.encoder.blocks[0].modality.table.weight
+    assert torch.equal(found_text, table[:1].expand(4, -1))
+    assert torch.equal(found_image, table[1:].expand(3, -1))
+
+
+def test_layer_scale_starts_small_and_silences_the_block() -> None:
+    block = {"stream": "text", "sublayers": SELF, "norm": "pre", "layer_scale": 1e-9}
+    model = VisionLanguageModel(of_blocks(block))
+    batch, text = batch_of([(4, 3)]), torch.randn(4, 16)
+    assert torch.equal(model.encoder.blocks[0].sublayers["ffn"].weights["text"].scale, torch.full((16,), 1e-9))
+    torch.testing.assert_close(model.encoder(text, torch.randn(3, 16), batch)[0], text)
+
+
+def test_a_layer_s_own_drop_rates_stand_over_the_model_s() -> None:
+    config = of_blocks(
+        {"stream": "both", "sublayers": ["ffn"]},
+        text_layer={"dropout": 0.9, "attention_dropout": 0.5},
+        image_layer={"dropout": None},
+        dropout=0.2,
+        attention_dropout=0.3,
+    )
+    text, image = VisionLanguageModel(config).encoder.blocks[0].sublayers["ffn"].weights.values()
+    assert (text.habits.dropout, text.habits.attention_dropout) == (0.9, 0.5)
+    assert (image.habits.dropout, image.habits.attention_dropout) == (0.2, 0.5)
+
+
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "share of a stranger": (
         {"stream": "both", "sublayers": SELF, "share": ["joint"]},
@@ -146,6 +209,51 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {"stream": "both", "sublayers": SELF, "share": ["self"]},
         {"image_layer": {"heads": 4}},
         "share: self needs one heads for both streams, but text has 2 and image 4",
+    ),
+    "a linear that repeats": (
+        {"stream": "text", "linear": 16, "repeat": 2},
+        {},
+        "encoder.0: linear cannot be repeated; write it as a block of its own",
+    ),
+    "a modality without a row": (
+        {"stream": "both", "add": {"kind": "modality", "image": 2}},
+        {},
+        "row 2 needs a table of more than 2 rows",
+    ),
+    "modalities of two widths": (
+        {"stream": "both", "add": "modality"},
+        {"image_layer": {"width": 8}},
+        "add needs streams of one width, but text is 16 and image 8",
+    ),
+    "distances without attention to itself": (
+        {"stream": "both", "sublayers": ["cross"], "relative": {"text": 2, "rows": 2, "columns": 2}},
+        {},
+        "relative needs self or joint",
+    ),
+    "distances with two numbers of heads": (
+        {"stream": "both", "sublayers": ["self"], "relative": {"text": 2, "rows": 2, "columns": 2}},
+        {"image_layer": {"heads": 4}},
+        "relative needs one number of heads",
+    ),
+    "an attention width": (
+        {"stream": "text", "sublayers": ["self"], "attention_width": 9},
+        {},
+        "width 9 of attention_width is not divisible by heads 2",
+    ),
+    "a group's block": (
+        {"repeat": 2, "blocks": [{"stream": "text", "sublayers": ["ffn"]}, {"stream": "text", "sublayers": JOINT}]},
+        {},
+        r"encoder\.0\.blocks\.1: share and joint need stream: both",
+    ),
+    "a group's block that does not fit": (
+        {"repeat": 2, "blocks": [{"stream": "text", "sublayers": ["self"], "heads": 3}]},
+        {},
+        r"encoder\.0\.blocks\.0: width 16 of the text stream is not divisible by heads 3",
+    ),
+    "a group's unknown key": (
+        {"repeat": 2, "blocks": [{"stream": "text", "sublayers": ["self"]}], "haeds": 3},
+        {},
+        r"unknown key 'encoder\.0\.haeds'",
     ),
     "stream's heads": (
         {"stream": "text", "sublayers": SELF},

@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.examples import REGION_WIDTH, SMALL, VOCABULARY, batch_of, shaken, shipped
+from vlp.errors import ConfigError
 from vlp.models.heads import ClassHead, FeatureHead, Head, HeadConfig, VocabularyHead
-from vlp.models.model import VisionLanguageModel
+from vlp.models.model import ModelConfig, VisionLanguageModel
 
 HEADS: dict[str, HeadConfig] = {
     "words": VocabularyHead(),
@@ -98,3 +99,66 @@ def test_heads_read_their_own_stream_s_width() -> None:
     encoded = model(batch_of([(3, 2)]))
     assert model.heads["tied"](encoded.image_MH).shape == (2, REGION_WIDTH)
     assert model.heads["match"](encoded.pooled_BH).shape == (1, 2)
+
+
+def test_inner_layers_of_another_head() -> None:
+    heads: dict[str, HeadConfig] = {
+        "second": ClassHead(reads="image", classes=3, inner="same", inner_of="first"),
+        "first": ClassHead(reads="image", classes=5, inner="same"),
+        "third": FeatureHead(width=REGION_WIDTH, inner_of="first"),
+    }
+    config = shipped("uniter_tiny", *SMALL, "encoder.0.repeat=1").model_copy(update={"heads": heads})
+    model = shaken(VisionLanguageModel(config))
+    assert isinstance(model, VisionLanguageModel)
+    names = {name for name in model.state_dict() if name.startswith("heads.") and "transform" in name}
+    assert {name.split(".")[1] for name in names} == {"first"}
+    x = torch.randn(4, 16)
+    inner = head_of(model, "first").transform(x)
+    for name in heads:
+        torch.testing.assert_close(model.heads[name](x), head_of(model, name).output(inner))
+    model.heads["third"](x).sum().backward()
+    assert head_of(model, "first").transform.linear.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    "owner", ["nobody", "itself", "a borrower", "of other rows"], ids=lambda case: str(case).replace(" ", "-")
+)
+def test_inner_layers_that_are_not_there_are_refused(owner: str) -> None:
+    named = {"nobody": "none", "itself": "head", "a borrower": "borrower", "of other rows": "example"}[owner]
+    heads = {
+        "head": {"kind": "classes", "reads": "image", "classes": 2, "inner": "same", "inner_of": named},
+        "borrower": {"kind": "classes", "reads": "image", "classes": 2, "inner": "same", "inner_of": "first"},
+        "first": {"kind": "classes", "reads": "image", "classes": 2, "inner": "same"},
+        "example": {"kind": "classes", "reads": "example", "classes": 2, "inner": "same"},
+    }
+    values = {**shipped("uniter_tiny", *SMALL).plain(), "heads": heads}
+    with pytest.raises(ConfigError, match=rf"heads\.head\.inner_of: '{named}' is no head with inner layers of its own"):
+        ModelConfig.parse(values, "test")
+
+
+@pytest.mark.parametrize(("norm", "names"), [("before_activation", {"linear", "norm"}), ("none", {"linear"})])
+def test_where_the_inner_norm_stands(norm: Any, names: set[str]) -> None:
+    config = ClassHead(reads="example", classes=3, inner="same", norm=norm, activation="relu", eps=0.5)
+    head = shaken(Head(config, 4, 1e-12, None))
+    x = torch.randn(5, 4)
+    inner = head.transform.linear(x)  # type: ignore[operator, union-attr]
+    if norm == "before_activation":
+        own = head.transform.norm  # type: ignore[union-attr]
+        inner = F.layer_norm(inner, (4,), own.weight, own.bias, 0.5)  # type: ignore[union-attr, arg-type]
+    torch.testing.assert_close(head(x), head.output(torch.relu(inner)))  # type: ignore[operator]
+    assert {name.split(".")[1] for name in head.state_dict() if name.startswith("transform")} == names
+
+
+def test_rows_that_stand_together_are_one_input() -> None:
+    head = shaken(Head(ClassHead(reads="example", classes=3, inner="same", join=2), 4, 1e-5, None))
+    x = torch.randn(6, 4)
+    assert head(x).shape == (3, 3)
+    torch.testing.assert_close(head(x)[1:2], head(x[2:4]))
+    assert head(x[:0]).shape == (0, 3)
+
+
+def test_a_decoder_of_its_own_has_the_vocabulary_s_rows() -> None:
+    config = shipped("uniter_tiny", *SMALL).model_copy(update={"heads": {"words": VocabularyHead(tied=False)}})
+    model = VisionLanguageModel(config)
+    assert head_of(model, "words").output.weight.shape == (VOCABULARY, 16)
+    assert head_of(model, "words").output.weight is not model.text.words.weight

@@ -109,7 +109,9 @@ def test_models_whose_streams_read_each_other_cannot_be_taken_apart() -> None:
         **config.plain()["image"],
         "parts": [{"kind": "feature"}, {"kind": "position", "at": "after_text", "table": "text"}],
     }
-    reading = ModelConfig.parse({**config.plain(), "image": image})
+    text = config.plain()["text"]
+    parts = [{**part, "rows": 64} if part["kind"] == "position" else part for part in text["parts"]]
+    reading = ModelConfig.parse({**config.plain(), "image": image, "text": {**text, "parts": parts}})
     assert not separable(reading)
     task = RetrievalTask(RetrievalConfig(), Setting(reading, text_encoder(), 0))
     assert not task.apart

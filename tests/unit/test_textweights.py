@@ -211,7 +211,8 @@ def test_layers_of_another_shape_or_habit_are_refused(text: dict[str, Any], sent
 def test_layers_that_do_not_exist_are_refused(tmp_path: Path) -> None:
     saved(tmp_path, "bert")
     refused(model_of("bert"), tmp_path, r"has 3 layers, counted from 0, so no layer 3", layers=[0, 3])
-    refused(model_of("bert"), tmp_path, r"layers names 4 layers, but text looks at text in 3 blocks only", layers=[0, 1, 2, 2])
+    sentence = r"layers names 4 layers, but text looks at text in 3 blocks only"
+    refused(model_of("bert"), tmp_path, sentence, layers=[0, 1, 2, 2])
 
 
 def spoil(folder: Path, how: str) -> None:

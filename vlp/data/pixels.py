@@ -76,7 +76,8 @@ def _decoded(image: Image.Image, needed: tuple[int, int], data: bytes | None) ->
         from torchvision.io import ImageReadMode, decode_jpeg
 
         try:
-            return decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
+            decoded: Tensor = decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
+            return decoded
         except RuntimeError:
             pass  # Pillow has the last word on what does not decode
     return torch.from_numpy(np.asarray(upright(image))).permute(2, 0, 1)

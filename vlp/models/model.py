@@ -284,5 +284,6 @@ def meta_model(config: ModelConfig) -> VisionLanguageModel:
 
 
 def without_downloads(config: ModelConfig) -> ModelConfig:
-    """The config of a model whose weights come from elsewhere: a backbone's own are not looked for."""
-    return config.model_copy(update={"image": config.image.without_downloads()})
+    """The config of a model whose weights come from elsewhere: those of text and image backbones are not looked for."""
+    text = config.text.model_copy(update={"weights": None})
+    return config.model_copy(update={"text": text, "image": config.image.without_downloads()})

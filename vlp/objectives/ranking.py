@@ -25,9 +25,9 @@ class RankingConfig(ObjectiveConfig):
     kind: Literal["ranking"] = "ranking"
     loss: Literal["softmax", "triplet", "binary"] = "softmax"
     """`softmax`: cross entropy of the matched pair among its group (Lu et al. 2019, arXiv 1908.02265, section 4).
-    `triplet`: for each negative, how far its probability of a match comes within `margin` of the matched pair's (Chen
-    et al. 2020, arXiv 1909.11740, appendix). `binary`: matched or not, for each pair by itself; the matched pair weighs
-    as much as all negatives together."""
+    `triplet`: for each negative, how far its probability of a match comes within `margin` of the matched pair's, as
+    UNITER's own code does (Chen et al. 2020, arXiv 1909.11740). `binary`: matched or not, for each pair by itself; the
+    matched pair weighs as much as all negatives together."""
     margin: float = Field(0.2, gt=0, lt=1)
     """Of the triplet loss; 0.2 as in UNITER."""
     hardest: int | None = Field(None, ge=1)

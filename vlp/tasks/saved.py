@@ -12,7 +12,7 @@ from torch import Tensor
 from vlp.config import Config
 from vlp.data.text import TextEncoder
 from vlp.errors import CheckpointError, ConfigError
-from vlp.models.model import ModelConfig, VisionLanguageModel, read_config, save_pretrained
+from vlp.models.model import ModelConfig, VisionLanguageModel, read_config, save_pretrained, without_downloads
 from vlp.tasks.card import CARD_FILE, TRAINING_FILE, Training, model_card
 from vlp.tasks.module import TaskModule
 from vlp.tasks.registry import AnyTaskConfig, make_task
@@ -58,6 +58,7 @@ def save_trained(
     Args:
         name: what the card calls the model (default: the directory's name).
     """
+    config = without_downloads(config)  # it starts from nothing else any more, and its files may lie on this machine
     save_pretrained(directory, config, tensors)
     for file, record in ((TASK_FILE, saved), (TRAINING_FILE, training)):
         if record is not None:

@@ -15,8 +15,8 @@ from vlp.types import Question
 def answer_vocabulary(datasets: Iterable[Dataset], min_count: int) -> tuple[str, ...]:
     """Normalised answers that are the commonest one of at least `min_count` questions, most frequent first.
 
-    With ten answers to a question, one counts: with 9 questions this gives the 3129 answers of VQA v2's training and
-    validation splits that published models choose from (Teney et al. 2018, arXiv 1708.02711, 3.1).
+    With ten answers to a question, the commonest counts. Published models of VQA v2 take the answers of more than 8
+    questions, 3129 of them (Teney et al. 2018, arXiv 1708.02711).
 
     Raises:
         DataError: no question has an answer.

@@ -42,6 +42,8 @@ class Record(Config):
 
     source: str
     """The kind of checkpoint."""
+    asked: str
+    """The kind that was asked for: another where authors' weights came under the library's names."""
     prefix: str = ""
     """What stood before all names."""
     tied: dict[str, str] = {}
@@ -68,7 +70,14 @@ def read_checkpoint(file: Path) -> Checkpoint:
 
 
 def convert_from(
-    source: str, family: Family, checkpoint: Checkpoint, config: ModelConfig, counts: Mapping[str, int], out: Path
+    source: str,
+    family: Family,
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    counts: Mapping[str, int],
+    out: Path,
+    *,
+    asked: str | None = None,
 ) -> tuple[Plan, Record]:
     """Write a published checkpoint as one of our models.
 
@@ -76,6 +85,7 @@ def convert_from(
         source: name of the kind of checkpoint.
         config: our model, without heads.
         counts: classes of heads that the authors' config says.
+        asked: the kind that was asked for, if it is another.
     Raises:
         CheckpointError: the tensors do not fit the config; they are listed.
     """
@@ -89,6 +99,7 @@ def convert_from(
     found = account(family, made, tensors, counts, where)
     record = Record(
         source=source,
+        asked=asked or source,
         prefix=checkpoint.prefix,
         tied=dict(found.tied),
         renamed=renamed,
