@@ -1,5 +1,6 @@
 # make demo     the main job on a small rendered world, with a report in runs/demo
 # make test     the tests, but for the slow ones (make slow)
+# make bench PART=loader    a benchmark of tests/benchmarks (loader, order, shuffle, ...): a table, and JSON in runs/bench
 # make lint     style, types and the floors of the house
 # PYTHON=python3.12 make test    with another interpreter (when .venv is made)
 
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test slow lint install clean
+.PHONY: demo test slow bench lint install clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m tests.e2e.demo
@@ -18,6 +19,9 @@ test: $(INSTALLED)
 
 slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+bench: $(INSTALLED)
+	$(BIN)/python -W ignore -m tests.benchmarks.$(PART)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

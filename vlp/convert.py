@@ -56,7 +56,7 @@ def export_checkpoint(target: str, directory: Path, out: Path) -> None:
     record = read_record(directory)
     kind = record.source if record is not None and record.asked == target else target
     tensors = convert_to(kind, family_of(kind, "--to"), directory, out)
-    Console().print(f"{out}: {len(tensors)} tensors under the names of {kind}", highlight=False)
+    Console().print(f"{out}: {len(tensors)} tensors under the names of {kind}", highlight=False, soft_wrap=True)
 
 
 def _model_config(name: str) -> ModelConfig:
@@ -78,10 +78,10 @@ def _model_config(name: str) -> ModelConfig:
 
 def _show(out: Path, mapped: int, parameters: int, config: ModelConfig, record: Record) -> None:
     console = Console(highlight=False)
-    console.print(f"{out}: {mapped} tensors of {record.source} mapped, {parameters:,} parameters")
+    console.print(f"{out}: {mapped} tensors of {record.source} mapped, {parameters:,} parameters", soft_wrap=True)
     console.print(f"heads: {', '.join(config.heads) or 'none'}", end="")
     console.print(f" (not in the file: {', '.join(record.absent_heads)})" if record.absent_heads else "")
     for name, tied in record.tied.items():
-        console.print(f"tied: {name} is {tied}")
+        console.print(f"tied: {name} is {tied}", soft_wrap=True)
     for name, reason in record.unused.items():
-        console.print(f"unused: {name}: {reason}")
+        console.print(f"unused: {name}: {reason}", soft_wrap=True)

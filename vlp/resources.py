@@ -21,7 +21,7 @@ def shipped(kind: Kind, name: str) -> Path:
 
     Args:
         kind: which folder of configs.
-        name: the file's name without its suffix, as `uniter_base` or `zero2`.
+        name: the file's name without its suffix, as `zero2`.
     Raises:
         ConfigError: there is none of that name; the message gives the nearest, or lists them.
     """

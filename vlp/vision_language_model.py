@@ -1,6 +1,6 @@
 """A trained model as a Python object: images and texts in, named arrays out.
 
-    model = VisionLanguageModel.from_pretrained("runs/uniter/model")
+    model = VisionLanguageModel.from_pretrained("runs/mine/model")
     features = model.encode(images=["photo.jpg"], texts=["a dog on a sofa"])
     features.pooled                                                            # [1, H]
 

@@ -191,10 +191,11 @@ def test_a_loader_that_is_closed_does_not_wait_for_a_silent_server(server: FileS
     order = Order([remote.examples_S], seed=3, batch_size=8, block_shards=2)
     first = {names(remote)[shard] for shard in order.blocks_from(0, 0, 0, 1)[0]}
     server.silent = set(names(remote)) - first
+    others = set(multiprocessing.active_children())  # ranks of other tests
     steps = iter(made)
     assert not next(steps).failure
     time.sleep(0.5)  # the worker waits for the second block by now
     begin = time.monotonic()
     steps.close()  # type: ignore[attr-defined]
     assert time.monotonic() - begin < 15
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= others

@@ -72,3 +72,13 @@ def test_no_questions_cost_nothing() -> None:
     for loss in ("bce", "kl"):
         assert objective(loss).loss(SCORES[:0], empty)[0] == 0
     assert objective().head() == ClassHead(reads="example", classes=3, inner="double")
+
+
+def test_cross_entropy_is_the_divergence_and_the_scores_entropy() -> None:
+    one = Targets(torch.arange(2), {"score": torch.eye(3)[[0, 2]], WEIGHT: torch.tensor([1.0, 0.0])}, 1.0)
+    by_hand = -SCORES.log_softmax(1)[0, 0]
+    torch.testing.assert_close(objective("cross_entropy").loss(SCORES, one)[0], by_hand)
+    cross, kl = (objective(loss).loss(SCORES, targets())[0] for loss in ("cross_entropy", "kl"))
+    wanted = WANTED / WANTED.sum(1, keepdim=True)
+    entropy = -(wanted * wanted.clamp_min(1e-9).log()).sum()
+    torch.testing.assert_close(cross, kl + entropy)

@@ -11,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typer.testing import CliRunner
 
+from vlp.cli import app
 from vlp.convert import convert
 from vlp.errors import CheckpointError, ConfigError
 from vlp.models.convert.account import plan_of
@@ -451,3 +453,21 @@ def test_a_projection_of_squares_is_a_convolution() -> None:
     pixels, kernel = torch.randn(1, 3, 4, 4), torch.randn(5, 3, 4, 4)
     flat = weight.to_ours({"conv.weight": kernel})["linear.weight"]
     torch.testing.assert_close(pixels.flatten(1) @ flat.T, torch.conv2d(pixels, kernel).flatten(1))
+
+
+def test_the_command_line(official: Any, tmp_path: Path) -> None:
+    config, file, out = official("vilbert"), tmp_path / "theirs.safetensors", tmp_path / "ours"
+    tensors = published("vilbert", config)
+    save_file(tensors, file)
+    runner = CliRunner()
+    there = ["convert", "--from", "vilbert", str(file), "--official-config", str(config), "--out", str(out)]
+    done = runner.invoke(app, there)
+    assert done.exit_code == 0, done.output
+    said = " ".join(done.output.split())
+    assert "tensors of vilbert mapped" in said
+    assert "heads: mlm, itm, mrc tied: cls.predictions.decoder.weight is" in said
+    assert "c_layer.0.biOutput.q_dense1.weight: the authors' code makes it and never uses it" in said
+    back_again = tmp_path / "back.safetensors"
+    done = runner.invoke(app, ["convert", "--to", "vilbert", str(out), "--out", str(back_again)])
+    assert done.exit_code == 0, done.output
+    assert same(load_file(back_again), tensors)

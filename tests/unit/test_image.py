@@ -92,3 +92,20 @@ def test_a_model_of_regions_and_pixels_wants_both() -> None:
         both.prepare(sample)
     with pytest.raises(Fault, match="features is missing"):
         both.prepare(Sample("key", image=encoded(ramps())))
+
+
+def test_the_whole_image_stands_before_the_best_regions() -> None:
+    images = RegionImages(feature_width=3, max_regions=2, whole=True)
+    features = np.arange(9, dtype=np.float32).reshape(3, 3)
+    boxes = np.array([[0, 0, 0.5, 0.5], [0.1, 0.1, 0.2, 0.2], [0.5, 0.5, 1, 1]], np.float32)
+    confidence = np.array([0.9, 0.1, 0.8], np.float32)
+    made = images.prepare(Sample("s", regions=Regions(features, boxes, confidence, classes_R=np.array([4, 5, 6]))))
+    assert made is not None
+    assert made.whole
+    assert made.features_RD.tolist() == [[3, 4, 5], [0, 1, 2], [6, 7, 8]]  # the mean of those that are kept
+    assert made.boxes_R4[:2].tolist() == [[0, 0, 1, 1], [0, 0, 0.5, 0.5]]
+    assert made.confidence_R is not None
+    assert made.confidence_R.tolist() == [1, pytest.approx(0.9), pytest.approx(0.8)]
+    assert made.classes_R is not None
+    assert made.classes_R.tolist() == [-1, 4, 6]
+    assert (images.tokens(3), images.tokens(1), images.tokens(0)) == (3, 2, 0)

@@ -70,3 +70,15 @@ def test_the_loss_is_a_sum_of_two_way_cross_entropies() -> None:
     torch.testing.assert_close(total, torch.log1p(torch.exp(-gaps)).sum())
     assert [float(value) for value in metrics["itm_accuracy"]] == [2.0, 3.0]
     assert objective().head() == ClassHead(reads="example", classes=2)
+
+
+def test_a_matched_pair_may_be_label_0() -> None:
+    scores, matched = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([1, 0])
+    made = Targets(torch.arange(2), {"matched": matched}, 2.0)
+    one, zero = (
+        Matching("itm", MatchingConfig.parse({"matched_label": label}), facts()).loss(scores, made) for label in (1, 0)
+    )
+    log = scores.log_softmax(1)
+    torch.testing.assert_close(one[0], -log[0, 1] - log[1, 0])
+    torch.testing.assert_close(zero[0], -log[0, 0] - log[1, 1])
+    assert (float(one[1]["itm_accuracy"][0]), float(zero[1]["itm_accuracy"][0])) == (0, 2)

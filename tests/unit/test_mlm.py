@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from tests.unit.task_making import example, facts, hidden, text_encoder, within_3_sigma
+from vlp.data.batch import WEIGHT
 from vlp.objectives.mlm import MaskedLanguage, MaskedLanguageConfig, choose
 from vlp.seeds import generator
 from vlp.types import Targets
@@ -104,3 +105,17 @@ def test_the_loss_is_a_sum_of_cross_entropies() -> None:
     empty = objective().loss(scores[:0], Targets(torch.arange(0), {"token": labels[:0]}, 0.0))[0]
     assert empty == 0
     torch.testing.assert_close(F.cross_entropy(scores, labels, reduction="sum"), total)
+
+
+def test_the_mean_may_be_over_examples_first() -> None:
+    examples_first = MaskedLanguage("mlm", MaskedLanguageConfig.parse({"average": "examples"}), facts())
+    target = examples_first.target(hidden(example(words=8)), generator(0, "t"))
+    shares = target.values[WEIGHT]
+    assert shares.sum() == pytest.approx(1)
+    assert len(set(shares.tolist())) == 1
+    scores = torch.randn(3, 20, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([4, 0, 19])
+    each = F.cross_entropy(scores, labels, reduction="none")
+    weights = torch.tensor([0.5, 0.5, 1.0])  # two targets of one example, one of another
+    total, _ = examples_first.loss(scores, Targets(torch.arange(3), {"token": labels, WEIGHT: weights}, 2.0))
+    torch.testing.assert_close(total, (each[0] + each[1]) / 2.0001 + each[2] / 1.0001)

@@ -8,6 +8,8 @@ import torch
 
 from tests.unit.shard_making import CLASSES, WIDTH
 from tests.unit.task_making import PIXELS, example, facts
+from vlp.data.batch import WEIGHT
+from vlp.data.image import with_whole
 from vlp.errors import ConfigError
 from vlp.models.heads import ClassHead
 from vlp.objectives.objective import Hidden
@@ -92,3 +94,114 @@ def test_shards_without_classes_are_refused() -> None:
 def test_pixels_have_no_regions_to_guess() -> None:
     with pytest.raises(ConfigError, match=r"^task\.objectives\.mrc: guesses regions, but model\.image\.source reads"):
         RegionClass("mrc", RegionClassConfig(), facts(PIXELS))
+
+
+# ------------------------------------------------------------------------------------------- hard labels, all regions
+
+
+def source_with_attributes() -> dict[str, object]:
+    return {"kind": "regions", "width": WIDTH, "classes": CLASSES, "attributes": 4}
+
+
+def regions_with_labels() -> RegionInput:
+    made = example(regions=5).image
+    assert isinstance(made, RegionInput)
+    made.classes_R = np.array([2, -1, 0, 1, 2])
+    made.attributes_R = np.array([3, 0, -1, 1, 2])
+    made.attribute_confidence_R = np.array([0.1, 0.2, 0.3, 0.4, 0.5], np.float32)
+    return made
+
+
+def made_with(**config: object) -> RegionClass:
+    return RegionClass("obj", RegionClassConfig.parse(config), facts(source_with_attributes()))
+
+
+def target_with(made: RegionInput, hidden: float = 0.5, **config: object) -> Target:
+    whole = example()
+    whole.image = made
+    return made_with(**config).target(
+        hide_regions(whole, RegionHidingConfig(probability=hidden), generator(3, "t")), generator(1, "t")
+    )
+
+
+def test_hard_labels_are_the_detector_s_choice_or_its_most_probable_class() -> None:
+    made = regions_with_labels()
+    target = target_with(made, 1.0, labels="hard")
+    assert target.values["class"].tolist() == [2, -1, 0, 1, 2]
+    made.classes_R = None
+    assert made.class_probs_RC is not None
+    made.class_probs_RC[0] = np.eye(CLASSES)[0] * 0.9 + np.eye(CLASSES)[1] * 0.1
+    probable = made.class_probs_RC.argmax(1)
+    assert target_with(made, 1.0, labels="hard").values["class"].tolist() == probable.tolist()
+    without = target_with(made, 1.0, labels="hard", background=True).values["class"]
+    assert without[0] == 1  # class 0 is background, and never a label
+    assert without.min() >= 1
+
+
+def test_all_regions_may_be_guessed_and_weighed() -> None:
+    made = regions_with_labels()
+    target = target_with(made, of="attribute", labels="hard", over="all", by_confidence=True)
+    assert target.positions.tolist() == [0, 1, 2, 3, 4]
+    assert target.values["class"].tolist() == [3, 0, -1, 1, 2]
+    np.testing.assert_allclose(target.values["confidence"], [0.1, 0.2, 0.3, 0.4, 0.5])
+    made.attribute_confidence_R = None
+    unsure = target_with(made, of="attribute", labels="hard", over="all", by_confidence=True)
+    assert unsure.values["confidence"].tolist() == [1] * 5
+
+
+def test_the_whole_image_is_never_guessed() -> None:
+    whole = example()
+    whole.image = with_whole(regions_with_labels())
+    hidden = hide_regions(whole, RegionHidingConfig(probability=1), generator(3, "t"))
+    for over in ("all", "hidden"):
+        target = made_with(labels="hard", over=over).target(hidden, generator(1, "t"))
+        assert target.positions.tolist() == [1, 2, 3, 4, 5]
+        assert target.values["class"].tolist() == [2, -1, 0, 1, 2]
+
+
+def test_hard_loss_weighs_by_confidence_and_leaves_out_regions_without_a_class() -> None:
+    scores = torch.randn(4, CLASSES, generator=torch.Generator().manual_seed(0))
+    labels, confidence = torch.tensor([1, -1, 0, 2]), torch.tensor([0.5, 1.0, 0.25, 0.0])
+    own = [-scores.log_softmax(1)[k, max(int(labels[k]), 0)] for k in range(4)]
+    targets = Targets(torch.arange(4), {"class": labels, "confidence": confidence}, 4.0)
+    total, _ = made_with(labels="hard", by_confidence=True).loss(scores, targets)
+    torch.testing.assert_close(total, 0.5 * own[0] + 0.25 * own[2])
+    total, _ = made_with(labels="hard").loss(scores, Targets(torch.arange(4), {"class": labels}, 4.0))
+    torch.testing.assert_close(total, own[0] + own[2] + own[3])
+
+
+def test_soft_cross_entropy_is_the_divergence_and_the_label_s_entropy() -> None:
+    scores = torch.randn(3, CLASSES, generator=torch.Generator().manual_seed(0))
+    probability = torch.rand(3, CLASSES, generator=torch.Generator().manual_seed(1)).softmax(1)
+    targets = Targets(torch.arange(3), {"probability": probability}, 3.0)
+    entropy = -(probability * probability.log()).sum()
+    kl, cross = (made_with(loss=loss).loss(scores, targets)[0] for loss in ("kl", "cross_entropy"))
+    torch.testing.assert_close(cross, kl + entropy)
+
+
+def test_the_mean_may_be_over_examples_first() -> None:
+    assert (
+        target_with(regions_with_labels(), 1.0, average="examples").values[WEIGHT].tolist() == [pytest.approx(0.2)] * 5
+    )
+    objective_of_examples = made_with(average="examples")
+    assert objective_of_examples.empty().values[WEIGHT].shape == (0,)
+    scores = torch.randn(3, CLASSES, generator=torch.Generator().manual_seed(0))
+    probability = torch.rand(3, CLASSES, generator=torch.Generator().manual_seed(1)).softmax(1)
+    each = made_with().divergences(scores, probability).sum(1)
+    shares = torch.tensor([0.5, 0.5, 1.0])  # two targets of one example, one of another
+    total, _ = objective_of_examples.loss(
+        scores, Targets(torch.arange(3), {"probability": probability, WEIGHT: shares}, 2.0)
+    )
+    torch.testing.assert_close(total, (each[0] + each[1]) / 2.0001 + each[2] / 1.0001)
+
+
+def test_heads_of_hard_labels() -> None:
+    head = made_with(of="attribute", labels="hard", inner_of="other", inner_norm=False).head()
+    assert head == ClassHead(reads="image", classes=4, inner="same", norm="none", inner_of="other")
+
+
+def test_shards_without_attributes_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"needs attributes of the regions, .* \(no <key>\.attributes\.npy\)"):
+        RegionClass("attr", RegionClassConfig(of="attribute", labels="hard"), facts())
+    with pytest.raises(ConfigError, match="of: attribute needs labels: hard"):
+        RegionClassConfig.parse({"of": "attribute"})

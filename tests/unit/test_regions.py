@@ -8,6 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 from tests.unit.task_making import example, within_3_sigma
 from vlp.config import Config
+from vlp.data.image import with_whole
 from vlp.errors import ConfigError
 from vlp.objectives.regions import RegionHidingConfig, hidden_positions, hide_regions, overlaps
 from vlp.seeds import generator
@@ -119,3 +120,31 @@ def test_hiding_nothing_is_refused(config: dict[str, float]) -> None:
     kind: type[Config] = RegionHidingConfig
     with pytest.raises(ConfigError, match=next(iter(config))):
         kind.parse(config)
+
+
+def test_the_whole_image_is_not_hidden_and_its_feature_is_the_mean_of_what_is_shown() -> None:
+    made = example(regions=6)
+    assert isinstance(made.image, RegionInput)
+    made.image = with_whole(made.image)
+    assert (len(made.image), made.image.boxes_R4[0].tolist()) == (7, [0, 0, 1, 1])
+    np.testing.assert_allclose(made.image.features_RD[0], made.image.features_RD[1:].mean(0), rtol=1e-6)
+    hidden = hide_regions(made, RegionHidingConfig(probability=0.4, zero=0.5, overlap=0.3), generator(5, "t"))
+    image, before = hidden.example.regions, hidden.original
+    assert image is not None
+    assert before is not None
+    assert image.hidden_R is not None
+    assert not image.hidden_R[0]
+    # Hidden regions that keep their feature, and zeroed neighbours, are not in the mean either.
+    shown = ~image.hidden_R & (image.features_RD != 0).any(1)
+    shown[0] = False
+    assert 0 < shown.sum() < 6
+    np.testing.assert_allclose(image.features_RD[0], before.features_RD[shown].mean(0), rtol=1e-6)
+
+
+def test_the_whole_image_of_regions_that_are_all_hidden_is_zero() -> None:
+    made = example(regions=3)
+    assert isinstance(made.image, RegionInput)
+    made.image = with_whole(made.image)
+    hidden = hide_regions(made, RegionHidingConfig(probability=1), generator(5, "t"))
+    assert hidden.example.regions is not None
+    assert (hidden.example.regions.features_RD == 0).all()

@@ -37,7 +37,7 @@ EXTENSIONS = (*IMAGE_EXTENSIONS, "json", "txt", *REGION_EXTENSIONS, "regions.npz
 """Members that vlp knows; others are left alone."""
 
 NPZ_NAMES = {"norm_bb": "boxes", "conf": "confidence", "soft_labels": "class_probs"}
-"""UNITER's names of the arrays of an npz; ours are taken too."""
+"""What the files of Chen et al. 2020 (arXiv 1909.11740) call the arrays of an npz; our names are taken too."""
 
 MAX_TEXT_BYTES = 16 << 20
 """Of a JSON or a text member: ten thousand questions with ten answers each stay below."""
@@ -182,7 +182,7 @@ def region_arrays(read: Callable[[str], bytes | None]) -> dict[str, NDArray[Any]
 
 
 def regions_npz(data: bytes) -> dict[str, NDArray[Any]]:
-    """The region arrays of an `.npz`, in UNITER's naming or ours, by our names.
+    """The region arrays of an `.npz`, under the names of `NPZ_NAMES` or ours, by our names.
 
     Raises:
         Fault: damaged, or holding pickled objects.
@@ -240,7 +240,7 @@ def _check_numbers(name: str, array: NDArray[Any]) -> None:
 def _finite(array: NDArray[Any]) -> bool:
     if array.dtype == np.float16 and array.dtype.isnative and array.flags.c_contiguous:
         # Ten times as fast as isfinite, which converts: all exponent bits set means NaN or infinite.
-        return not array.size or bool(np.max(array.view(np.uint16) & 0x7FFF) < 0x7C00)
+        return not array.size or bool((array.view(np.uint16) & 0x7FFF).max() < 0x7C00)
     return bool(np.isfinite(array).all())
 
 

@@ -1,5 +1,5 @@
 """Image-text contrast: the vector of a text is nearest to that of its image, and the other way round. Source: Radford
-et al. 2021 (arXiv 2103.00020), section 2.3; over unimodal states as in ALBEF, Li et al. 2021 (arXiv 2107.07651), 3.2.
+et al. 2021 (arXiv 2103.00020), section 2.3; over unimodal states as in Li et al. 2021 (arXiv 2107.07651), 3.2.
 
 Pairs are contrasted within groups that a task draws before anything is read. A group stays in one micro-batch, so the
 loss does not depend on how a step is split.

@@ -26,10 +26,10 @@ class RankingConfig(ObjectiveConfig):
     loss: Literal["softmax", "triplet", "binary"] = "softmax"
     """`softmax`: cross entropy of the matched pair among its group (Lu et al. 2019, arXiv 1908.02265, section 4).
     `triplet`: for each negative, how far its probability of a match comes within `margin` of the matched pair's, as
-    UNITER's own code does (Chen et al. 2020, arXiv 1909.11740). `binary`: matched or not, for each pair by itself; the
+    the code of Chen et al. 2020 (arXiv 1909.11740) does. `binary`: matched or not, for each pair by itself; the
     matched pair weighs as much as all negatives together."""
     margin: float = Field(0.2, gt=0, lt=1)
-    """Of the triplet loss; 0.2 as in UNITER."""
+    """Of the triplet loss; 0.2 as in Chen et al. 2020."""
     hardest: int | None = Field(None, ge=1)
     """Of a group's negatives, only so many that the model itself scores highest count: hard negatives, mined anew at
     each step. 1 is the maximum of hinges (Faghri et al. 2018, arXiv 1707.05612, 3.2). Null for all."""

@@ -39,6 +39,8 @@ def transport_plans(
         beta: weight of staying near the last step's plan.
         steps, inner: steps of the method, and of the scaling inside each.
     """
+    # Where one side is empty, nothing is moved.
+    text_BT, image_BR = text_BT & image_BR.any(1, keepdim=True), image_BR & text_BT.any(1, keepdim=True)
     cost_BRT = cost_BTR.float().transpose(1, 2)
     pair_BRT = image_BR[:, :, None] & text_BT[:, None, :]
     words_B1, regions_B1 = text_BT.sum(1, keepdim=True).float(), image_BR.sum(1, keepdim=True).float()

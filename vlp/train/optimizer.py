@@ -25,7 +25,8 @@ class ParameterGroup(Config):
     pattern: str
     """A regular expression, searched for in a parameter's name (`vlp describe` shows the names' beginnings)."""
     learning_rate: float = Field(1.0, ge=0)
-    """Factor on the learning rate; 0.1 for BERT's weights in ViLBERT's recipe."""
+    """Factor on the learning rate; 0.1 for BERT's weights in Lu et al. 2019 (arXiv
+    1908.02265)."""
     weight_decay: float | None = Field(None, ge=0)
     """Instead of `optimizer.weight_decay`, for all of them; none leaves the decay as it is."""
 
@@ -49,17 +50,19 @@ class OptimizerConfig(Config):
     weight_decay: float = Field(0.01, ge=0)
     """Decay of weight matrices. 0.01 as in BERT."""
     decay_all: bool = False
-    """Decay norms and biases (fewer than 2 dimensions) too, as LXMERT's own code does."""
+    """Decay norms and biases (fewer than 2 dimensions) too, as the code of Tan and Bansal 2019 (arXiv
+    1908.07490) does."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Decay of the running mean and of the running square of the gradient."""
     epsilon: float = Field(1e-8, gt=0)
     """Added to the root of the running square."""
     bias_correction: bool = True
-    """Divide the running averages by what they lack at the start; BertAdam (BERT's first code, LXMERT) does not."""
+    """Divide the running averages by what they lack at the start; BertAdam (BERT's first code) does not."""
     clip_norm: float | None = Field(None, gt=0)
     """Global gradient norm above which gradients are scaled down; none means no clipping."""
     layer_decay: float = Field(1.0, gt=0, le=1)
-    """Factor on the learning rate per layer below the heads (layer-wise decay, as in ELECTRA and BEiT); 1 is none."""
+    """Factor on the learning rate per layer below the heads (layer-wise decay: Clark et al. 2020, arXiv
+    2003.10555); 1 is none."""
     unfreeze_every: int | None = Field(None, ge=1)
     """Gradual unfreezing (Howard and Ruder 2018, arXiv 1801.06146, 3.3): heads and pooler learn from the first step,
     and each layer below begins so many steps after the one above it. Null: all from the first step."""

@@ -16,7 +16,7 @@ class ScheduleConfig(Config):
     """What follows the warm-up: a straight line to `final`, half a cosine to it, a power of the line, the full rate
     and a line to `final` over the last part (warm-up, stable, decay; Hu et al. 2024), or no change."""
     warmup: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Steps (a whole number) or share of the run (below 1) over which the rate rises from 0; 0.1 as in UNITER."""
+    """Steps (a whole number) or share of the run (below 1) over which the rate rises from 0; 0.1 is usual."""
     final: float = Field(0.0, ge=0, le=1)
     """Share of the peak rate that is reached at the end of the run; unused by `constant`."""
     power: float = Field(2.0, gt=0)

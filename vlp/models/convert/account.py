@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ class Plan:
     config: ModelConfig
     """With the heads that the checkpoint holds."""
     rules: tuple[Rule, ...]
-    absent: tuple[str, ...]
+    absent: tuple[str, ...] = ()
     """Heads that a checkpoint of this kind may hold, and this one does not."""
 
     def their_shapes(self) -> dict[str, Shape]:
@@ -55,12 +55,16 @@ def plan(family: Family, config: ModelConfig, shapes: Mapping[str, Shape], where
         CheckpointError: our model has tensors that the tables do not name.
     """
     found: dict[str, HeadConfig] = {}
+    absent: list[str] = []
     for name, head in family.heads(config).items():
-        if head.fits(shapes) and any(_stands(stem, shapes) for stem in _stems(head.table)):
+        if not any(_stands(stem, shapes) for stem in _stems(head.table)):
+            absent.append(name)
+        elif head.fits(shapes):
             owners = [other for other in found if found[other].inner_of is None and family.heads(config)[other].inner]
             shared = {"inner_of": owners[0] if owners else None} if head.inner else {}
             found[name] = head.sized(shapes, untied=untied).model_copy(update=shared)
-    return plan_of(family, config.model_copy(update={"heads": found}), where)
+    made = plan_of(family, config.model_copy(update={"heads": found}), where)
+    return replace(made, absent=tuple(absent))
 
 
 def plan_of(family: Family, config: ModelConfig, where: str) -> Plan:
@@ -81,7 +85,7 @@ def plan_of(family: Family, config: ModelConfig, where: str) -> Plan:
             f"{where}: checkpoints of this kind have no place for {listed(surplus)} of the model; "
             "is the config of another architecture?"
         )
-    return Plan(config, made, tuple(name for name in known if name not in config.heads))
+    return Plan(config, made)
 
 
 def _stems(table: Table) -> list[str]:
