@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,11 @@ def read(cache: Cache, key: str, size: int, done: list[str] | None = None) -> by
 
 
 def files(directory: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_size for path in (directory / "files").iterdir()}
+    found = {}
+    for path in (directory / "files").iterdir():
+        with suppress(FileNotFoundError):  # a fetch that failed has just removed it
+            found[path.name] = path.stat().st_size
+    return found
 
 
 def age(directory: Path, *keys: str) -> None:
