@@ -79,6 +79,7 @@ ENCODERS: dict[str, ModelConfig] = {
         {"stream": "both", "sublayers": JOINT, "inner_norm": True},
         {"stream": "both", "sublayers": ["norm"], "share": ["norm"]},
     ),
+    "queries, keys and values without bias": of_blocks({"stream": "both", "sublayers": JOINT, "qkv_bias": False}),
     "one set of weights, three times": of_blocks(
         {"stream": "both", "repeat": 3, "sublayers": JOINT, "share": JOINT, "one_set": True},
         {"stream": "text", "repeat": 2, "sublayers": SELF, "activation": "silu"},
@@ -164,7 +165,7 @@ class Plain:
             seen = self._look(query, *keys.split(query.shape[1], dim=1), layer.heads, bias)
             update = self._linear(self._inner(seen, own, block, layer.eps), f"{own}.attention.output")
         if block.layer_scale is not None:
-            update = update * self.weights[f"{own}.scale"]
+            update = update * self.weights[f"{own}.scale.gain"]
         total = x[stream] + update
         return total if layer.norm == "pre" else self._norm(total, own, layer.eps)
 
@@ -191,7 +192,7 @@ class Plain:
         return self._norm(seen, own, eps, "inner_norm") if block.inner_norm else seen
 
     def _linear(self, x: Tensor, name: str) -> Tensor:
-        return x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
+        return x @ self.weights[f"{name}.weight"].T + self.weights.get(f"{name}.bias", torch.zeros(1).to(x))
 
     def _norm(self, x: Tensor, name: str, eps: float, norm: str = "norm") -> Tensor:
         centred = x - x.mean(1, keepdim=True)

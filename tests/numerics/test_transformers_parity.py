@@ -26,19 +26,20 @@ from vlp.models.model import VisionLanguageModel
 from vlp.types import Encoded, Example, Packing, PixelInput
 
 EXACT = 1e-9
-SHAPES = {"small": (16, 2, 24), "wide": (48, 6, 96)}
-"""Width, heads, inner width of the feed-forward network."""
+SHAPES = {"small": (16, 2, 24, "gelu"), "wide": (48, 6, 96, "relu")}
+"""Width, heads, inner width and non-linearity of the feed-forward network."""
 WORDS_B, REGIONS_B = torch.tensor([7, 3, 9]), torch.tensor([4, 6, 1])
 VOCABULARY, FEATURES = 50, 10
 
 
 def bert(shape: str) -> dict[str, Any]:
-    width, heads, inner = SHAPES[shape]
+    width, heads, inner, activation = SHAPES[shape]
     return {
         "vocab_size": VOCABULARY,
         "hidden_size": width,
         "num_attention_heads": heads,
         "intermediate_size": inner,
+        "hidden_act": activation,
         "max_position_embeddings": 24,
         "layer_norm_eps": 1e-12,
         "attn_implementation": "eager",
@@ -193,7 +194,7 @@ def test_vilt(shape: str, head: str, tmp_path: Path) -> None:
         "rank": transformers.ViltForImageAndTextRetrieval,
     }[head]
     config = transformers.ViltConfig(
-        **bert(shape), num_hidden_layers=2, image_size=4 * SIDE, patch_size=SIDE, num_labels=6
+        **bert(shape), num_hidden_layers=2, image_size=4 * SIDE, patch_size=SIDE, num_labels=6, qkv_bias=head != "qa"
     )
     theirs = shaken(made(config))
     ours = ours_of(theirs, "hf-vilt", tmp_path)

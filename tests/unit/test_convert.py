@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
+from tests.examples import shipped
+from vlp import resources
 from vlp.cli import app
 from vlp.convert import convert
 from vlp.errors import CheckpointError, ConfigError
@@ -419,6 +421,21 @@ def test_a_model_of_another_architecture_has_no_place(official: Any, tmp_path: P
     there("uniter", file, config, tmp_path / "ours")
     with pytest.raises(CheckpointError, match=r"have no place for image.* of the model; is the config of another arch"):
         back("visualbert", tmp_path / "ours", tmp_path / "back.safetensors")
+
+
+@pytest.mark.parametrize("name", [name for name in resources.names("model") if name.endswith("_tiny")])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_every_config_has_a_place_in_a_kind_of_checkpoint_or_is_refused_with_a_sentence(kind: str, name: str) -> None:
+    own = name.removesuffix("_tiny") == kind.removeprefix("hf-")
+    try:
+        made = plan_of(family_of(kind, "--from"), shipped(name), "here")
+    except CheckpointError as error:
+        assert not own
+        assert "is the config of another architecture?" in str(error)
+    else:
+        assert made.their_shapes()
+        # As far as names go these are one architecture: the authors' and the library's.
+        assert own
 
 
 # ------------------------------------------------------------------------------------------------------------ tables

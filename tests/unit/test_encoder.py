@@ -154,7 +154,7 @@ def test_layer_scale_starts_small_and_silences_the_block() -> None:
     block = {"stream": "text", "sublayers": SELF, "norm": "pre", "layer_scale": 1e-9}
     model = VisionLanguageModel(of_blocks(block))
     batch, text = batch_of([(4, 3)]), torch.randn(4, 16)
-    assert torch.equal(model.encoder.blocks[0].sublayers["ffn"].weights["text"].scale, torch.full((16,), 1e-9))
+    assert torch.equal(model.encoder.blocks[0].sublayers["ffn"].weights["text"].scale.gain, torch.full((16,), 1e-9))
     torch.testing.assert_close(model.encoder(text, torch.randn(3, 16), batch)[0], text)
 
 

@@ -98,13 +98,13 @@ def test_ranks_count_what_they_have(made: tuple[list[FakeDataset], Order], ranks
         assert [part.number for part in (*parts, step)] == [number] * (ranks + 1)
 
 
-def test_masks_do_not_depend_on_groups_or_blocks() -> None:
+def test_masks_and_views_do_not_depend_on_groups_or_blocks() -> None:
     dataset = FakeDataset([6, 6, 6, 6])
     orders = [
         Order([dataset.examples_S], seed=4, batch_size=12, groups=groups, block_shards=shards)
         for groups, shards in ((1, 1), (2, 2), (4, 3))
     ]
-    epochs = [content(steps_of([dataset], order, last_step=2)) for order in orders]
+    epochs = [content(steps_of([dataset], order, last_step=2, augment=AUGMENT)) for order in orders]
     assert epochs[0] == epochs[1] == epochs[2]
 
 

@@ -45,7 +45,7 @@ def test_a_jpeg_is_never_shrunk_below_the_size_of_what_is_seen(
     monkeypatch.setattr(Image.Image, "draft", lambda image, mode, size: asked.append(size))
     monkeypatch.setattr("PIL.JpegImagePlugin.JpegImageFile.draft", lambda image, mode, size: asked.append(size))
     read_square(encoded(ramps(400, 300)), 50, view=view)
-    assert asked == [(50, 50)] if view is None else [(251, 251)]
+    assert asked == ([(50, 50)] if view is None else [(251, 251)])
 
 
 def test_cropping_takes_the_square_in_the_middle() -> None:

@@ -133,7 +133,7 @@ def in_order(make: Callable[[int], T], numbers: range, *, workers: int, pin_memo
         sampler=numbers,
         num_workers=workers,
         collate_fn=_same,
-        worker_init_fn=_quiet,
+        worker_init_fn=_alone,
         pin_memory=pin_memory,
         multiprocessing_context="fork" if forks else None,
     )
@@ -161,7 +161,8 @@ def in_order(make: Callable[[int], T], numbers: range, *, workers: int, pin_memo
 def _start(parcels: DataLoader[Any]) -> Any:
     """The loader's iterator. Torch's handler, which raises the death of a worker in the midst of whatever the parent
     does, is taken back: the death is found when the next step is asked for, and told in a sentence."""
-    # Held back while workers start, and by what they inherit until they ignore them: none dies with a traceback.
+    # Workers inherit what is held back, and keep to it: a signal is the trainer's business, which saves first and then
+    # ends them. So none dies with a traceback, not even one that is just being started.
     held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         if threading.current_thread() is not threading.main_thread():
@@ -197,8 +198,5 @@ def _same(value: Any) -> Any:
     return value
 
 
-def _quiet(worker: int) -> None:
-    """A signal is the trainer's business: it saves first, and ends the workers itself."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _alone(worker: int) -> None:
     torch.set_num_threads(1)

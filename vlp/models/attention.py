@@ -136,14 +136,17 @@ class Attention(nn.Module):
         heads: number of heads; `inner` must be divisible by it.
         context: width of the stream that is looked at (default: the same).
         inner: width of queries, keys and values together over the heads (default: `width`).
+        bias: whether the projections to them have a bias.
     """
 
-    def __init__(self, width: int, heads: int, *, context: int | None = None, inner: int | None = None) -> None:
+    def __init__(
+        self, width: int, heads: int, *, context: int | None = None, inner: int | None = None, bias: bool = True
+    ) -> None:
         super().__init__()
         inner = inner or width
         self.heads = heads
-        self.query = nn.Linear(width, inner)
-        self.key_value = nn.Linear(context or width, 2 * inner)
+        self.query = nn.Linear(width, inner, bias=bias)
+        self.key_value = nn.Linear(context or width, 2 * inner, bias=bias)
         self.output = nn.Linear(inner, width)
 
     def project_query(self, x_QH: Tensor) -> Tensor:

@@ -109,6 +109,8 @@ class BlockConfig(Config):
     attention_width: int | None = Field(None, gt=0)
     """Width of queries, keys and values over all heads; null for the stream's (streams of two widths that look at each
     other have one between them)."""
+    qkv_bias: bool = True
+    """Whether the projections to queries, keys and values have a bias."""
     inner_norm: bool = False
     """A further LayerNorm inside attention and ffn, before their last linear (Wang et al. 2022, arXiv 2210.06423)."""
     layer_scale: float | None = Field(None, gt=0)

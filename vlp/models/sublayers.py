@@ -41,6 +41,17 @@ class Habits:
         return Habits(dropout, attention, self.attention)
 
 
+class Scale(nn.Module):
+    """A learned gain per unit. A module of its own, since ZeRO gathers a module's parameters when it is called."""
+
+    def __init__(self, width: int, initial: float) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.full((width,), initial))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gain
+
+
 class Residual(nn.Module):
     """A sublayer's residual: `norm(x + drop(f(x)))` (post) or `x + drop(f(norm(x)))` (pre)."""
 
@@ -49,15 +60,13 @@ class Residual(nn.Module):
         self.norm = nn.LayerNorm(layer.width, eps=layer.eps)
         self.pre = layer.norm == "pre"
         self.habits = habits.of(layer)
-        initial = block.layer_scale
-        self.scale = None if initial is None else nn.Parameter(torch.full((layer.width,), initial))
+        self.scale = nn.Identity() if block.layer_scale is None else Scale(layer.width, block.layer_scale)
 
     def enter(self, x: Tensor) -> Tensor:
         return self.norm(x) if self.pre else x
 
     def leave(self, x: Tensor, update: Tensor) -> Tensor:
-        scaled = update if self.scale is None else update * self.scale
-        total = x + F.dropout(scaled, self.habits.dropout, self.training)
+        total = x + F.dropout(self.scale(update), self.habits.dropout, self.training)
         return total if self.pre else self.norm(total)
 
 
@@ -67,7 +76,7 @@ class AttentionSublayer(Residual):
     def __init__(self, layer: LayerConfig, context: LayerConfig, block: BlockConfig, habits: Habits) -> None:
         super().__init__(layer, block, habits)
         inner = block.attention_width or layer.width
-        self.attention = Attention(layer.width, layer.heads, context=context.width, inner=inner)
+        self.attention = Attention(layer.width, layer.heads, context=context.width, inner=inner, bias=block.qkv_bias)
         self.inner_norm = nn.LayerNorm(inner, eps=layer.eps) if block.inner_norm else None
 
     def forward(

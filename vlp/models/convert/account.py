@@ -37,10 +37,6 @@ class Plan:
         """Names and shapes of the tensors that are mapped, in the order of the tables."""
         return {n: s for rule in self.rules for n, s in zip(rule.theirs, rule.their_shapes, strict=True)}
 
-    def our_shapes(self) -> dict[str, Shape]:
-        """Names and shapes of our model's tensors."""
-        return {n: s for rule in self.rules for n, s in zip(rule.ours, rule.our_shapes, strict=True)}
-
 
 def plan(family: Family, config: ModelConfig, shapes: Mapping[str, Shape], where: str, *, untied: bool = False) -> Plan:
     """The plan for a checkpoint of these names and shapes.

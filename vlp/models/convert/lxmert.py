@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from vlp.models.blocks import unrolled
 from vlp.models.convert import bert
 from vlp.models.convert.family import Family, HeadNames, Official, Values
 from vlp.models.convert.names import Names, Shaped, Table, below
@@ -48,16 +49,23 @@ def cross_layer(theirs: str, number: int) -> dict[Names, Names | Shaped]:
 
 
 def table(config: ModelConfig, body: str) -> Table:
-    text, image, cross = (line.repeat for line in config.encoder)
     table: dict[Names, Names | Shaped] = {
         **below(bert.TEXT, f"{body}.embeddings", ""),
         **below(IMAGE, f"{body}.encoder.visn_fc", ""),
-        **bert.layers(f"{body}.encoder.layer", range(text), "self", "text"),
-        **bert.layers(f"{body}.encoder.r_layers", range(text, text + image), "self", "image"),
+        f"{body}.pooler.dense": "pooler.linear.text",
     }
-    for number in range(cross):
-        table |= cross_layer(f"{body}.encoder.x_layers.{number}", text + image + number)
-    return {**table, f"{body}.pooler.dense": "pooler.linear.text"}
+    made = {"text": 0, "image": 0, "both": 0}
+    for number, block in enumerate(unrolled(config.encoder)):
+        count = made[block.stream]
+        match block.stream:
+            case "text":
+                table |= bert.layer(f"{body}.encoder.layer.{count}", number, "self", "text")
+            case "image":
+                table |= bert.layer(f"{body}.encoder.r_layers.{count}", number, "self", "image")
+            case "both":
+                table |= cross_layer(f"{body}.encoder.x_layers.{count}", number)
+        made[block.stream] += 1
+    return table
 
 
 def heads(config: ModelConfig) -> Mapping[str, HeadNames]:

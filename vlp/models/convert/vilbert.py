@@ -15,7 +15,6 @@ from vlp.models.convert import bert
 from vlp.models.convert.family import Family, HeadNames, Official, Unused, Values
 from vlp.models.convert.names import Names, Shape, Shaped, Table, below
 from vlp.models.heads import ClassHead, FeatureHead, VocabularyHead
-from vlp.models.image import RegionSource
 from vlp.models.model import ModelConfig
 
 FEATURE_WIDTH, CLASSES = 2048, 1601
@@ -73,14 +72,13 @@ def layers(config: ModelConfig) -> Iterator[tuple[int, dict[str, int]]]:
 def heads(config: ModelConfig) -> Mapping[str, HeadNames]:
     # All transforms take the text's activation.
     activation = config.text.layer.activation
-    source = config.image.source
-    assert isinstance(source, RegionSource)
+    classes, width = (getattr(config.image.source, key, None) for key in ("classes", "width"))
     inner = below({"dense": "transform.linear", "LayerNorm": "transform.norm"}, "cls.imagePredictions.transform", "")
     decoder = "cls.imagePredictions.decoder"
 
     def guesses_classes(shapes: Mapping[str, Shape]) -> bool:
         rows = shapes.get(f"{decoder}.weight", (0,))[0]
-        return source.classes == rows or rows != source.width
+        return classes == rows or rows != width
 
     return {
         "mlm": HeadNames(VocabularyHead(activation=activation), below(bert.WORDS, "cls.predictions", "")),

@@ -74,11 +74,11 @@ def table(config: ModelConfig) -> Table:
     }
 
 
-def words(bias: str) -> HeadNames:
+def words(config: ModelConfig, bias: str) -> HeadNames:
     """The vocabulary head; its bias stands in different places."""
     inner = below({"dense": "transform.linear", "LayerNorm": "transform.norm"}, "mlm_score.transform", "")
     return HeadNames(
-        VocabularyHead(),
+        VocabularyHead(activation=config.text.layer.activation),
         {**inner, bias: "bias"},
         untied={**inner, "mlm_score.decoder.weight": "output.weight", bias: "output.bias"},
     )
@@ -112,7 +112,7 @@ def classifier(theirs: str, width: int) -> dict[str, HeadNames]:
 
 def hf_heads(config: ModelConfig) -> Mapping[str, HeadNames]:
     return {
-        "mlm": words("mlm_score.decoder.bias"),
+        "mlm": words(config, "mlm_score.decoder.bias"),
         "rank": HeadNames(ClassHead(reads="example", classes=1), {"rank_output": "output"}),
         **classifier("classifier", config.layer("text").width),
     }
@@ -121,7 +121,7 @@ def hf_heads(config: ModelConfig) -> Mapping[str, HeadNames]:
 def heads(config: ModelConfig) -> Mapping[str, HeadNames]:
     width = config.layer("text").width
     return {
-        "mlm": words("mlm_score.bias"),
+        "mlm": words(config, "mlm_score.bias"),
         "itm": HeadNames(ClassHead(reads="example", classes=2), {"itm_score.fc": "output"}),
         "rank": HeadNames(ClassHead(reads="example", classes=1), {"rank_output": "output"}),
         "qa": classifier("vqa_classifier", width)["qa"],
@@ -136,9 +136,17 @@ def model(values: Values, inner_eps: float, where: str) -> ModelConfig:
     text["layer"]["norm"] = "pre"
     side = values["image_size"] // values["patch_size"]
     own_eps = {} if inner_eps == eps else {"eps": inner_eps}
+    projections = {} if values.get("qkv_bias", True) else {"qkv_bias": False}
     encoder: list[dict[str, Any]] = [
         {"stream": "both", "add": {"kind": "modality", "rows": values.get("modality_type_vocab_size", 2)}},
-        {"stream": "both", "repeat": values["num_hidden_layers"], "sublayers": both, "share": both, **own_eps},
+        {
+            "stream": "both",
+            "repeat": values["num_hidden_layers"],
+            "sublayers": both,
+            "share": both,
+            **own_eps,
+            **projections,
+        },
         {"stream": "both", "sublayers": ["norm"], "share": ["norm"], **own_eps},
     ]
     return ModelConfig.parse(
