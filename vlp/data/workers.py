@@ -1,91 +1,24 @@
-"""Numbers in, made things out, in order: here or in worker processes.
-
-A worker's result crosses to the parent as one buffer of shared memory, not one per tensor: a step has a hundred small
-tensors, and each would cost a file descriptor and a system call.
-"""
+"""Numbers in, made things out, in order: here or in worker processes."""
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 import os
-import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from vlp.data.parcels import Parcel, Pool, forget
 from vlp.errors import DataError, VlpError
 
 T = TypeVar("T")
-_ALIGNMENT = 64
 _PATIENCE = 2.0
 """Seconds that workers have to end in. Nothing is lost with the steps in their hands."""
-
-
-class Parcel:
-    """Any record of tensors as bytes and one buffer."""
-
-    def __init__(self, data: bytes, layout: list[tuple[torch.dtype, torch.Size, int]], buffer: Tensor) -> None:
-        self._data, self._layout, self._buffer = data, layout, buffer
-
-    @classmethod
-    def of(cls, value: Any) -> Parcel:
-        """Pack a value; its tensors are copied once, into shared memory."""
-        file = io.BytesIO()
-        pickler = _Pickler(file, pickle.HIGHEST_PROTOCOL)
-        pickler.dump(value)
-        layout, size = [], 0
-        for tensor in pickler.tensors:
-            layout.append((tensor.dtype, tensor.shape, size))
-            size += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
-        buffer: Tensor = torch.empty(size, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
-        parcel = cls(file.getvalue(), layout, buffer)
-        for view, tensor in zip(parcel._views(), pickler.tensors, strict=True):
-            view.copy_(tensor)
-        return parcel
-
-    def open(self) -> Any:
-        """The value; its tensors are views of the buffer."""
-        return _Unpickler(io.BytesIO(self._data), self._views()).load()
-
-    def pin_memory(self) -> Parcel:
-        """Called by the loader's pinning thread."""
-        return Parcel(self._data, self._layout, self._buffer.pin_memory())
-
-    def _views(self) -> list[Tensor]:
-        return [
-            self._buffer[start : start + shape.numel() * dtype.itemsize].view(dtype).view(shape)
-            for dtype, shape, start in self._layout
-        ]
-
-
-class _Pickler(pickle.Pickler):
-    def __init__(self, file: io.BytesIO, protocol: int) -> None:
-        super().__init__(file, protocol)
-        self.tensors: list[Tensor] = []
-
-    def persistent_id(self, value: Any) -> int | None:
-        if not isinstance(value, Tensor):
-            return None
-        self.tensors.append(value)
-        return len(self.tensors) - 1
-
-
-class _Unpickler(pickle.Unpickler):
-    """Reads what a worker of this process wrote, nothing from outside."""
-
-    def __init__(self, file: io.BytesIO, tensors: list[Tensor]) -> None:
-        super().__init__(file)
-        self._tensors = tensors
-
-    def persistent_load(self, number: Any) -> Tensor:
-        return self._tensors[int(number)]
 
 
 class _Failure:
@@ -103,10 +36,11 @@ class _Failure:
 class _Made(TorchDataset[Any], Generic[T]):
     def __init__(self, make: Callable[[int], T]) -> None:
         self._make = make
+        self._pool = Pool()
 
     def __getitem__(self, number: int) -> Parcel | _Failure:
         try:
-            return Parcel.of(self._make(number))
+            return Parcel.of(self._make(number), self._pool)
         except VlpError as error:
             return _Failure(error)
 
@@ -121,8 +55,9 @@ def in_order(make: Callable[[int], T], numbers: range, *, workers: int, pin_memo
         DataError: a worker died.
     """
     if not workers:
+        pool = Pool()
         for number in numbers:
-            yield Parcel.of(make(number)).pin_memory().open() if pin_memory else make(number)
+            yield Parcel.of(make(number), pool).pin_memory().open() if pin_memory else make(number)
         return
     # A forked worker has the tokenizer's threads no more; saying so here keeps the library from warning of it.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -192,6 +127,7 @@ def _end(made: Any) -> None:
         made._shutdown_workers()
     finally:
         impatient.cancel()
+        forget({worker.pid for worker in workers})
 
 
 def _same(value: Any) -> Any:
