@@ -160,4 +160,4 @@ def order_of(*datasets: FakeDataset, batch_size: int = 12, groups: int = 2) -> O
 
 
 def many_steps(dataset: FakeDataset, *, groups: int = 1, **options: object) -> StepLoader:
-    return loader_of([dataset], order_of(dataset, groups=groups), last_step=10_000, **options)
+    return loader_of([dataset], order_of(dataset, groups=groups), **({"last_step": 10_000} | options))

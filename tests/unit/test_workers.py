@@ -8,10 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.unit.loader_making import FakeDataset, FakePreparer, many_steps, order_of, steps_of
-from vlp.data.workers import Parcel
 from vlp.errors import CheckpointError, ConfigError, DataError
 from vlp.types import Batch, Example
 
@@ -127,15 +125,3 @@ def test_a_dead_worker_is_a_sentence() -> None:
     os.kill(children()[0], signal.SIGKILL)
     with pytest.raises(DataError, match=r"^a loader worker died .*data\.workers"):
         list(steps)
-
-
-def test_a_parcel_holds_what_was_put_in() -> None:
-    tensors = [torch.arange(5), torch.zeros(0, 3), torch.tensor([[True], [False]])]
-    value = {"a": torch.tensor(3.5), "b": tensors, "c": "x"}
-    found = Parcel.of(value).open()
-    assert found["c"] == "x"
-    assert found["a"].item() == 3.5
-    for tensor, expected in zip(found["b"], tensors, strict=True):
-        assert tensor.dtype == expected.dtype
-        assert torch.equal(tensor, expected)
-    assert Parcel.of("nothing to move").open() == "nothing to move"

@@ -28,6 +28,7 @@ Key = tuple[int, int]
 """Which buffer: the process that made it, and its number there."""
 _Layout = list[tuple[torch.dtype, torch.Size, int]]
 
+_NUMBERS = itertools.count()
 _KNOWN: dict[Key, Tensor] = {}
 """The parent's buffers: each is sent along with its first parcel only."""
 
@@ -37,7 +38,6 @@ class Pool:
 
     def __init__(self) -> None:
         self._buffers: dict[Key, Tensor] = {}
-        self._numbers = itertools.count()
         self.dropped: list[Key] = []
         """Buffers that were given up since the last parcel."""
 
@@ -54,10 +54,10 @@ class Pool:
             for _, small in free:
                 del self._buffers[small]
                 self.dropped.append(small)
-            key = os.getpid(), next(self._numbers)
+            key = os.getpid(), next(_NUMBERS)
             length = int((size + _ALIGNMENT) * _SPARE)
-            storage = torch.UntypedStorage._new_shared(length)
-            self._buffers[key] = torch.empty(0, dtype=torch.uint8).set_(storage, 0, (length,))
+            shared: torch.UntypedStorage = torch.UntypedStorage._new_shared(length)  # type: ignore[no-untyped-call]
+            self._buffers[key] = torch.empty(0, dtype=torch.uint8).set_(shared)
         self._buffers[key].numpy()[0] = 1
         return key, self._buffers[key], not fitting
 
@@ -65,8 +65,10 @@ class Pool:
 class Parcel:
     """Any record of tensors as bytes and one buffer."""
 
-    def __init__(self, data: bytes, layout: _Layout, buffer: Tensor, key: Key | None, *, new: bool = False) -> None:
-        self._data, self._layout, self._buffer, self._key, self._new = data, layout, buffer, key, new
+    def __init__(self, data: bytes, layout: _Layout, size: int, buffer: Tensor) -> None:
+        self._data, self._layout, self._size, self._buffer = data, layout, size, buffer
+        self._key: Key | None = None
+        self._new = False
         self._dropped: list[Key] = []
 
     @classmethod
@@ -80,10 +82,11 @@ class Parcel:
             layout.append((tensor.dtype, tensor.shape, size))
             size += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
         key, buffer, new = pool.take(size)
-        parcel = cls(file.getvalue(), layout, buffer, key, new=new)
-        parcel._dropped, pool.dropped = pool.dropped, []
         for view, tensor in zip(_views(buffer[_ALIGNMENT:], layout), pickler.tensors, strict=True):
             view.copy_(tensor)
+        parcel = cls(file.getvalue(), layout, size, buffer)
+        parcel._key, parcel._new = key, new
+        parcel._dropped, pool.dropped = pool.dropped, []
         return parcel
 
     def open(self) -> Any:
@@ -92,15 +95,13 @@ class Parcel:
 
     def pin_memory(self) -> Parcel:
         """A copy in page-locked memory; called by the loader's pinning thread."""
-        return Parcel(self._data, self._layout, self._content().pin_memory(), None)
+        return Parcel(self._data, self._layout, self._size, self._content().pin_memory())
 
     def _content(self) -> Tensor:
         if self._key is None:
             return self._buffer
-        used = sum(shape.numel() * dtype.itemsize for dtype, shape, _ in self._layout[-1:])
-        end = _ALIGNMENT + (self._layout[-1][2] if self._layout else 0) + used
         # Torch keeps this array for as long as any tensor over it lives.
-        array: NDArray[np.uint8] = self._buffer.numpy()[_ALIGNMENT:end]
+        array: NDArray[np.uint8] = self._buffer.numpy()[_ALIGNMENT : _ALIGNMENT + self._size]
         weakref.finalize(array, _free, self._buffer.numpy()[:1]).atexit = False
         return torch.from_numpy(array)
 
