@@ -19,7 +19,7 @@ from vlp.data.text import TextEncoder
 from vlp.errors import ConfigError, DataError
 from vlp.models.blocks import unrolled
 from vlp.models.image import RegionSource
-from vlp.models.model import ModelConfig, Sizes, VisionLanguageModel, fill_sizes, without_downloads
+from vlp.models.model import ModelConfig, Network, Sizes, fill_sizes, without_downloads
 from vlp.models.start import start
 from vlp.models.textsource import has_tokenizer, text_model_directory
 from vlp.models.transfer import apply_transfer
@@ -145,7 +145,7 @@ def make_module(assembled: Assembled, note: Callable[[str], object] = lambda sai
     """
     config = assembled.config
     torch.manual_seed(derive(config.run.seed, "weights"))
-    model = VisionLanguageModel(without_downloads(config.model) if config.init else config.model)
+    model = Network(without_downloads(config.model) if config.init else config.model)
     for line in start(model, Path(config.init) if config.init else None):
         note(line)
     if line := apply_transfer(model, config.transfer):

@@ -20,8 +20,8 @@ from vlp.models.flops import Flops, count_flops, head_flops
 from vlp.models.image import RegionSource
 from vlp.models.model import (
     ModelConfig,
+    Network,
     Sizes,
-    VisionLanguageModel,
     count_parameters,
     fill_sizes,
     meta_model,
@@ -104,7 +104,7 @@ class _Row:
     flops: int
 
 
-def _table(config: ModelConfig, model: VisionLanguageModel, flops: Flops, ascii_only: bool) -> Table:
+def _table(config: ModelConfig, model: Network, flops: Flops, ascii_only: bool) -> Table:
     table = Table("part", "who looks at whom", "one set", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("parameters", justify="right", no_wrap=True)
     table.add_column("MFLOP", justify="right", no_wrap=True)
@@ -114,7 +114,7 @@ def _table(config: ModelConfig, model: VisionLanguageModel, flops: Flops, ascii_
     return table
 
 
-def _rows(config: ModelConfig, model: VisionLanguageModel, flops: Flops) -> Iterator[_Row]:
+def _rows(config: ModelConfig, model: Network, flops: Flops) -> Iterator[_Row]:
     text = " + ".join(part.kind for part in config.text.parts)
     yield _Row("text embedding", text, "", count_parameters(model.text), flops.of("text"))
     yield from _image_rows(config, model, flops)
@@ -128,7 +128,7 @@ def _rows(config: ModelConfig, model: VisionLanguageModel, flops: Flops) -> Iter
         yield _Row(f"head {name}", f"reads {reads} (MFLOP per row)", "", count_parameters(head), per_row)
 
 
-def _image_rows(config: ModelConfig, model: VisionLanguageModel, flops: Flops) -> Iterator[_Row]:
+def _image_rows(config: ModelConfig, model: Network, flops: Flops) -> Iterator[_Row]:
     backbones = model.image.backbones()
     sources = {"backbone": config.image.source, "grid.backbone": config.image.grid and config.image.grid.source}
     for name, backbone in backbones.items():
@@ -145,7 +145,7 @@ def _image_rows(config: ModelConfig, model: VisionLanguageModel, flops: Flops) -
     yield _Row("image embedding", image, "", rest, spent)
 
 
-def _block_rows(config: ModelConfig, model: VisionLanguageModel, flops: Flops) -> Iterator[_Row]:
+def _block_rows(config: ModelConfig, model: Network, flops: Flops) -> Iterator[_Row]:
     first = 0
     for line in config.encoder:
         blocks, times = (line.blocks, line.repeat) if isinstance(line, GroupConfig) else ((line,), 1)
@@ -177,7 +177,7 @@ def _said(block: BlockConfig) -> Iterator[str]:
             yield ", ".join(dict.fromkeys(looks(name, stream) for stream in block.streams))
 
 
-def _notes(config: ModelConfig, model: VisionLanguageModel, flops: Flops, auto: bool) -> Iterator[str]:
+def _notes(config: ModelConfig, model: Network, flops: Flops, auto: bool) -> Iterator[str]:
     total = count_parameters(model)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     heads = "" if config.heads else ", heads not counted"

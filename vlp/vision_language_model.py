@@ -27,8 +27,7 @@ from vlp.data.text import TextEncoder
 from vlp.errors import CheckpointError, ConfigError
 from vlp.models.hub import local_directory
 from vlp.models.image import images_of
-from vlp.models.model import ModelConfig, read_config
-from vlp.models.model import VisionLanguageModel as Network
+from vlp.models.model import ModelConfig, Network, read_config
 from vlp.models.textsource import has_tokenizer
 from vlp.tasks.card import Training
 from vlp.tasks.saved import TASK_FILE, SavedTask, read_saved, read_training, save_trained

@@ -19,7 +19,7 @@ from tests.examples import shaken
 from tests.unit.backbones import batch_of, both_batch, config_of, source_of
 from tests.unit.text_models import config_of as text_config
 from vlp.distributed import World
-from vlp.models.model import ModelConfig, VisionLanguageModel
+from vlp.models.model import ModelConfig, Network
 from vlp.train.engine import Engine
 from vlp.train.optimizer import OptimizerConfig
 from vlp.types import Batch, Losses, Step, Targets
@@ -46,7 +46,7 @@ SPLITS = [[[0], [2]], [[1, 3], []]]
 class StatesTask(nn.Module):
     """A model whose loss is the size of all of its states."""
 
-    def __init__(self, model: VisionLanguageModel) -> None:
+    def __init__(self, model: Network) -> None:
         super().__init__()
         self.model = model
 
@@ -65,9 +65,9 @@ def settings(case: str) -> tuple[ModelConfig, Any]:
     return config_of(source, beside), (source, beside)
 
 
-def model_of(case: str) -> VisionLanguageModel:
+def model_of(case: str) -> Network:
     torch.manual_seed(0)
-    made = VisionLanguageModel(settings(case)[0])
+    made = Network(settings(case)[0])
     for part in (made.text, *made.image.own_modules(), made.encoder, made.pooler):
         shaken(part)
     return made

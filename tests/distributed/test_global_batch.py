@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tests.distributed.ranks import run_on_ranks
 from tests.examples import SMALL, Words, sample, shipped
 from vlp.distributed import World
-from vlp.models.model import VisionLanguageModel
+from vlp.models.model import Network
 from vlp.seeds import generator
 from vlp.tasks.module import TaskModule
 from vlp.tasks.pretrain import PretrainConfig, PretrainTask
@@ -51,7 +51,7 @@ def task_of(family: str, combine: str, *overrides: str) -> PretrainTask:
 
 def module_of(task: PretrainTask) -> TaskModule:
     torch.manual_seed(0)
-    model = VisionLanguageModel(task.setting.model.model_copy(update={"heads": task.heads}))
+    model = Network(task.setting.model.model_copy(update={"heads": task.heads}))
     return TaskModule(model, task.objectives)
 
 

@@ -13,8 +13,7 @@ from PIL import Image
 
 from tests.e2e.conftest import Shapes, done, vlp
 from tests.unit.backbones import config_of, source_of
-from vlp.models.model import ModelConfig
-from vlp.models.model import VisionLanguageModel as Network
+from vlp.models.model import ModelConfig, Network
 from vlp.vision_language_model import TextEncoder, VisionLanguageModel
 
 

@@ -101,10 +101,10 @@ def test_a_run_of_another_kind_is_not_resumed(dual: Path, tmp_path: Path) -> Non
 def test_the_model_directory_is_whole(single: Path) -> None:
     from transformers import AutoTokenizer
 
-    from vlp.models.model import VisionLanguageModel
+    from vlp.models.model import Network
     from vlp.tasks.saved import load_trained
 
-    model = VisionLanguageModel.from_pretrained(single / "model")
+    model = Network.from_pretrained(single / "model")
     assert set(model.heads) == OBJECTIVES
     trained = load_trained(single / "model")
     assert trained.task.config.name == "pretrain"  # type: ignore[attr-defined]
@@ -266,7 +266,7 @@ def flat(rows: list[Any]) -> NDArray[np.float32]:
 def test_features_are_what_the_model_makes(shapes: Shapes, single: Path, extracted: Path) -> None:
     from vlp.data.batch import collate
     from vlp.data.image import RegionImages
-    from vlp.models.model import VisionLanguageModel
+    from vlp.models.model import Network
     from vlp.types import Example
 
     sample = ShardReader(open_index(shapes.dev)).read(0, 0, image=False, regions=True, texts=True)
@@ -275,7 +275,7 @@ def test_features_are_what_the_model_makes(shapes: Shapes, single: Path, extract
     images = RegionImages(sample.regions.features_RD.shape[1], 100)
     batch = collate([Example("x", tokens, special, word, images.prepare(sample))], images.form, {})
     with torch.inference_mode():
-        encoded = VisionLanguageModel.from_pretrained(single / "model")(batch)
+        encoded = Network.from_pretrained(single / "model")(batch)
     found = features(extracted)
     np.testing.assert_allclose(found["pooled"][0], encoded.pooled_BH[0], atol=1e-5)
     np.testing.assert_allclose(found["text"][0], encoded.text_NH, atol=1e-5)

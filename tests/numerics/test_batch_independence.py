@@ -20,7 +20,7 @@ from vlp import resources
 from vlp.data.batch import collate
 from vlp.data.image import AnyImages, BothImages, PixelImages, RegionImages, with_whole
 from vlp.models.image import images_of
-from vlp.models.model import VisionLanguageModel
+from vlp.models.model import Network
 from vlp.types import BothInput, Example, ImageInput, PixelInput, RegionInput
 
 TOLERANCE = 1e-5
@@ -38,14 +38,14 @@ PIXELS = next(name for name in TINY if name.endswith("pixels"))
 
 
 @cache
-def model_of(name: str) -> VisionLanguageModel:
+def model_of(name: str) -> Network:
     if name in BACKBONES:
         source = {"kind": "pixels", **BACKBONES[name]}
         config = shipped(PIXELS, f"image.source={source}")
     else:
         config = shipped(name)
     torch.manual_seed(0)
-    return VisionLanguageModel(config).eval()
+    return Network(config).eval()
 
 
 def picture(images: AnyImages, count: int, seed: int) -> ImageInput:

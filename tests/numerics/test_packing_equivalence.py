@@ -16,7 +16,7 @@ from tests.examples import batch_of, double, of_blocks, shaken
 from vlp.data.packing import join, pack
 from vlp.models.attention import _Collect, _Spread, attend, permute
 from vlp.models.blocks import BlockConfig, rows_of
-from vlp.models.model import ModelConfig, VisionLanguageModel
+from vlp.models.model import ModelConfig, Network
 from vlp.types import Batch
 
 SELF, CROSS, JOINT = ["self", "ffn"], ["cross", "ffn"], ["joint", "ffn"]
@@ -102,9 +102,9 @@ def encoder_config(name: str, norm: str, **settings: Any) -> ModelConfig:
     return config.model_copy(update={"encoder": blocks, **settings})
 
 
-def model_of(config: ModelConfig) -> VisionLanguageModel:
-    model = shaken(VisionLanguageModel(config))
-    assert isinstance(model, VisionLanguageModel)
+def model_of(config: ModelConfig) -> Network:
+    model = shaken(Network(config))
+    assert isinstance(model, Network)
     return model
 
 
@@ -114,7 +114,7 @@ def model_of(config: ModelConfig) -> VisionLanguageModel:
 class Plain:
     """The encoder on one example, from its weights by name."""
 
-    def __init__(self, model: VisionLanguageModel) -> None:
+    def __init__(self, model: Network) -> None:
         self.weights = model.encoder.state_dict()
         self.runs: list[tuple[int, BlockConfig]] = []
         number = 0
@@ -257,7 +257,7 @@ def test_packed_encoder_is_the_plain_formula_on_each_example(name: str, norm: st
 # ------------------------------------------------------------------------- (b) the two implementations of attention
 
 
-def outcome(model: VisionLanguageModel, batch: Batch) -> dict[str, Tensor]:
+def outcome(model: Network, batch: Batch) -> dict[str, Tensor]:
     """Outputs and the gradients of all parameters for a loss that weighs every output differently."""
     model.zero_grad()
     encoded = model(batch)

@@ -20,7 +20,7 @@ from vlp.data.batch import collate
 from vlp.data.image import with_whole
 from vlp.models.heads import ClassHead, HeadConfig, VocabularyHead
 from vlp.models.image import RegionSource, images_of
-from vlp.models.model import VisionLanguageModel
+from vlp.models.model import Network
 from vlp.models.patches import PatchSource
 from vlp.types import Batch, Example, ImageInput
 
@@ -28,13 +28,13 @@ HEADS: dict[str, HeadConfig] = {"mlm": VocabularyHead(), "itm": ClassHead(reads=
 
 
 @cache
-def model_of(name: str, dropout: float = 0.0) -> VisionLanguageModel:
+def model_of(name: str, dropout: float = 0.0) -> Network:
     """With random gains and shifts, so that what is left out shows; weights small enough for float32 to be exact."""
     config = shipped(name, f"dropout={dropout}", f"attention_dropout={dropout}")
     torch.manual_seed(0)
-    model = VisionLanguageModel(config.model_copy(update={"heads": HEADS}))
+    model = Network(config.model_copy(update={"heads": HEADS}))
     start = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    noise = shaken(VisionLanguageModel(model.config), seed=1).state_dict()
+    noise = shaken(Network(model.config), seed=1).state_dict()
     model.load_state_dict(
         {key: start[key] + (0.3 * noise[key] if tensor.ndim == 1 else 0) for key, tensor in start.items()}
     )
@@ -48,7 +48,7 @@ NAMES = [
 ]
 
 
-def image_of(model: VisionLanguageModel, size: int | None, seed: int) -> ImageInput | None:
+def image_of(model: Network, size: int | None, seed: int) -> ImageInput | None:
     """An image of so many regions, or of patches."""
     rng, source = np.random.default_rng([seed, size or 0]), model.config.image.source
     if size is None:
@@ -59,20 +59,20 @@ def image_of(model: VisionLanguageModel, size: int | None, seed: int) -> ImageIn
     return with_whole(made) if isinstance(source, RegionSource) and source.whole and size else made
 
 
-def example_of(model: VisionLanguageModel, tokens: int, image: int | None, seed: int) -> Example:
+def example_of(model: Network, tokens: int, image: int | None, seed: int) -> Example:
     made = example(tokens, None, seed)
     made.image = image_of(model, image, seed)
     made.segment_T = (np.arange(tokens) > tokens // 2).astype(np.int64) * _second_segment(model)
     return made
 
 
-def _second_segment(model: VisionLanguageModel) -> int:
+def _second_segment(model: Network) -> int:
     """The number of a second text's segment, if the model has a row for it."""
     segments = model.text.tables.segments
     return int(segments is not None and segments.num_embeddings > 1)
 
 
-def batch_of(model: VisionLanguageModel, examples: list[Example]) -> Batch:
+def batch_of(model: Network, examples: list[Example]) -> Batch:
     return collate(examples, images_of(model.config.image).form, {})
 
 
@@ -161,7 +161,7 @@ def test_dropout_drops_in_training_only(name: str) -> None:
 def test_a_saved_model_is_the_same_model(name: str, tmp_path: Path) -> None:
     model = model_of(name)
     model.save_pretrained(tmp_path)
-    loaded = VisionLanguageModel.from_pretrained(tmp_path)
+    loaded = Network.from_pretrained(tmp_path)
     batch = batch_of(model, [example_of(model, 6, 4, 0), example_of(model, 3, None, 1)])
     assert torch.equal(loaded(batch).text_NH, model(batch).text_NH)
     assert torch.equal(loaded(batch).pooled_BH, model(batch).pooled_BH)

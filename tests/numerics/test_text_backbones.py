@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from tests.unit.text_models import DEPTH, PRETRAINED, model_of, packed, padded, saved, texts
-from vlp.models.model import VisionLanguageModel
+from vlp.models.model import Network
 from vlp.models.start import start
 
 
-def started(kind: str, folder: Path, **text: object) -> VisionLanguageModel:
+def started(kind: str, folder: Path, **text: object) -> Network:
     model = model_of(kind, weights={"source": str(folder)}, **text)
     start(model, None)
     return model

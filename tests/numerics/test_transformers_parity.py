@@ -22,7 +22,7 @@ from vlp.models.convert.checkpoint import convert_from, convert_to, read_checkpo
 from vlp.models.convert.family import read_official
 from vlp.models.convert.registry import family_of
 from vlp.models.image import images_of
-from vlp.models.model import VisionLanguageModel
+from vlp.models.model import Network
 from vlp.types import Encoded, Example, Packing, PixelInput
 
 EXACT = 1e-9
@@ -56,7 +56,7 @@ def shaken(model: Any, seed: int = 0) -> Any:
     return model.double().eval()
 
 
-def ours_of(theirs: Any, kind: str, tmp_path: Path) -> VisionLanguageModel:
+def ours_of(theirs: Any, kind: str, tmp_path: Path) -> Network:
     """The library's model through `vlp convert`; and back, where each tensor must be as it was."""
     file, config, out = tmp_path / "model.safetensors", tmp_path / "config.json", tmp_path / "ours"
     state = {name: tensor.float().clone().contiguous() for name, tensor in theirs.state_dict().items()}
@@ -67,7 +67,7 @@ def ours_of(theirs: Any, kind: str, tmp_path: Path) -> VisionLanguageModel:
     back = convert_to(kind, family, out, tmp_path / "back.safetensors")
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], tensor) for name, tensor in state.items())
-    return VisionLanguageModel.from_pretrained(out).double()
+    return Network.from_pretrained(out).double()
 
 
 def texts() -> tuple[Tensor, Tensor, Tensor]:
@@ -94,7 +94,7 @@ def assert_same(ours_NH: Tensor, packing: Packing, theirs_BLH: Tensor) -> None:
     torch.testing.assert_close(ours.value[ours.valid], theirs_BLH[ours.valid], atol=EXACT, rtol=0)
 
 
-def encode(model: VisionLanguageModel, *, aligned: Tensor | None = None) -> tuple[Any, Encoded]:
+def encode(model: Network, *, aligned: Tensor | None = None) -> tuple[Any, Encoded]:
     ids, segments, _ = texts()
     features, boxes, _ = regions()
     words = [None] * len(ids) if aligned is None else valid_rows(aligned, REGIONS_B)
@@ -215,7 +215,7 @@ def test_vilt(shape: str, head: str, tmp_path: Path) -> None:
         torch.testing.assert_close(ours.heads[head](encoded.pooled_BH), wanted, atol=EXACT, rtol=0)
 
 
-def pixel_batch(ours: VisionLanguageModel, pixels: Tensor, shown: Tensor, ids: Tensor, segments: Tensor) -> Any:
+def pixel_batch(ours: Network, pixels: Tensor, shown: Tensor, ids: Tensor, segments: Tensor) -> Any:
     patches = shown[:, ::SIDE, ::SIDE].bool()
     examples = []
     for row, (words, kinds) in enumerate(zip(valid_rows(ids, WORDS_B), valid_rows(segments, WORDS_B), strict=True)):

@@ -15,7 +15,7 @@ from vlp.data.dataset import Dataset
 from vlp.distributed import World, world
 from vlp.errors import DataError
 from vlp.evaluate import Inference
-from vlp.models.model import VisionLanguageModel
+from vlp.models.model import Network
 from vlp.objectives.label import Label, LabelConfig
 from vlp.seeds import generator
 from vlp.tasks.classify import LABEL, ClassifyConfig, ClassifyTask, labels_of
@@ -62,7 +62,7 @@ def test_only_known_labels_teach() -> None:
 
 def always(number: int, made: ClassifyTask) -> TaskModule:
     """A model that says the same label of everything."""
-    module = TaskModule(VisionLanguageModel(model_config().model_copy(update={"heads": made.heads})), made.objectives)
+    module = TaskModule(Network(model_config().model_copy(update={"heads": made.heads})), made.objectives)
     output: nn.Linear = module.model.heads[LABEL].output  # type: ignore[assignment,union-attr]
     with torch.no_grad():
         output.weight.zero_()

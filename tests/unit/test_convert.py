@@ -22,7 +22,7 @@ from vlp.models.convert.account import plan_of
 from vlp.models.convert.family import read_official
 from vlp.models.convert.names import Rule, Shaped, leading, rules, squares
 from vlp.models.convert.registry import FAMILIES, family_of
-from vlp.models.model import VisionLanguageModel, read_config
+from vlp.models.model import Network, read_config
 
 BERT = {
     "vocab_size": 30,
@@ -157,7 +157,7 @@ def test_the_way_and_back_is_the_identity(kind: str, official: Any, tmp_path: Pa
     tensors = published(kind, config)
     save_file(tensors, file)
     there(kind, file, config, out)
-    model = VisionLanguageModel.from_pretrained(out)
+    model = Network.from_pretrained(out)
     assert model.config.heads.keys() >= {"mlm"}
     assert set(record(out)["tied"]) == set(SECOND_NAMES[kind])
     assert same(back(kind, out, tmp_path / "back.safetensors"), tensors)

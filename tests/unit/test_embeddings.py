@@ -10,7 +10,7 @@ import torch
 from tests.examples import REGION_WIDTH, VOCABULARY, batch_of, of_blocks, shaken
 from vlp.errors import ConfigError
 from vlp.models.boxes import box_numbers
-from vlp.models.model import ModelConfig, VisionLanguageModel
+from vlp.models.model import ModelConfig, Network
 from vlp.types import RegionBatch
 
 BLOCK = {"stream": "text", "sublayers": ["ffn"]}
@@ -23,21 +23,21 @@ def model_of(
     image_parts: list[dict[str, Any]] | None = None,
     combine: str = "sum",
     norm: bool = False,
-) -> VisionLanguageModel:
+) -> Network:
     values = of_blocks(BLOCK).plain()
     values["text"] |= {"parts": text_parts or [WORD], "norm": norm, "combine": combine}
     values["image"] |= {"parts": image_parts or [FEATURE], "norm": norm, "combine": combine}
-    model = shaken(VisionLanguageModel(ModelConfig.parse(values, "test")))
-    assert isinstance(model, VisionLanguageModel)
+    model = shaken(Network(ModelConfig.parse(values, "test")))
+    assert isinstance(model, Network)
     return model
 
 
-def text_of(model: VisionLanguageModel) -> torch.Tensor:
+def text_of(model: Network) -> torch.Tensor:
     _, features, regions = model.image(BATCH.image, BATCH.text, model.text.tables)
     return model.text(BATCH.text, features, regions)  # type: ignore[no-any-return]
 
 
-def image_of(model: VisionLanguageModel) -> torch.Tensor:
+def image_of(model: Network) -> torch.Tensor:
     return model.image(BATCH.image, BATCH.text, model.text.tables)[0]  # type: ignore[no-any-return]
 
 

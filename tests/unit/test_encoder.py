@@ -10,13 +10,13 @@ import torch
 from tests.examples import batch_of, of_blocks, shaken
 from vlp.errors import ConfigError
 from vlp.models.encoder import States
-from vlp.models.model import VisionLanguageModel
+from vlp.models.model import Network
 
 SELF, JOINT = ["self", "ffn"], ["joint", "ffn"]
 
 
 def test_repeat_writes_blocks_out_with_weights_of_their_own() -> None:
-    model = VisionLanguageModel(of_blocks({"stream": "text", "repeat": 3, "sublayers": SELF}))
+    model = Network(of_blocks({"stream": "text", "repeat": 3, "sublayers": SELF}))
     assert len(model.encoder.blocks) == 3
     weights = [p for name, p in model.encoder.named_parameters() if name.endswith("up.weight")]
     assert len({id(p) for p in weights}) == 3
@@ -25,16 +25,12 @@ def test_repeat_writes_blocks_out_with_weights_of_their_own() -> None:
 
 def test_share_decides_who_owns_weights() -> None:
     both = of_blocks({"stream": "both", "sublayers": ["cross", "self", "ffn"], "share": ["cross"]})
-    owners = {
-        tuple(name.split(".")[3:6:2])
-        for name in VisionLanguageModel(both).encoder.state_dict()
-        if "norm.weight" in name
-    }
+    owners = {tuple(name.split(".")[3:6:2]) for name in Network(both).encoder.state_dict() if "norm.weight" in name}
     assert owners == {("cross", "both"), ("self", "text"), ("self", "image"), ("ffn", "text"), ("ffn", "image")}
 
 
 def test_a_block_of_one_stream_leaves_the_other_alone() -> None:
-    model = shaken(VisionLanguageModel(of_blocks({"stream": "text", "sublayers": SELF})))
+    model = shaken(Network(of_blocks({"stream": "text", "sublayers": SELF})))
     batch = batch_of([(4, 3), (3, 2)])
     text, image = torch.randn(7, 16), torch.randn(5, 16)
     new_text, new_image, _ = model.encoder(text, image, batch)
@@ -44,7 +40,7 @@ def test_a_block_of_one_stream_leaves_the_other_alone() -> None:
 
 def test_both_directions_of_a_cross_read_the_block_s_start() -> None:
     block = {"stream": "both", "sublayers": ["self", "cross"]}
-    model = shaken(VisionLanguageModel(of_blocks(block)))
+    model = shaken(Network(of_blocks(block)))
     batch = batch_of([(4, 3)])
     text, image = torch.randn(4, 16), torch.randn(3, 16)
     wanted, _, _ = model.encoder(text, image, batch)
@@ -63,7 +59,7 @@ def test_a_block_s_own_settings_stand_over_the_stream_s() -> None:
         {"stream": "both", "sublayers": ["ffn"]},
         image_layer={"width": 8, "ffn": 6},
     )
-    first, second = VisionLanguageModel(config).encoder.blocks
+    first, second = Network(config).encoder.blocks
     shapes = [
         {owner: tuple(module.up.weight.shape) for owner, module in block.sublayers["ffn"].weights.items()}
         for block in (first, second)
@@ -79,9 +75,9 @@ def test_taps_hold_the_streams_before_they_meet() -> None:
     tower = {"stream": "text", "sublayers": SELF}
     batch = batch_of([(4, 3), (3, None)])
     text, image = torch.randn(7, 16), torch.randn(3, 16)
-    model = shaken(VisionLanguageModel(of_blocks(tower, {"stream": "both", "sublayers": JOINT, "share": JOINT})))
+    model = shaken(Network(of_blocks(tower, {"stream": "both", "sublayers": JOINT, "share": JOINT})))
     _, _, taps = model.encoder(text, image, batch)
-    alone = shaken(VisionLanguageModel(of_blocks(tower)))
+    alone = shaken(Network(of_blocks(tower)))
     alone.encoder.load_state_dict({k: v for k, v in model.encoder.state_dict().items() if k.startswith("blocks.0.")})
     final, _, never_met = alone.encoder(text, image, batch)
     assert torch.equal(taps["text.unimodal"], final)
@@ -101,7 +97,7 @@ def test_states_change_form_and_back() -> None:
 
 def test_dropout_is_on_in_training_only() -> None:
     config = of_blocks({"stream": "both", "sublayers": JOINT, "share": JOINT}, dropout=0.5, attention_dropout=0.5)
-    model, batch = VisionLanguageModel(config), batch_of([(4, 3)])
+    model, batch = Network(config), batch_of([(4, 3)])
     torch.manual_seed(0)
     assert not torch.equal(model(batch).text_NH, model(batch).text_NH)
     model.eval()
@@ -110,9 +106,9 @@ def test_dropout_is_on_in_training_only() -> None:
 
 def test_one_set_of_weights_runs_several_times() -> None:
     shared = of_blocks({"stream": "text", "repeat": 3, "sublayers": SELF, "one_set": True})
-    model = shaken(VisionLanguageModel(shared))
+    model = shaken(Network(shared))
     assert len(model.encoder.blocks) == 1
-    thrice = VisionLanguageModel(of_blocks({"stream": "text", "repeat": 3, "sublayers": SELF}))
+    thrice = Network(of_blocks({"stream": "text", "repeat": 3, "sublayers": SELF}))
     one = model.encoder.blocks[0].state_dict()
     for block in thrice.encoder.blocks:
         block.load_state_dict(one)
@@ -122,7 +118,7 @@ def test_one_set_of_weights_runs_several_times() -> None:
 
 def test_a_group_is_written_out_row_by_row() -> None:
     row = [{"stream": "text", "sublayers": ["ffn"]}, {"stream": "image", "repeat": 2, "sublayers": ["ffn"]}]
-    model = VisionLanguageModel(of_blocks({"repeat": 2, "blocks": row}))
+    model = Network(of_blocks({"repeat": 2, "blocks": row}))
     assert [block.config.stream for block in model.encoder.blocks] == ["text", "image", "image"] * 2
 
 
@@ -135,14 +131,14 @@ def test_a_linear_changes_the_width_of_what_follows() -> None:
     )
     assert {stream: layer.width for stream, layer in config.final.items()} == {"text": 6, "image": 16}
     assert (config.width("text"), config.width("image"), config.width("example")) == (6, 16, 6)
-    encoded = VisionLanguageModel(config)(batch_of([(4, 3), (2, None)]))
+    encoded = Network(config)(batch_of([(4, 3), (2, None)]))
     assert (encoded.text_NH.shape, encoded.image_MH.shape, encoded.pooled_BH.shape) == ((6, 6), (3, 16), (2, 6))
 
 
 def test_modality_may_be_given_by_its_name_alone() -> None:
     short, long = (of_blocks({"stream": "both", "add": add}) for add in ("modality", {"kind": "modality"}))
     assert short == long
-    model = shaken(VisionLanguageModel(short))
+    model = shaken(Network(short))
     batch, text, image = batch_of([(4, 3)]), torch.zeros(4, 16), torch.zeros(3, 16)
     found_text, found_image, _ = model.encoder(text, image, batch)
     table = model.encoder.blocks[0].modality.table.weight
@@ -152,7 +148,7 @@ def test_modality_may_be_given_by_its_name_alone() -> None:
 
 def test_layer_scale_starts_small_and_silences_the_block() -> None:
     block = {"stream": "text", "sublayers": SELF, "norm": "pre", "layer_scale": 1e-9}
-    model = VisionLanguageModel(of_blocks(block))
+    model = Network(of_blocks(block))
     batch, text = batch_of([(4, 3)]), torch.randn(4, 16)
     assert torch.equal(model.encoder.blocks[0].sublayers["ffn"].weights["text"].scale.gain, torch.full((16,), 1e-9))
     torch.testing.assert_close(model.encoder(text, torch.randn(3, 16), batch)[0], text)
@@ -166,7 +162,7 @@ def test_a_layer_s_own_drop_rates_stand_over_the_model_s() -> None:
         dropout=0.2,
         attention_dropout=0.3,
     )
-    text, image = VisionLanguageModel(config).encoder.blocks[0].sublayers["ffn"].weights.values()
+    text, image = Network(config).encoder.blocks[0].sublayers["ffn"].weights.values()
     assert (text.habits.dropout, text.habits.attention_dropout) == (0.9, 0.5)
     assert (image.habits.dropout, image.habits.attention_dropout) == (0.2, 0.5)
 

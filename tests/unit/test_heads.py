@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tests.examples import REGION_WIDTH, SMALL, VOCABULARY, batch_of, shaken, shipped
 from vlp.errors import ConfigError
 from vlp.models.heads import ClassHead, FeatureHead, Head, HeadConfig, VocabularyHead
-from vlp.models.model import ModelConfig, VisionLanguageModel
+from vlp.models.model import ModelConfig, Network
 
 HEADS: dict[str, HeadConfig] = {
     "words": VocabularyHead(),
@@ -25,14 +25,14 @@ HEADS: dict[str, HeadConfig] = {
 OUTPUTS = {"words": VOCABULARY, "match": 2, "classes": 5, "answers": 6, "feature": REGION_WIDTH, "tied": REGION_WIDTH}
 
 
-def model_of() -> VisionLanguageModel:
+def model_of() -> Network:
     config = shipped("uniter_tiny", *SMALL, "encoder.0.repeat=1").model_copy(update={"heads": HEADS})
-    model = shaken(VisionLanguageModel(config))
-    assert isinstance(model, VisionLanguageModel)
+    model = shaken(Network(config))
+    assert isinstance(model, Network)
     return model
 
 
-def head_of(model: VisionLanguageModel, name: str) -> Any:
+def head_of(model: Network, name: str) -> Any:
     head = model.heads[name]
     assert isinstance(head, Head)
     return head
@@ -93,7 +93,7 @@ def test_inner_layers_are_none_the_same_or_twice_as_wide() -> None:
 def test_heads_read_their_own_stream_s_width() -> None:
     wide = '{"width": 24, "heads": 2, "ffn": 8}'
     config = shipped("lxmert_tiny", *SMALL, f"image.layer={wide}", "encoder=[{stream: text, sublayers: [ffn]}]")
-    model = VisionLanguageModel(config.model_copy(update={"heads": HEADS}))
+    model = Network(config.model_copy(update={"heads": HEADS}))
     widths = {name: head.transform.linear.in_features for name, head in model.heads.items() if name != "match"}
     assert widths == {"words": 16, "classes": 24, "answers": 16, "feature": 24, "tied": 24}
     encoded = model(batch_of([(3, 2)]))
@@ -108,8 +108,8 @@ def test_inner_layers_of_another_head() -> None:
         "third": FeatureHead(width=REGION_WIDTH, inner_of="first"),
     }
     config = shipped("uniter_tiny", *SMALL, "encoder.0.repeat=1").model_copy(update={"heads": heads})
-    model = shaken(VisionLanguageModel(config))
-    assert isinstance(model, VisionLanguageModel)
+    model = shaken(Network(config))
+    assert isinstance(model, Network)
     names = {name for name in model.state_dict() if name.startswith("heads.") and "transform" in name}
     assert {name.split(".")[1] for name in names} == {"first"}
     x = torch.randn(4, 16)
@@ -159,6 +159,6 @@ def test_rows_that_stand_together_are_one_input() -> None:
 
 def test_a_decoder_of_its_own_has_the_vocabulary_s_rows() -> None:
     config = shipped("uniter_tiny", *SMALL).model_copy(update={"heads": {"words": VocabularyHead(tied=False)}})
-    model = VisionLanguageModel(config)
+    model = Network(config)
     assert head_of(model, "words").output.weight.shape == (VOCABULARY, 16)
     assert head_of(model, "words").output.weight is not model.text.words.weight

@@ -19,18 +19,18 @@ from vlp.errors import ConfigError
 from vlp.models.backbone import Backbone, grid_of
 from vlp.models.image import Tokens, images_of
 from vlp.models.imageparts import Reading
-from vlp.models.model import ModelConfig, Sizes, VisionLanguageModel, fill_sizes, meta_model
+from vlp.models.model import ModelConfig, Network, Sizes, fill_sizes, meta_model
 from vlp.models.start import start_from
 from vlp.types import BothBatch, PixelBatch, Regions, Sample
 
 
-def model_of(name: str, beside_regions: bool = False, **more: Any) -> VisionLanguageModel:
-    made = shaken(VisionLanguageModel(config_of(source_of(name, **more), beside_regions)), seed=1)
-    assert isinstance(made, VisionLanguageModel)
+def model_of(name: str, beside_regions: bool = False, **more: Any) -> Network:
+    made = shaken(Network(config_of(source_of(name, **more), beside_regions)), seed=1)
+    assert isinstance(made, Network)
     return made
 
 
-def tokens_of(model: VisionLanguageModel, batch: Any) -> torch.Tensor:
+def tokens_of(model: Network, batch: Any) -> torch.Tensor:
     return model.image(batch.image, batch.text, model.text.tables)[0]  # type: ignore[no-any-return]
 
 
@@ -179,7 +179,7 @@ def test_the_backbone_keeps_the_weights_that_timm_gave_it(monkeypatch: pytest.Mo
     made = timm.create_model
     grid_of(source_of("patches"))  # known before timm is asked for weights
     monkeypatch.setattr(timm, "create_model", create)
-    model = VisionLanguageModel(config_of(source_of("patches", pretrained=True)))
+    model = Network(config_of(source_of("patches", pretrained=True)))
     assert asked == [True]
     assert isinstance(model.image.backbone, Backbone)
     assert all((parameter == 0.5).all() for parameter in model.image.backbone.parameters())
@@ -189,7 +189,7 @@ def test_the_backbone_keeps_the_weights_that_timm_gave_it(monkeypatch: pytest.Mo
 def test_a_saved_model_asks_for_no_weights(
     beside_regions: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = VisionLanguageModel(config_of(source_of("convolutions"), beside_regions)).eval()
+    model = Network(config_of(source_of("convolutions"), beside_regions)).eval()
     model.config = config_of(source_of("convolutions", pretrained=True), beside_regions)
     model.save_pretrained(tmp_path)
     made = timm.create_model
@@ -199,7 +199,7 @@ def test_a_saved_model_asks_for_no_weights(
         return made(name, pretrained=pretrained, **arguments)
 
     monkeypatch.setattr(timm, "create_model", create)
-    loaded = VisionLanguageModel.from_pretrained(tmp_path)
+    loaded = Network.from_pretrained(tmp_path)
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
     meta_model(model.config)
 
@@ -209,7 +209,7 @@ def test_a_model_goes_on_at_another_image_size(beside_regions: bool, tmp_path: P
     name = "patches and their class token"
     small = model_of(name, beside_regions)
     small.save_pretrained(tmp_path)
-    large = VisionLanguageModel(config_of(source_of(name, size=96), beside_regions))
+    large = Network(config_of(source_of(name, size=96), beside_regions))
     start_from(large, tmp_path)
     where = "image.grid.backbone" if beside_regions else "image.backbone"
     assert large.state_dict()[f"{where}.network.pos_embed"].shape[1] == 1 + 36

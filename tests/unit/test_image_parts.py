@@ -16,7 +16,7 @@ from vlp.data.batch import collate
 from vlp.errors import ConfigError
 from vlp.models.boxes import sine_numbers
 from vlp.models.image import images_of
-from vlp.models.model import ModelConfig, VisionLanguageModel
+from vlp.models.model import ModelConfig, Network
 from vlp.types import Batch, FramedBatch, RegionBatch
 
 BLOCK = {"stream": "text", "sublayers": ["ffn"]}
@@ -33,27 +33,27 @@ def config_of(*image_parts: dict[str, Any], text: tuple[dict[str, Any], ...] = (
     return ModelConfig.parse(values, "test")
 
 
-def model_of(*image_parts: dict[str, Any], **settings: Any) -> VisionLanguageModel:
-    model = shaken(VisionLanguageModel(config_of(*image_parts, **settings)))
-    assert isinstance(model, VisionLanguageModel)
+def model_of(*image_parts: dict[str, Any], **settings: Any) -> Network:
+    model = shaken(Network(config_of(*image_parts, **settings)))
+    assert isinstance(model, Network)
     return model.eval()
 
 
-def batch_for(model: VisionLanguageModel, sizes: list[tuple[int, int | None]] = SIZES) -> Batch:
+def batch_for(model: Network, sizes: list[tuple[int, int | None]] = SIZES) -> Batch:
     made = [example(tokens, image, number) for number, (tokens, image) in enumerate(sizes)]
     return collate(made, images_of(model.config.image).form, {})
 
 
-def image_of(model: VisionLanguageModel, batch: Batch) -> Tensor:
+def image_of(model: Network, batch: Batch) -> Tensor:
     return model.image(batch.image, batch.text, model.text.tables)[0]  # type: ignore[no-any-return]
 
 
-def text_of(model: VisionLanguageModel, batch: Batch) -> Tensor:
+def text_of(model: Network, batch: Batch) -> Tensor:
     _, features, regions = model.image(batch.image, batch.text, model.text.tables)
     return model.text(batch.text, features, regions)  # type: ignore[no-any-return]
 
 
-def shown_by(model: VisionLanguageModel, batch: Batch) -> Tensor:
+def shown_by(model: Network, batch: Batch) -> Tensor:
     """The feature part alone, where it is a plain projection."""
     assert isinstance(batch.image, RegionBatch)
     return model.image.parts["feature"].linear(batch.image.features_MD)  # type: ignore[no-any-return, operator, union-attr]
@@ -83,7 +83,7 @@ def test_positions_may_start_behind_the_first_rows_and_have_more() -> None:
 
 def test_a_padding_row_gets_no_gradient_and_keeps_its_start() -> None:
     parts = tuple({**part, "padding_row": True} for part in (WORD, POSITION, SEGMENT))
-    model = VisionLanguageModel(config_of(text=parts))
+    model = Network(config_of(text=parts))
     assert model.text.parts["position"].table.weight[0].abs().sum() > 0
     text_of(model, batch_for(model)).sum().backward()
     for part in ("word", "position", "segment"):
@@ -134,7 +134,7 @@ def test_sine_numbers_of_a_box_by_hand() -> None:
 
 
 def test_a_part_s_norm_may_start_silent() -> None:
-    model = VisionLanguageModel(config_of({**FEATURE, "norm": True, "init_gain": 0.0}))
+    model = Network(config_of({**FEATURE, "norm": True, "init_gain": 0.0}))
     assert (image_of(model, batch_for(model)) == 0).all()
 
 
@@ -203,8 +203,8 @@ def test_lists_of_aligned_words_of_several_lengths_are_collated() -> None:
 def test_one_norm_may_serve_both_streams() -> None:
     values = config_of().plain()
     values["text"]["norm"], values["image"]["norm"] = True, "text"
-    model = shaken(VisionLanguageModel(ModelConfig.parse(values, "test")))
-    assert isinstance(model, VisionLanguageModel)
+    model = shaken(Network(ModelConfig.parse(values, "test")))
+    assert isinstance(model, Network)
     batch = batch_for(model)
     torch.testing.assert_close(image_of(model, batch), model.text.combine.norm(shown_by(model, batch)))
     assert not [name for name in model.state_dict() if name.startswith("image.combine")]
@@ -212,7 +212,7 @@ def test_one_norm_may_serve_both_streams() -> None:
 
 def test_tables_that_start_as_the_text_s() -> None:
     parts = ({"kind": "position", "at": "zero", "rows": 9, "start": "text"}, {**SEGMENT, "start": "text"})
-    model = VisionLanguageModel(config_of(FEATURE, *parts, text=(WORD, POSITION, SEGMENT)))
+    model = Network(config_of(FEATURE, *parts, text=(WORD, POSITION, SEGMENT)))
     text, image = model.text.parts, model.image.parts
     assert torch.equal(image["position"].table.weight, text["position"].table.weight[:9])
     assert torch.equal(image["segment"].table.weight, text["segment"].table.weight)
@@ -261,7 +261,7 @@ def test_lengths_are_known_before_anything_is_read(cls: bool, end: bool) -> None
 # ------------------------------------------------------------------------------------------------------------ patches
 
 
-def patch_model(rows: int = 3, columns: int = 3, align: bool = True, **settings: Any) -> VisionLanguageModel:
+def patch_model(rows: int = 3, columns: int = 3, align: bool = True, **settings: Any) -> Network:
     grid = {"kind": "grid", "rows": rows, "columns": columns, "align_corners": align}
     return model_of(FEATURE, grid, source=PATCHES, **settings)
 

@@ -13,7 +13,7 @@ from vlp.data.batch import WEIGHT
 from vlp.errors import ConfigError, DataError
 from vlp.models.heads import Contrast as Head
 from vlp.models.heads import ContrastHead
-from vlp.models.model import VisionLanguageModel
+from vlp.models.model import Network
 from vlp.objectives.itc import Contrast, ContrastConfig
 from vlp.seeds import generator
 from vlp.tasks.module import TaskModule
@@ -132,7 +132,7 @@ def test_both_losses_in_one_batch() -> None:
 def test_the_loss_is_a_sum_over_groups_and_every_parameter_has_a_gradient() -> None:
     made = task(negative_images=1, negative_texts=1)
     torch.manual_seed(0)
-    module = TaskModule(VisionLanguageModel(model_config().model_copy(update={"heads": made.heads})), made.objectives)
+    module = TaskModule(Network(model_config().model_copy(update={"heads": made.heads})), made.objectives)
     module.eval()
     whole = module(batch_of(made, [1, 2, 3])).sums
     parts = [module(batch_of(made, seeds)).sums for seeds in ([1], [2, 3], [])]
@@ -153,7 +153,7 @@ def test_a_task_of_nothing_is_refused() -> None:
 
 def test_pooling_of_images_without_tokens() -> None:
     made = task(ranking=None)
-    module = TaskModule(VisionLanguageModel(model_config().model_copy(update={"heads": made.heads})), made.objectives)
+    module = TaskModule(Network(model_config().model_copy(update={"heads": made.heads})), made.objectives)
     example = made.bare_example(sample(0, regions=2), "red")
     bare = made.bare_example(sample(0), "red")
     bare.image = None

@@ -17,8 +17,8 @@ from vlp.errors import CheckpointError, ConfigError
 from vlp.models.heads import ClassHead, FeatureHead, HeadConfig, VocabularyHead
 from vlp.models.model import (
     ModelConfig,
+    Network,
     Sizes,
-    VisionLanguageModel,
     fill_sizes,
     meta_model,
     read_config,
@@ -31,10 +31,10 @@ HEADS: dict[str, HeadConfig] = {
 }
 
 
-def model_of(family: str = "lxmert_tiny", *overrides: str) -> VisionLanguageModel:
+def model_of(family: str = "lxmert_tiny", *overrides: str) -> Network:
     config = shipped(family, *SMALL, *overrides).model_copy(update={"heads": HEADS})
-    model = shaken(VisionLanguageModel(config))
-    assert isinstance(model, VisionLanguageModel)
+    model = shaken(Network(config))
+    assert isinstance(model, Network)
     return model
 
 
@@ -56,7 +56,7 @@ def test_every_shipped_model_can_be_built(name: str) -> None:
 
 def test_initial_weights() -> None:
     config = shipped("uniter_tiny", "init_std=0.1").model_copy(update={"heads": HEADS})
-    model = VisionLanguageModel(config)
+    model = Network(config)
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):
             bound = 5 / module.weight.numel() ** 0.5  # of what the deviation of so many draws differs by
@@ -86,7 +86,7 @@ def test_pooled_is_the_first_token_through_linear_and_its_activation() -> None:
 def test_a_saved_model_is_the_same_model(tmp_path: Path) -> None:
     model = model_of().eval()
     model.save_pretrained(tmp_path / "new" / "model")
-    loaded = VisionLanguageModel.from_pretrained(tmp_path / "new" / "model")
+    loaded = Network.from_pretrained(tmp_path / "new" / "model")
     assert not loaded.training
     assert loaded.config == model.config
     assert loaded.state_dict().keys() == model.state_dict().keys()
@@ -143,7 +143,7 @@ def test_a_wrong_file_is_refused_with_a_sentence(tmp_path: Path, how: str) -> No
     model_of().save_pretrained(tmp_path)
     spoil(tmp_path, how)
     with pytest.raises(CheckpointError, match=WRONG[how]) as raised:
-        VisionLanguageModel.from_pretrained(tmp_path)
+        Network.from_pretrained(tmp_path)
     assert str(tmp_path) in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -152,7 +152,7 @@ def test_an_unknown_key_of_a_saved_config_is_refused(tmp_path: Path) -> None:
     model_of().save_pretrained(tmp_path)
     spoil(tmp_path, "unknown key")
     with pytest.raises(ConfigError, match=r"config.json: unknown key 'droput' \(did you mean 'dropout'\?\)"):
-        VisionLanguageModel.from_pretrained(tmp_path)
+        Network.from_pretrained(tmp_path)
 
 
 def test_a_directory_that_is_not_there_is_refused(tmp_path: Path) -> None:

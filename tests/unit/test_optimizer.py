@@ -12,7 +12,7 @@ from torch import nn
 from tests.examples import SMALL, shipped
 from vlp.errors import ConfigError
 from vlp.models.heights import heights
-from vlp.models.model import VisionLanguageModel
+from vlp.models.model import Network
 from vlp.train.lamb import Lamb
 from vlp.train.optimizer import OptimizerConfig, make_optimizer, parameter_groups, set_rate
 
@@ -77,7 +77,7 @@ def test_layers_below_the_heads_learn_slower() -> None:
 
 
 def test_heights_of_a_dual_stream_model() -> None:
-    model = VisionLanguageModel(shipped("lxmert_tiny", *SMALL))
+    model = Network(shipped("lxmert_tiny", *SMALL))
     found = heights(model)
     assert found.keys() == {name for name, _ in model.named_parameters()}
     by_block = {

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.examples import batch_of, of_blocks, shaken
 from vlp.errors import ConfigError
-from vlp.models.model import VisionLanguageModel
+from vlp.models.model import Network
 from vlp.types import Encoded
 
 BLOCK = {"stream": "text", "sublayers": ["ffn"]}
@@ -19,13 +19,13 @@ FIRST, ASKED = [0, 4, 7], [2, 5, 10]
 """Packed rows of [CLS], and of the token before [SEP]."""
 
 
-def pooled(image_layer: dict[str, Any] | None = None, **pooler: Any) -> tuple[VisionLanguageModel, Encoded]:
-    model = shaken(VisionLanguageModel(of_blocks(BLOCK, pooler=pooler, image_layer=image_layer)))
-    assert isinstance(model, VisionLanguageModel)
+def pooled(image_layer: dict[str, Any] | None = None, **pooler: Any) -> tuple[Network, Encoded]:
+    model = shaken(Network(of_blocks(BLOCK, pooler=pooler, image_layer=image_layer)))
+    assert isinstance(model, Network)
     return model.eval(), model(BATCH)
 
 
-def images(model: VisionLanguageModel, encoded: Encoded) -> Tensor:
+def images(model: Network, encoded: Encoded) -> Tensor:
     """The image's vectors, zeros for the example without one."""
     first = torch.relu(model.pooler.linear["image"](encoded.image_MH[[0, 2]]))
     return torch.stack([first[0], torch.zeros_like(first[0]), first[1]])

@@ -16,7 +16,7 @@ from vlp.distributed import World, world
 from vlp.errors import ConfigError, DataError
 from vlp.evaluate import Inference
 from vlp.models.halves import separable
-from vlp.models.model import ModelConfig, VisionLanguageModel
+from vlp.models.model import ModelConfig, Network
 from vlp.tasks.candidates import find_candidates
 from vlp.tasks.judge import Judge
 from vlp.tasks.module import TaskModule
@@ -39,7 +39,7 @@ def made(encoder: list[dict[str, Any]], config: dict[str, Any], **model: Any) ->
     setting = Setting(ModelConfig.parse(values), text_encoder(), 0)
     task = RetrievalTask(RetrievalConfig.parse(config), setting)
     torch.manual_seed(0)
-    network = VisionLanguageModel(setting.model.model_copy(update={"heads": task.heads})).eval()
+    network = Network(setting.model.model_copy(update={"heads": task.heads})).eval()
     return task, TaskModule(network, task.objectives)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.examples import SMALL, Words, sample, shaken, shipped
-from vlp.models.model import VisionLanguageModel
+from vlp.models.model import Network
 from vlp.seeds import generator
 from vlp.tasks.module import TaskModule
 from vlp.tasks.pretrain import PretrainConfig, PretrainTask
@@ -30,7 +30,7 @@ def task_of(family: str, names: Sequence[str]) -> PretrainTask:
 
 
 def module_of(task: PretrainTask) -> TaskModule:
-    model = VisionLanguageModel(task.setting.model.model_copy(update={"heads": task.heads}))
+    model = Network(task.setting.model.model_copy(update={"heads": task.heads}))
     module = shaken(TaskModule(model, task.objectives))
     assert isinstance(module, TaskModule)
     return module

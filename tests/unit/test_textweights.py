@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests.unit.text_models import DEPTH, PLACES, PRETRAINED, WORDS, config_of, model_of, saved
 from vlp.errors import CheckpointError, ConfigError, VlpError
-from vlp.models.model import VisionLanguageModel
+from vlp.models.model import Network
 from vlp.models.start import start
 from vlp.models.text import TextWeightsConfig
 from vlp.models.textsource import read_text_model
@@ -25,7 +25,7 @@ BOTH = {"stream": "both", "sublayers": ["joint", "ffn"], "share": ["joint", "ffn
 CROSS = {"stream": "both", "sublayers": ["cross", "self", "ffn"], "share": ["cross"]}
 
 
-def account(model: VisionLanguageModel, folder: Path, **wanted: Any) -> Accounting:
+def account(model: Network, folder: Path, **wanted: Any) -> Accounting:
     return start_text(model, read_text_model(str(folder)), TextWeightsConfig(source=str(folder), **wanted))
 
 
@@ -33,12 +33,12 @@ def tensors(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def up(model: VisionLanguageModel, block: int, stream: str = "text") -> Tensor:
+def up(model: Network, block: int, stream: str = "text") -> Tensor:
     """A weight of a block by which a layer is known."""
     return model.get_parameter(f"encoder.blocks.{block}.sublayers.ffn.weights.{stream}.up.weight")
 
 
-def refused(model: VisionLanguageModel, folder: Path, sentence: str, **wanted: Any) -> None:
+def refused(model: Network, folder: Path, sentence: str, **wanted: Any) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(VlpError, match=sentence) as raised:
         account(model, folder, **wanted)
@@ -182,7 +182,7 @@ def test_image_tables_that_start_as_the_text_s_are_copied_from_the_pre_trained_o
     saved(tmp_path, "bert")
     values = config_of("bert", weights={"source": str(tmp_path)}).plain()
     values["image"]["parts"].append({"kind": "segment", "index": 1, "start": "text"})
-    model = VisionLanguageModel(type(config_of("bert")).parse(values))
+    model = Network(type(config_of("bert")).parse(values))
     start(model, None)
     image = model.get_parameter("image.parts.segment.table.weight")
     assert torch.equal(image, tensors(tmp_path)["embeddings.token_type_embeddings.weight"])

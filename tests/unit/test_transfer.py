@@ -15,7 +15,7 @@ from vlp.errors import ConfigError
 from vlp.models.adapters import AdapterConfig, merged
 from vlp.models.heads import ClassHead
 from vlp.models.heights import heights
-from vlp.models.model import ModelConfig, VisionLanguageModel
+from vlp.models.model import ModelConfig, Network
 from vlp.models.transfer import TransferConfig, apply_transfer
 from vlp.train.optimizer import OptimizerConfig, make_optimizer, parameter_groups, set_rate
 from vlp.train.penalty import Penalty, PenaltyConfig
@@ -25,12 +25,12 @@ def config() -> ModelConfig:
     return model_config().model_copy(update={"heads": {"answer": ClassHead(reads="example", classes=3)}})
 
 
-def model() -> VisionLanguageModel:
+def model() -> Network:
     torch.manual_seed(0)
-    return VisionLanguageModel(config()).eval()
+    return Network(config()).eval()
 
 
-def pooled(network: VisionLanguageModel) -> torch.Tensor:
+def pooled(network: Network) -> torch.Tensor:
     source = config().image.source
     form = RegionImages(source.width).form  # type: ignore[union-attr,arg-type]
     with torch.no_grad():
@@ -102,7 +102,7 @@ def test_adapters_start_as_nothing_and_merge_into_what_they_learned(kind: str) -
                 parameter.add_(0.3 * torch.randn_like(parameter))
     after = pooled(network)
     assert (after - before).abs().max() > 1e-2
-    plain = VisionLanguageModel(config()).eval()
+    plain = Network(config()).eval()
     plain.load_state_dict(merged(network.state_dict(), own, config()))  # strict: names and shapes are the plain ones
     torch.testing.assert_close(pooled(plain), after, atol=1e-5, rtol=1e-4)
 

@@ -22,8 +22,7 @@ from tests.unit.shard_making import CLASSES, WIDTH, some_regions
 from tests.unit.task_making import PIXELS, model_config, text_encoder
 from vlp import Regions, VisionLanguageModel
 from vlp.errors import CheckpointError, ConfigError, DataError, VlpError
-from vlp.models.model import ModelConfig
-from vlp.models.model import VisionLanguageModel as Network
+from vlp.models.model import ModelConfig, Network
 from vlp.tasks.card import DataFacts, Training
 from vlp.tasks.pretrain import PretrainConfig
 from vlp.tasks.saved import SavedTask, save_trained

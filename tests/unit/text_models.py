@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tests.examples import REGIONS
 from vlp.data.batch import collate
-from vlp.models.model import ModelConfig, VisionLanguageModel
+from vlp.models.model import ModelConfig, Network
 from vlp.types import Batch, Example
 
 WORDS, PLACES, DEPTH = 50, 20, 3
@@ -88,9 +88,9 @@ def config_of(kind: str, blocks: list[dict[str, Any]] | None = None, **text: Any
     return ModelConfig.parse(values, "test")
 
 
-def model_of(kind: str, blocks: list[dict[str, Any]] | None = None, **text: Any) -> VisionLanguageModel:
+def model_of(kind: str, blocks: list[dict[str, Any]] | None = None, **text: Any) -> Network:
     torch.manual_seed(1)
-    return VisionLanguageModel(config_of(kind, blocks, **text)).eval()
+    return Network(config_of(kind, blocks, **text)).eval()
 
 
 def texts(*lengths: int) -> list[Tensor]:

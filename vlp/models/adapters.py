@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vlp.config import Config
 from vlp.errors import ConfigError
-from vlp.models.model import ModelConfig, VisionLanguageModel, without_downloads
+from vlp.models.model import ModelConfig, Network, without_downloads
 
 
 class AdapterConfig(Config):
@@ -45,7 +45,7 @@ class AdapterConfig(Config):
         return value
 
 
-def add_adapters(model: VisionLanguageModel, config: AdapterConfig) -> None:
+def add_adapters(model: Network, config: AdapterConfig) -> None:
     """Put adapters beside the model's linears, in place; they change nothing before they are trained.
 
     Raises:
@@ -81,7 +81,7 @@ def merged(tensors: Mapping[str, Tensor], config: AdapterConfig, model: ModelCon
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    whole = VisionLanguageModel(without_downloads(model))
+    whole = Network(without_downloads(model))
     plain = set(whole.state_dict())
     add_adapters(whole, config)
     whole.load_state_dict(tensors)

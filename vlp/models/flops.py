@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vlp.data.batch import collate
 from vlp.data.image import BothImages, PixelImages, RegionImages
 from vlp.models.image import images_of
-from vlp.models.model import VisionLanguageModel
+from vlp.models.model import Network
 from vlp.types import BothInput, Example, ImageInput, PixelInput, RegionInput
 
 
@@ -32,7 +32,7 @@ class Flops:
         return self.modules.get(name, 0)
 
 
-def count_flops(model: VisionLanguageModel, text_tokens: int, regions: int) -> Flops:
+def count_flops(model: Network, text_tokens: int, regions: int) -> Flops:
     """Count one example's operations.
 
     Args:

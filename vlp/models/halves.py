@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vlp.models.embeddings import WholeImageConfig
 from vlp.models.imageparts import AlignedConfig, ImagePositionConfig
-from vlp.models.model import ModelConfig, VisionLanguageModel
+from vlp.models.model import ModelConfig, Network
 from vlp.types import Batch, Encoded
 
 
@@ -26,14 +26,14 @@ def separable(config: ModelConfig) -> bool:
     return not reads_text and not any(isinstance(part, WholeImageConfig) for part in config.text.parts)
 
 
-def unimodal(model: VisionLanguageModel, batch: Batch) -> tuple[Tensor, Tensor]:
+def unimodal(model: Network, batch: Batch) -> tuple[Tensor, Tensor]:
     """The states where text and image meet, [N, H] and [M, H]. Examples may lack an image; their texts may be empty."""
     image_MH, features_RH, regions = model.image(batch.image, batch.text, model.text.tables)
     text_NH = model.text(batch.text, features_RH, regions)
     return model.encoder.unimodal(text_NH, image_MH, batch)
 
 
-def joined(model: VisionLanguageModel, text_NH: Tensor, image_MH: Tensor, batch: Batch) -> Encoded:
+def joined(model: Network, text_NH: Tensor, image_MH: Tensor, batch: Batch) -> Encoded:
     """What the model makes of pairs whose unimodal states are known; the batch's image need not hold features."""
     text_NH, image_MH = model.encoder.joined(text_NH, image_MH, batch)
     return Encoded(text_NH, image_MH, model.pooler(text_NH, image_MH, batch))

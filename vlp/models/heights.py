@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from vlp.models.encoder import Block
-from vlp.models.model import VisionLanguageModel
+from vlp.models.model import Network
 
 
-def heights(model: VisionLanguageModel) -> dict[str, int]:
+def heights(model: Network) -> dict[str, int]:
     """Layers between a parameter and the heads, by the parameter's name.
 
     Heads and pooler have 0, a stream's last block 1, the block before it in that stream 2; a block of both streams

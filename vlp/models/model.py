@@ -1,4 +1,4 @@
-"""VisionLanguageModel: embeddings, encoder, pooler and heads from one config; saved as safetensors and JSON.
+"""Network: embeddings, encoder, pooler and heads from one config; saved as safetensors and JSON.
 
 Shape suffixes: N text tokens, M image tokens, B examples, H width.
 """
@@ -160,7 +160,7 @@ def _size(key: str, given: int | str | None, found: int | None, has: str) -> int
     return found
 
 
-class VisionLanguageModel(nn.Module):
+class Network(nn.Module):
     """Packed text and image tokens in, encoded states out.
 
     Args:
@@ -277,10 +277,10 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def meta_model(config: ModelConfig) -> VisionLanguageModel:
+def meta_model(config: ModelConfig) -> Network:
     """A model without memory behind its weights, to count and describe."""
     with torch.device("meta"):
-        return VisionLanguageModel(without_downloads(config))
+        return Network(without_downloads(config))
 
 
 def without_downloads(config: ModelConfig) -> ModelConfig:

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from vlp.errors import CheckpointError
 from vlp.models.backboneweights import at_size
-from vlp.models.model import VisionLanguageModel, read_weights
+from vlp.models.model import Network, read_weights
 from vlp.models.tensorfile import first_of, misfits
 from vlp.models.textsource import read_text_model
 from vlp.models.textweights import start_text
 
 
-def start(model: VisionLanguageModel, init: Path | None) -> list[str]:
+def start(model: Network, init: Path | None) -> list[str]:
     """Fill a model whose weights are random.
 
     Args:
@@ -34,7 +34,7 @@ def start(model: VisionLanguageModel, init: Path | None) -> list[str]:
     return [account.sentence(wanted.source)]
 
 
-def start_from(model: VisionLanguageModel, directory: Path) -> list[str]:
+def start_from(model: Network, directory: Path) -> list[str]:
     """Take a trained model's weights; heads and projections of the pooler that it lacks stay new, heads that the task
     does not use are left out.
 
@@ -55,7 +55,7 @@ def start_from(model: VisionLanguageModel, directory: Path) -> list[str]:
     return [said + (f"; left out: {', '.join(left)}" if left else "")]
 
 
-def _at_size(model: VisionLanguageModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _at_size(model: Network, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, backbone in model.image.backbones().items():
         start = f"image.{name}.network."
         inner = {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}

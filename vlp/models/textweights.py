@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from vlp.errors import CheckpointError, ConfigError
 from vlp.models.encoder import Block
 from vlp.models.heads import VocabularyHead
-from vlp.models.model import VisionLanguageModel
+from vlp.models.model import Network
 from vlp.models.tensorfile import first_of
 from vlp.models.text import TextWeightsConfig
 from vlp.models.textsource import KEY, PretrainedText
@@ -44,7 +44,7 @@ class Accounting:
         return said + (f"; new: {', '.join(self.new)}" if self.new else "")
 
 
-def start_text(model: VisionLanguageModel, pretrained: PretrainedText, wanted: TextWeightsConfig) -> Accounting:
+def start_text(model: Network, pretrained: PretrainedText, wanted: TextWeightsConfig) -> Accounting:
     """Put pre-trained weights into a model's text embedding, blocks, pooler and vocabulary heads.
 
     Raises:
@@ -63,7 +63,7 @@ def start_text(model: VisionLanguageModel, pretrained: PretrainedText, wanted: T
 class _Matching:
     """Our parameters against their tensors; nothing is written before all of it fits."""
 
-    def __init__(self, model: VisionLanguageModel, pretrained: PretrainedText, wanted: TextWeightsConfig) -> None:
+    def __init__(self, model: Network, pretrained: PretrainedText, wanted: TextWeightsConfig) -> None:
         self.model, self.pretrained, self.wanted = model, pretrained, wanted
         self.names, self.tensors = pretrained.names, pretrained.tensors
         self.own = dict(model.named_parameters())
@@ -269,7 +269,7 @@ def _segments(given: list[Tensor], own: Tensor) -> Tensor:
     return torch.cat([given[0][: len(own)], given[0][-1:].repeat(missing, 1)])
 
 
-def _text_blocks(model: VisionLanguageModel) -> Iterator[tuple[int, Block]]:
+def _text_blocks(model: Network) -> Iterator[tuple[int, Block]]:
     """The blocks in which text looks at text, with their numbers."""
     for number, block in enumerate(model.encoder.blocks):
         assert isinstance(block, Block)

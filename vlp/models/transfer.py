@@ -11,7 +11,7 @@ from typing_extensions import Self
 from vlp.config import Config
 from vlp.errors import ConfigError
 from vlp.models.adapters import AdapterConfig, add_adapters
-from vlp.models.model import VisionLanguageModel
+from vlp.models.model import Network
 
 TRUNK = (r"^text\.", r"^image\.", r"^encoder\.")
 """All but pooler and heads."""
@@ -45,7 +45,7 @@ class TransferConfig(Config):
         return self
 
 
-def apply_transfer(model: VisionLanguageModel, config: TransferConfig) -> str:
+def apply_transfer(model: Network, config: TransferConfig) -> str:
     """Freeze, or add adapters, in place.
 
     Returns:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from vlp.models.model import VisionLanguageModel
+from vlp.models.model import Network
 from vlp.objectives.objective import Objective
 from vlp.types import Batch, Encoded, Losses
 
@@ -18,7 +18,7 @@ class TaskModule(nn.Module):
     reads are tied in by zero rows of theirs. Otherwise ZeRO 1-2 crash and ZeRO 3 hangs or uses old gradients.
     """
 
-    def __init__(self, model: VisionLanguageModel, objectives: Mapping[str, Objective]) -> None:
+    def __init__(self, model: Network, objectives: Mapping[str, Objective]) -> None:
         super().__init__()
         self.model = model
         self.objectives = dict(objectives)

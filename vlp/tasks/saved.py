@@ -12,7 +12,7 @@ from torch import Tensor
 from vlp.config import Config
 from vlp.data.text import TextEncoder
 from vlp.errors import CheckpointError, ConfigError
-from vlp.models.model import ModelConfig, VisionLanguageModel, read_config, save_pretrained, without_downloads
+from vlp.models.model import ModelConfig, Network, read_config, save_pretrained, without_downloads
 from vlp.tasks.card import CARD_FILE, TRAINING_FILE, Training, model_card
 from vlp.tasks.module import TaskModule
 from vlp.tasks.registry import AnyTaskConfig, make_task
@@ -36,7 +36,7 @@ class SavedTask(Config):
 class Trained:
     """A model with the task that it was trained for."""
 
-    model: VisionLanguageModel
+    model: Network
     task: Task
     saved: SavedTask
 
@@ -123,4 +123,4 @@ def load_trained(
             f"task '{wanted.name}' needs a head '{lacking[0]}' that {directory} lacks "
             f"(it has: {', '.join(config.heads) or 'none'}); fine-tune for the task first"
         )
-    return Trained(VisionLanguageModel.from_pretrained(directory), made, saved)
+    return Trained(Network.from_pretrained(directory), made, saved)

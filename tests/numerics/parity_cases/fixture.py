@@ -28,7 +28,7 @@ from vlp.models.convert.family import Official, read_official
 from vlp.models.convert.registry import family_of
 from vlp.models.encoder import States
 from vlp.models.image import images_of
-from vlp.models.model import ModelConfig, VisionLanguageModel
+from vlp.models.model import ModelConfig, Network
 from vlp.objectives.objective import Facts
 from vlp.types import Batch, Encoded, Example, ImageInput, Packing, RegionBatch, RegionInput, Targets
 
@@ -75,14 +75,14 @@ class Fixture:
 
     def model(
         self, source: str, weights: Mapping[str, Tensor] | None = None, official: Official | None = None
-    ) -> VisionLanguageModel:
+    ) -> Network:
         """A model of ours with these official weights, by way of `vlp convert`."""
         family, given = family_of(source, "--from"), official or self.official
         with TemporaryDirectory() as folder:
             file, out = Path(folder) / "weights.safetensors", Path(folder) / "model"
             save_file(dict(self.weights if weights is None else weights), file)
             convert_from(source, family, read_checkpoint(file), family.config(given), family.counts(given), out)
-            return VisionLanguageModel.from_pretrained(out).to(self.dtype)
+            return Network.from_pretrained(out).to(self.dtype)
 
 
 def _gradients(path: Path) -> dict[str, dict[str, tuple[float, float]]]:
@@ -99,7 +99,7 @@ def _gradients(path: Path) -> dict[str, dict[str, tuple[float, float]]]:
 class Losses:
     """Losses of a run with their graphs, by the name of the official output."""
 
-    model: VisionLanguageModel
+    model: Network
     source: str
     """The kind of checkpoint, which says what our parameters are called there."""
     values: dict[str, Tensor] = field(default_factory=dict)
@@ -165,7 +165,7 @@ def valid_rows(x_BL: Tensor, lengths_B: Tensor) -> list[Tensor]:
 
 
 @contextmanager
-def box_numbers_given(model: VisionLanguageModel, numbers: Sequence[Tensor]) -> Iterator[None]:
+def box_numbers_given(model: Network, numbers: Sequence[Tensor]) -> Iterator[None]:
     """Project these numbers instead of those made from the boxes, which must agree but for rounding in float32."""
     given = torch.cat(list(numbers))
     linear: nn.Module = model.image.parts["box"].linear  # type: ignore[assignment]
@@ -213,7 +213,7 @@ class Seen:
         return Ours(torch.cat([part.value for part in parts], dim=1), torch.cat(valid, dim=1))
 
 
-def watch(model: VisionLanguageModel, batch: Batch) -> Seen:
+def watch(model: Network, batch: Batch) -> Seen:
     """Run the model and keep what passes between its parts."""
     layers: list[dict[str, Tensor]] = []
     embedded: dict[str, Tensor] = {}

@@ -23,7 +23,7 @@ from tests.numerics.parity_cases.fixture import (
     with_boxes,
 )
 from vlp.data.batch import WEIGHT
-from vlp.models.model import VisionLanguageModel
+from vlp.models.model import Network
 from vlp.objectives.answer import Answer, AnswerConfig
 from vlp.objectives.itm import Matching, MatchingConfig
 from vlp.objectives.mlm import MaskedLanguage, MaskedLanguageConfig
@@ -46,7 +46,7 @@ def run(fixture: Fixture) -> tuple[Results, list[Losses]]:
     return results, [losses]
 
 
-def see(fixture: Fixture, model: VisionLanguageModel, case: str) -> Seen:
+def see(fixture: Fixture, model: Network, case: str) -> Seen:
     """A case's batch through the model."""
     words_B = fixture["text.attention_mask"].sum(1)
     features = fixture[f"{case}.visual_feats"]
@@ -79,7 +79,7 @@ def common(fixture: Fixture, seen: Seen, case: str) -> Results:
     }
 
 
-def scores(fixture: Fixture, model: VisionLanguageModel, seen: Seen) -> Results:
+def scores(fixture: Fixture, model: Network, seen: Seen) -> Results:
     """What the heads make of every word and region, targets or not."""
     heads, encoded = model.heads, seen.encoded
     longest_T, longest_R = fixture["text.input_ids"].shape[1], fixture["pretrain.visual_feats"].shape[1]
@@ -93,7 +93,7 @@ def scores(fixture: Fixture, model: VisionLanguageModel, seen: Seen) -> Results:
     }
 
 
-def all_losses(fixture: Fixture, model: VisionLanguageModel, seen: Seen, losses: Losses) -> Results:
+def all_losses(fixture: Fixture, model: Network, seen: Seen, losses: Losses) -> Results:
     made = {"mask_lm": words(fixture, model, seen), "matched": matched(fixture, model)}
     for of, name in (("class", "obj"), ("attribute", "attr")):
         if name in model.heads:
@@ -110,13 +110,13 @@ def all_losses(fixture: Fixture, model: VisionLanguageModel, seen: Seen, losses:
     return {name: Ours(loss) for name, loss in found.items()}
 
 
-def loss_of(model: VisionLanguageModel, seen: Seen, objective: Objective, its: Targets) -> Tensor:
+def loss_of(model: Network, seen: Seen, objective: Objective, its: Targets) -> Tensor:
     total, _ = objective.loss(objective.scores(model.heads[objective.name], seen.encoded, its), its)
     weight: float = objective.config.weight  # type: ignore[attr-defined]
     return weight * total / its.count
 
 
-def words(fixture: Fixture, model: VisionLanguageModel, seen: Seen) -> tuple[Objective, Targets]:
+def words(fixture: Fixture, model: Network, seen: Seen) -> tuple[Objective, Targets]:
     labels = fixture["text.masked_lm_labels"]
     positions = positions_of(labels >= 0, seen.batch.text.packing)
     return MaskedLanguage("mlm", MaskedLanguageConfig(), facts(model.config)), targets(
@@ -124,7 +124,7 @@ def words(fixture: Fixture, model: VisionLanguageModel, seen: Seen) -> tuple[Obj
     )
 
 
-def matched(fixture: Fixture, model: VisionLanguageModel) -> tuple[Objective, Targets]:
+def matched(fixture: Fixture, model: Network) -> tuple[Objective, Targets]:
     labels = fixture["pretrain.matched_label"]
     rows = (labels >= 0).nonzero().flatten()
     return Matching("itm", MatchingConfig(replace="text"), facts(model.config)), targets(rows, matched=labels[rows])
@@ -134,7 +134,7 @@ def weight_of(fixture: Fixture, loss: str) -> float:
     return float(fixture.config["visual_config"]["visual_loss_config"][loss][3])
 
 
-def classes(fixture: Fixture, model: VisionLanguageModel, of: str) -> tuple[Objective, Targets]:
+def classes(fixture: Fixture, model: Network, of: str) -> tuple[Objective, Targets]:
     """Every region is guessed, weighed by the detector's confidence."""
     name = {"class": "obj", "attribute": "attr"}[of]
     labels, confidence = (fixture[f"pretrain.{name}_{what}"].flatten() for what in ("label", "conf"))
@@ -149,7 +149,7 @@ def classes(fixture: Fixture, model: VisionLanguageModel, of: str) -> tuple[Obje
     return RegionClass(name, config, facts(model.config)), its
 
 
-def features(fixture: Fixture, model: VisionLanguageModel) -> tuple[Objective, Targets]:
+def features(fixture: Fixture, model: Network) -> tuple[Objective, Targets]:
     """Hidden regions are guessed, and the mean is over all."""
     hidden = fixture["pretrain.feat_mask"].flatten() > 0
     config = RegionFeatureConfig(distance="smooth_l1", weight=weight_of(fixture, "feat"))
@@ -158,7 +158,7 @@ def features(fixture: Fixture, model: VisionLanguageModel) -> tuple[Objective, T
     return RegionFeature("feat", config, facts(model.config)), its
 
 
-def answers(fixture: Fixture, model: VisionLanguageModel) -> tuple[Objective, Targets]:
+def answers(fixture: Fixture, model: Network) -> tuple[Objective, Targets]:
     labels, number = fixture["pretrain.ans"], int(fixture.config["num_answers"])
     score = F.one_hot(labels.clamp_min(0), number).to(fixture.dtype)
     answered = (labels >= 0).to(fixture.dtype)

@@ -22,7 +22,7 @@ from tests.numerics.parity_cases.fixture import (
     watch,
     with_boxes,
 )
-from vlp.models.model import VisionLanguageModel
+from vlp.models.model import Network
 from vlp.objectives.itm import Matching, MatchingConfig
 from vlp.objectives.mlm import MaskedLanguage, MaskedLanguageConfig
 from vlp.objectives.region_class import RegionClass, RegionClassConfig
@@ -42,7 +42,7 @@ def run(fixture: Fixture) -> tuple[Results, list[Losses]]:
     return results, [losses]
 
 
-def see(fixture: Fixture, model: VisionLanguageModel, case: str) -> Seen:
+def see(fixture: Fixture, model: Network, case: str) -> Seen:
     """A case's batch through the model."""
     ids, features = fixture[f"{case}.input_ids"], fixture[f"{case}.img_feat"]
     words_B = (ids != 0).sum(1)
@@ -71,7 +71,7 @@ def common(fixture: Fixture, seen: Seen, case: str) -> Results:
     }
 
 
-def words(fixture: Fixture, model: VisionLanguageModel, seen: Seen, losses: Losses) -> Results:
+def words(fixture: Fixture, model: Network, seen: Seen, losses: Losses) -> Results:
     objective = MaskedLanguage("mlm", MaskedLanguageConfig(), facts(model.config))
     labels = fixture["mlm.txt_labels"]
     positions = positions_of(labels >= 0, seen.batch.text.packing)
@@ -99,7 +99,7 @@ def masked_regions(fixture: Fixture, case: str, seen: Seen) -> Tensor:
     return torch.cat([row + start for row, start in zip(rows, starts, strict=True)])
 
 
-def features(fixture: Fixture, model: VisionLanguageModel, seen: Seen, losses: Losses) -> Results:
+def features(fixture: Fixture, model: Network, seen: Seen, losses: Losses) -> Results:
     config = RegionFeatureConfig(distance="mse", tied=True)
     objective = RegionFeature("mrfr", config, facts(model.config))
     made = targets(masked_regions(fixture, "mrfr", seen), feature=fixture["mrfr.feat_targets"])
@@ -113,7 +113,7 @@ def features(fixture: Fixture, model: VisionLanguageModel, seen: Seen, losses: L
     }
 
 
-def classes(fixture: Fixture, model: VisionLanguageModel, seen: Seen, losses: Losses) -> Results:
+def classes(fixture: Fixture, model: Network, seen: Seen, losses: Losses) -> Results:
     positions, soft = masked_regions(fixture, "mrc", seen), fixture["mrc.label_targets"]
     hard = RegionClass("mrc", RegionClassConfig(labels="hard", background=True), facts(model.config))
     divergence = RegionClass("mrc", RegionClassConfig(mean_over_classes=True), facts(model.config))
@@ -135,7 +135,7 @@ def classes(fixture: Fixture, model: VisionLanguageModel, seen: Seen, losses: Lo
     }
 
 
-def matching(fixture: Fixture, model: VisionLanguageModel, seen: Seen, losses: Losses) -> Results:
+def matching(fixture: Fixture, model: Network, seen: Seen, losses: Losses) -> Results:
     objective = Matching("itm", MatchingConfig(), facts(model.config))
     matched = fixture["itm.targets"]
     everyone = torch.arange(len(matched))

@@ -26,7 +26,7 @@ from tests.numerics.parity_cases.fixture import (
 )
 from vlp.models.convert.family import Official
 from vlp.models.convert.vilbert import layers
-from vlp.models.model import VisionLanguageModel
+from vlp.models.model import Network
 from vlp.objectives.itm import Matching, MatchingConfig
 from vlp.objectives.mlm import MaskedLanguage, MaskedLanguageConfig
 from vlp.objectives.objective import Objective
@@ -52,7 +52,7 @@ def run(fixture: Fixture) -> tuple[Results, list[Losses]]:
     return results, runs
 
 
-def model_of(fixture: Fixture, case: str) -> VisionLanguageModel:
+def model_of(fixture: Fixture, case: str) -> Network:
     """The body with the region head of a case; two of them guess features."""
     other = {name.removeprefix(f"{case}/"): t for name, t in fixture.extra.items() if name.startswith(f"{case}/")}
     values = dict(fixture.config["official_config"])
@@ -62,7 +62,7 @@ def model_of(fixture: Fixture, case: str) -> VisionLanguageModel:
     return fixture.model("vilbert", {**fixture.weights, **other}, official)
 
 
-def see(fixture: Fixture, model: VisionLanguageModel) -> Seen:
+def see(fixture: Fixture, model: Network) -> Seen:
     words_B, regions_B = fixture["attention_mask"].sum(1), fixture["image_attention_mask"].sum(1)
     texts, segments = (valid_rows(fixture[name], words_B) for name in ("input_ids", "token_type_ids"))
     numbers = valid_rows(fixture["image_loc"], regions_B)
@@ -74,7 +74,7 @@ def see(fixture: Fixture, model: VisionLanguageModel) -> Seen:
         return watch(model, batch)
 
 
-def body(fixture: Fixture, model: VisionLanguageModel, seen: Seen) -> Results:
+def body(fixture: Fixture, model: Network, seen: Seen) -> Results:
     longest_T, longest_R = fixture["input_ids"].shape[1], fixture["image_feat"].shape[1]
     encoded = seen.encoded
     text, image, cross_text, cross_image = [], [], [], []
@@ -100,7 +100,7 @@ def body(fixture: Fixture, model: VisionLanguageModel, seen: Seen) -> Results:
     }
 
 
-def pooled(model: VisionLanguageModel, seen: Seen, stream: str) -> Tensor:
+def pooled(model: Network, seen: Seen, stream: str) -> Tensor:
     """One stream's vector before the two are fused."""
     states, packing = {
         "text": (seen.encoded.text_NH, seen.batch.text.packing),
@@ -109,7 +109,7 @@ def pooled(model: VisionLanguageModel, seen: Seen, stream: str) -> Tensor:
     return torch.relu(model.pooler.linear[stream](states[packing.starts_B1[:-1].long()]))
 
 
-def all_losses(fixture: Fixture, model: VisionLanguageModel, seen: Seen, case: str, losses: Losses) -> Results:
+def all_losses(fixture: Fixture, model: Network, seen: Seen, case: str, losses: Losses) -> Results:
     labels = fixture["masked_lm_labels"]
     hidden = fixture["image_label"] == 1
     # Region 0 is the whole image and has no target.
@@ -129,14 +129,14 @@ def all_losses(fixture: Fixture, model: VisionLanguageModel, seen: Seen, case: s
     return guessed | {name: Ours(loss) for name, loss in found.items()}
 
 
-def mean(model: VisionLanguageModel, seen: Seen, objective: Objective, its: Targets, at_least: float = 0) -> Tensor:
+def mean(model: Network, seen: Seen, objective: Objective, its: Targets, at_least: float = 0) -> Tensor:
     """Mean loss; without a target it is no number, unless the official code divides by one at least."""
     scores = objective.scores(model.heads[objective.name], seen.encoded, its)
     return objective.loss(scores, its)[0] / max(its.count, at_least)
 
 
 def regions_of(
-    fixture: Fixture, model: VisionLanguageModel, seen: Seen, case: str, regions_K: Tensor, hidden: Tensor
+    fixture: Fixture, model: Network, seen: Seen, case: str, regions_K: Tensor, hidden: Tensor
 ) -> tuple[Results, Tensor]:
     """What the region head guesses of every region, and the case's loss."""
     name = next(name for name in ("mrc", "mrfr") if name in model.heads)

@@ -31,7 +31,7 @@ from vlp.models.convert.account import plan_of
 from vlp.models.convert.checkpoint import to_theirs
 from vlp.models.convert.vilt import VILT
 from vlp.models.image import images_of
-from vlp.models.model import VisionLanguageModel
+from vlp.models.model import Network
 from vlp.models.patches import Patches
 from vlp.objectives.answer import Answer, AnswerConfig
 from vlp.objectives.itm import Matching, MatchingConfig
@@ -65,7 +65,7 @@ def run(fixture: Fixture) -> tuple[Results, list[Losses]]:
 
 
 def make(
-    fixture: Fixture, model: VisionLanguageModel, ids: Tensor, pixels: Tensor, shown: Tensor, segments: Tensor | None
+    fixture: Fixture, model: Network, ids: Tensor, pixels: Tensor, shown: Tensor, segments: Tensor | None
 ) -> Batch:
     """Texts with images of different shapes, padded to one size; `shown` is True where a pixel is of the image."""
     side = model.config.image.source.patch  # type: ignore[union-attr]
@@ -82,7 +82,7 @@ def make(
     return collate(examples, images_of(model.config.image).form, {}).to("cpu", fixture.dtype)
 
 
-def see(fixture: Fixture, model: VisionLanguageModel, ids: str, image: str = "", *, segments: bool = True) -> Seen:
+def see(fixture: Fixture, model: Network, ids: str, image: str = "", *, segments: bool = True) -> Seen:
     kinds = fixture["token_type_ids"] if segments else None
     pixels, shown = fixture[f"pixel_values{image}"], fixture[f"pixel_mask{image}"].bool()
     return watch(model, make(fixture, model, fixture[ids], pixels, shown, kinds))
@@ -102,7 +102,7 @@ def patches_of(batch: Batch) -> PixelBatch:
 # ------------------------------------------------------------------------------------------- the library's classes
 
 
-def masked_words(fixture: Fixture, model: VisionLanguageModel, losses: Losses) -> Results:
+def masked_words(fixture: Fixture, model: Network, losses: Losses) -> Results:
     seen, sizes = see(fixture, model, "input_ids"), sizes_of(fixture)
     logits = seen.text(model.heads["mlm"](seen.encoded.text_NH), sizes[0])
     losses.values["out.mlm.loss"] = word_loss(fixture, model, seen)
@@ -120,7 +120,7 @@ def masked_words(fixture: Fixture, model: VisionLanguageModel, losses: Losses) -
     }
 
 
-def patches(seen: Seen, model: VisionLanguageModel, longest: int) -> Results:
+def patches(seen: Seen, model: Network, longest: int) -> Results:
     """The patches themselves: where each stands, and what the projection makes of all of them, padding too."""
     cutter = model.image.backbone
     assert isinstance(cutter, Patches)
@@ -138,14 +138,14 @@ def patches(seen: Seen, model: VisionLanguageModel, longest: int) -> Results:
     }
 
 
-def word_loss(fixture: Fixture, model: VisionLanguageModel, seen: Seen) -> Tensor:
+def word_loss(fixture: Fixture, model: Network, seen: Seen) -> Tensor:
     labels = fixture["mlm_labels"]
     its = targets(positions_of(labels >= 0, seen.batch.text.packing), token=labels[labels >= 0])
     objective = MaskedLanguage("mlm", MaskedLanguageConfig(), facts(model.config))
     return objective.loss(objective.scores(model.heads["mlm"], seen.encoded, its), its)[0] / its.count
 
 
-def clean(fixture: Fixture, model: VisionLanguageModel) -> Results:
+def clean(fixture: Fixture, model: Network) -> Results:
     seen = see(fixture, model, "clean_input_ids", segments=False)
     return {
         "out.clean.last_hidden_state": seen.side_by_side(
@@ -155,7 +155,7 @@ def clean(fixture: Fixture, model: VisionLanguageModel) -> Results:
     }
 
 
-def answering(fixture: Fixture, model: VisionLanguageModel, losses: Losses) -> Results:
+def answering(fixture: Fixture, model: Network, losses: Losses) -> Results:
     seen = see(fixture, model, "clean_input_ids")
     score = fixture["vqa_labels"]
     weight = torch.ones(len(score), dtype=fixture.dtype)
@@ -166,12 +166,12 @@ def answering(fixture: Fixture, model: VisionLanguageModel, losses: Losses) -> R
     return {"out.qa.logits": Ours(scores), "out.qa.loss": Ours(losses.values["out.qa.loss"])}
 
 
-def ranking(fixture: Fixture, model: VisionLanguageModel, losses: Losses) -> Results:
+def ranking(fixture: Fixture, model: Network, losses: Losses) -> Results:
     seen = see(fixture, model, "clean_input_ids")
     return {"out.retrieval.logits": Ours(model.heads["rank"](seen.encoded.pooled_BH))}
 
 
-def two_images(fixture: Fixture, model: VisionLanguageModel, losses: Losses) -> Results:
+def two_images(fixture: Fixture, model: Network, losses: Losses) -> Results:
     """One text with each of two images; the second takes another row of the modality table."""
     modality = model.encoder.blocks[0].modality
     first = see(fixture, model, "clean_input_ids")
@@ -205,7 +205,7 @@ def authors(fixture: Fixture) -> Results:
     }
 
 
-def matching(fixture: Fixture, model: VisionLanguageModel) -> Results:
+def matching(fixture: Fixture, model: Network) -> Results:
     """The authors' matching: where the label is 0 the second image stands for the first. With word-patch alignment."""
     matched = fixture["authors.itm_labels"]
     pixels, shown = (

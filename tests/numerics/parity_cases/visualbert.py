@@ -23,7 +23,7 @@ from tests.numerics.parity_cases.fixture import (
     valid_rows,
     watch,
 )
-from vlp.models.model import VisionLanguageModel
+from vlp.models.model import Network
 from vlp.objectives.itm import Matching, MatchingConfig
 from vlp.objectives.mlm import MaskedLanguage, MaskedLanguageConfig
 
@@ -38,7 +38,7 @@ def run(fixture: Fixture) -> tuple[Results, list[Losses]]:
     return results | text_only(fixture, model), [losses]
 
 
-def see(fixture: Fixture, model: VisionLanguageModel, case: str) -> Seen:
+def see(fixture: Fixture, model: Network, case: str) -> Seen:
     words_B, regions_B = fixture["input_mask"].sum(1), fixture["image_mask"].sum(1)
     texts, segments = (valid_rows(fixture[name], words_B) for name in ("input_ids", "token_type_ids"))
     features = valid_rows(fixture["visual_embeddings"], regions_B)
@@ -55,7 +55,7 @@ def see(fixture: Fixture, model: VisionLanguageModel, case: str) -> Seen:
 
 
 @contextmanager
-def segments_given(model: VisionLanguageModel, rows_M: Tensor) -> Iterator[None]:
+def segments_given(model: Network, rows_M: Tensor) -> Iterator[None]:
     """Regions take these rows of their segment table instead of the one that the config says."""
     part = model.image.parts["segment"]
 
@@ -69,7 +69,7 @@ def segments_given(model: VisionLanguageModel, rows_M: Tensor) -> Iterator[None]
         handle.remove()
 
 
-def with_image(fixture: Fixture, model: VisionLanguageModel, losses: Losses, case: str) -> Results:
+def with_image(fixture: Fixture, model: Network, losses: Losses, case: str) -> Results:
     seen = see(fixture, model, case)
     sizes = fixture["input_ids"].shape[1], fixture["image_mask"].shape[1]
     encoded, words = seen.encoded, model.heads["mlm"]
@@ -93,7 +93,7 @@ def with_image(fixture: Fixture, model: VisionLanguageModel, losses: Losses, cas
     }
 
 
-def text_only(fixture: Fixture, model: VisionLanguageModel) -> Results:
+def text_only(fixture: Fixture, model: Network) -> Results:
     seen = see(fixture, model, "text_only")
     logits = model.heads["mlm"](seen.encoded.text_NH)
     return {
@@ -102,7 +102,7 @@ def text_only(fixture: Fixture, model: VisionLanguageModel) -> Results:
     }
 
 
-def masked_words(fixture: Fixture, model: VisionLanguageModel, seen: Seen) -> Tensor:
+def masked_words(fixture: Fixture, model: Network, seen: Seen) -> Tensor:
     labels = fixture["masked_lm_labels"]
     its = targets(positions_of(labels >= 0, seen.batch.text.packing), token=labels[labels >= 0])
     objective = MaskedLanguage("mlm", MaskedLanguageConfig(), facts(model.config))

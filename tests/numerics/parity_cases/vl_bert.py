@@ -29,7 +29,7 @@ from tests.numerics.parity_cases.fixture import (
 )
 from vlp.data.batch import WEIGHT
 from vlp.models.boxes import sine_numbers
-from vlp.models.model import VisionLanguageModel
+from vlp.models.model import Network
 from vlp.objectives.itm import Matching, MatchingConfig
 from vlp.objectives.mlm import MaskedLanguage, MaskedLanguageConfig
 from vlp.objectives.objective import Average, Objective
@@ -68,7 +68,7 @@ def coordinates(fixture: Fixture) -> Results:
     return {name: Ours(sine_numbers(shares, size).view(len(boxes), 4, 2 * size)) for name, size in sizes.items()}
 
 
-def soft_cross_entropy(fixture: Fixture, model: VisionLanguageModel) -> Results:
+def soft_cross_entropy(fixture: Fixture, model: Network) -> Results:
     config = RegionClassConfig(loss="cross_entropy")
     single = (
         RegionClass("mrc", config, facts(model.config))
@@ -101,7 +101,7 @@ def given(part: nn.Module, make: object) -> Iterator[None]:
         handle.remove()
 
 
-def transformer(fixture: Fixture, model: VisionLanguageModel) -> Results:
+def transformer(fixture: Fixture, model: Network) -> Results:
     """Objects' and words' visual vectors are given; norms, segments, positions and the end are ours."""
     words_B, objects_B = fixture["vlbert.text_mask"].sum(1), fixture["vlbert.object_mask"].sum(1)
     texts, segments, seen_by_words = (
@@ -123,9 +123,7 @@ def transformer(fixture: Fixture, model: VisionLanguageModel) -> Results:
     return transformer_results(fixture, model, seen, words_B, objects_B)
 
 
-def transformer_results(
-    fixture: Fixture, model: VisionLanguageModel, seen: Seen, words_B: Tensor, objects_B: Tensor
-) -> Results:
+def transformer_results(fixture: Fixture, model: Network, seen: Seen, words_B: Tensor, objects_B: Tensor) -> Results:
     longest = fixture.wanted_f32["out.vlbert.embedding_output"].shape[1]
     longest_T, longest_R = fixture["vlbert.text_input_ids"].shape[1], fixture["vlbert.object_mask"].shape[1]
     slots = torch.arange(longest)[None, :]
@@ -156,7 +154,7 @@ def first(ours: Ours, slots: int) -> Ours:
     return Ours(ours.value[:, :slots], ours.valid[:, :slots])
 
 
-def words_everywhere(model: VisionLanguageModel, seen: Seen, longest: int, slots: int) -> Ours:
+def words_everywhere(model: Network, seen: Seen, longest: int, slots: int) -> Ours:
     """The vocabulary head on the first slots of text and objects packed: official text rows run on into the objects."""
     head, encoded = model.heads["mlm"], seen.encoded
     return first(seen.joint(head(encoded.text_NH), head(encoded.image_MH), longest), slots)
@@ -171,7 +169,7 @@ def objects(seen: Seen, rows_MH: Tensor, longest: int, objects_B: Tensor) -> Our
 # -------------------------------------------------------------------------------------------- whole, from features
 
 
-def see(fixture: Fixture, model: VisionLanguageModel, *, text_only: bool) -> Seen:
+def see(fixture: Fixture, model: Network, *, text_only: bool) -> Seen:
     """Captions with their regions, and text-only rows behind them."""
     texts, boxes, images = captions(fixture)
     if text_only:
@@ -198,7 +196,7 @@ def real(fixture: Fixture) -> Tensor:
     return fixture["e2e.boxes"][:, :, 0] > -1.5
 
 
-def multitask(fixture: Fixture, model: VisionLanguageModel, seen: Seen) -> Results:
+def multitask(fixture: Fixture, model: Network, seen: Seen) -> Results:
     examples, longest_R = fixture["e2e.text"].shape[0], fixture["e2e.boxes"].shape[1]
     longest = fixture.wanted_f32["out.multitask.embedding_output"].shape[1]
     longest_T = max(fixture["e2e.text"].shape[1], fixture["e2e.aux_text"].shape[1])
@@ -225,7 +223,7 @@ def of_rows(ours: Ours, rows: slice) -> Ours:
     return Ours(ours.value[rows], ours.valid[rows])
 
 
-def all_losses(fixture: Fixture, model: VisionLanguageModel, seen: Seen, average: Average) -> dict[str, Tensor]:
+def all_losses(fixture: Fixture, model: Network, seen: Seen, average: Average) -> dict[str, Tensor]:
     examples = len(fixture["e2e.text"])
     mlm = MaskedLanguage("mlm", MaskedLanguageConfig(average=average), facts(model.config))
     mrc = RegionClass(
@@ -244,7 +242,7 @@ def all_losses(fixture: Fixture, model: VisionLanguageModel, seen: Seen, average
     return found | {"total": torch.stack(list(found.values())).sum()}
 
 
-def loss_of(model: VisionLanguageModel, seen: Seen, objective: Objective, its: Targets, average: Average) -> Tensor:
+def loss_of(model: Network, seen: Seen, objective: Objective, its: Targets, average: Average) -> Tensor:
     total, _ = objective.loss(objective.scores(model.heads[objective.name], seen.encoded, its), its)
     return total / (its.count + SMOOTHING if average == "examples" else max(its.count, 1))
 
