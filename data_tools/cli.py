@@ -6,24 +6,24 @@ import sys
 
 import typer
 
-from data_tools.coco import coco
-from data_tools.daquar import daquar
-from data_tools.easy_vqa import easy_vqa
-from data_tools.flickr import flickr
-from data_tools.folder import folder
-from data_tools.gqa import gqa
+from data_tools.importers.coco import coco
+from data_tools.importers.daquar import daquar
+from data_tools.importers.easy_vqa import easy_vqa
+from data_tools.importers.flickr import flickr
+from data_tools.importers.folder import folder
+from data_tools.importers.gqa import gqa
+from data_tools.importers.karpathy import karpathy
+from data_tools.importers.table import csv, jsonl
+from data_tools.importers.text import text
+from data_tools.importers.tsv import tsv
+from data_tools.importers.vg import vg
+from data_tools.importers.vqa import vqa
 from data_tools.index import index
-from data_tools.inspect import inspect
-from data_tools.karpathy import karpathy
-from data_tools.regions import regions
-from data_tools.shapes import shapes
-from data_tools.table import csv, jsonl
-from data_tools.text import text
+from data_tools.inspect.command import inspect
+from data_tools.regions.command import regions
 from data_tools.tokenizer import tokenizer
-from data_tools.tsv import tsv
-from data_tools.verify import verify
-from data_tools.vg import vg
-from data_tools.vqa import vqa
+from data_tools.verify.command import verify
+from data_tools.world.shapes import shapes
 from vlp.errors import VlpError
 
 app = typer.Typer(

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.record import Record
+from data_tools.importing.record import Record
 from data_tools.writer import Sealed
 from vlp.data.arrays import write_whole
 from vlp.data.build import checksum_of

@@ -253,8 +253,8 @@ COSTLY: dict[str, Callable[[Path], None]] = {"a PNG of 8000 x 8000": image(large
 
 def outcome(directory: Path) -> list[str]:
     """What is said of a shard when it is indexed, read, and verified; anything but a sentence is an error here."""
-    from data_tools.checkall import check_directory
-    from data_tools.findings import DAMAGE
+    from data_tools.verify.directory import check_directory
+    from data_tools.verify.findings import DAMAGE
     from vlp.data.image import PixelImages
     from vlp.data.index import build_index, open_index
     from vlp.data.samples import Fault
@@ -286,7 +286,7 @@ def forget_peak() -> None:
 def main() -> None:
     """Open each shard below a folder, within 6 GB, and print what was said, the memory on top, and the CPU seconds."""
     resource.setrlimit(resource.RLIMIT_AS, (6 * GIB, 6 * GIB))
-    import data_tools.checkall  # noqa: F401
+    import data_tools.verify.directory  # noqa: F401
     import vlp.data.image  # noqa: F401
 
     folders = sorted(Path(sys.argv[1]).iterdir())

@@ -13,8 +13,8 @@ from types import FrameType
 import numpy as np
 import pytest
 
-from data_tools.checkall import Verdict, check_directory
-from data_tools.repair import repaired
+from data_tools.verify.directory import Verdict, check_directory
+from data_tools.verify.repair import repaired
 from tests.unit.shard_making import write_samples
 from tests.unit.shard_reading import OPTIONS, Looker, loader, opened
 from vlp.data.dataset import Dataset

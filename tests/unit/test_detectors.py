@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from data_tools.detectors import DetectorRegions, Selection, detector_names, select
-from data_tools.regionmaker import Photo
+from data_tools.regions.detectors import DetectorRegions, Selection, detector_names, select
+from data_tools.regions.maker import Photo
 from tests.unit.shard_making import photo
 from vlp.data.samples import Fault
 from vlp.errors import ConfigError

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.daquar import read_daquar
+from data_tools.importers.daquar import read_daquar
 from data_tools.report import Report
 from tests.unit.import_running import samples_of, saved_report, skipped, vlp_data
 from vlp.data.index import open_index

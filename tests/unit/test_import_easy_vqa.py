@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from data_tools.easy_vqa import read_easy_vqa
+from data_tools.importers.easy_vqa import read_easy_vqa
 from data_tools.report import Report
 from tests.unit.import_running import samples_of, saved_report, skipped, vlp_data
 from vlp.errors import DataError

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_tools.flickr import read_flickr
+from data_tools.importers.flickr import read_flickr
 from data_tools.report import Report
 from tests.unit.import_running import samples_of, saved_report, skipped, vlp_data
 from tests.unit.shard_making import photo

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from data_tools.gqa import read_gqa
+from data_tools.importers.gqa import read_gqa
 from data_tools.report import Report
 from tests.unit.import_running import samples_of, skipped, vlp_data
 from tests.unit.shard_making import photo

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_tools.images import ImageRules, content_hash, load_image
-from data_tools.record import Skip
+from data_tools.importing.images import ImageRules, content_hash, load_image
+from data_tools.importing.record import Skip
 from tests.unit.shard_making import photo
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from data_tools.karpathy import read_karpathy
+from data_tools.importers.karpathy import read_karpathy
 from data_tools.report import Report
 from tests.unit.import_running import samples_of, skipped, vlp_data
 from tests.unit.shard_making import photo

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from data_tools import text as text_module
-from data_tools.importing import Record
+from data_tools.importers import text as text_module
+from data_tools.importers.text import read_text
+from data_tools.importing.command import Record
 from data_tools.report import Report
-from data_tools.text import read_text
 from tests.unit.import_running import records_of, samples_of, skipped, vlp_data
 from vlp.data.index import open_index
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from data_tools.importing import Record
+from data_tools.importers.vg import read_vg
+from data_tools.importing.command import Record
 from data_tools.report import Report
-from data_tools.vg import read_vg
 from tests.unit.import_running import records_of, samples_of, skipped, vlp_data
 from tests.unit.shard_making import photo
 from vlp.errors import DataError

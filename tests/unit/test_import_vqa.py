@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data_tools.importers.vqa import read_vqa
 from data_tools.report import Report
-from data_tools.vqa import read_vqa
 from tests.unit.import_running import records_of, samples_of, skipped, vlp_data
 from tests.unit.shard_making import photo, some_regions
 from vlp.errors import ConfigError, DataError

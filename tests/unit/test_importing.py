@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_tools import importing, journal
-from data_tools.importing import Into, Record, importer
+from data_tools import journal
+from data_tools.importing import run as import_run
+from data_tools.importing.command import Into, Record, importer
 from data_tools.options import Choices, parse_split
 from tests.unit.import_running import records_of, samples_of, saved_report, vlp_data
 from tests.unit.shard_making import photo, some_regions
@@ -161,7 +162,7 @@ def _half(source: Path, *more: object, after: int = 4) -> Path:
     """An import that stops after some shards."""
     out = source / "out"
     made = []
-    real = importing.import_records.__globals__["make_shard"]
+    real = import_run.__dict__["make_shard"]
 
     def failing(*arguments: Any) -> Any:
         if len(made) == after:
@@ -170,7 +171,7 @@ def _half(source: Path, *more: object, after: int = 4) -> Path:
         return made[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(importing.import_records.__globals__, "make_shard", failing)
+        patch.setitem(import_run.__dict__, "make_shard", failing)
         with pytest.raises(_Crash):
             _tsv(source, out, "--workers", 1, *more)
     assert len(list(out.rglob("*.tar"))) == after
@@ -199,7 +200,7 @@ def test_an_unfinished_import_is_not_indexed(source: Path, part: str, capsys: py
 
 def test_hashes_are_not_made_twice(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = _half(source, "--drop-duplicates")
-    monkeypatch.setattr("data_tools.making.content_hash", None)
+    monkeypatch.setattr("data_tools.importing.making.content_hash", None)
     assert _tsv(source, out, "--drop-duplicates", "--workers", 1) == 0
 
 
@@ -244,7 +245,7 @@ def test_a_source_that_shrank_leaves_no_shard_behind(source: Path, capsys: pytes
         path.with_suffix(".txt").write_text("a caption")
     words = ("folder", "--images", folder, "--out", out, "--samples-per-shard", 3, "--workers", 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(importing.import_records.__globals__, "build_index", None)
+        patch.setitem(import_run.__dict__, "build_index", None)
         with pytest.raises(TypeError):
             vlp_data(*words)
     assert len(list(out.glob("*.tar"))) == 7

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from data_tools.cli import main
-from data_tools.counting import Counts, Source, count_shard
-from data_tools.summary import Summary, spread
+from data_tools.inspect.counting import Counts, Source, count_shard
+from data_tools.inspect.summary import Summary, spread
 from data_tools.tokenizer import save, train
 from data_tools.writer import ShardWriter
 from tests.unit.shard_making import CLASSES, photo, some_regions, texts, write_samples, write_tar

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_tools import jsonfile
-from data_tools.jsonfile import elements, entries, load, load_lists, name, text
+from data_tools.importers import jsonfile
+from data_tools.importers.jsonfile import elements, entries, load, load_lists, name, text
 from vlp.errors import DataError
 
 _VALUES = st.recursive(

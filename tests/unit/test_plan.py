@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_tools.importing.plan import checked, cut, part_of
+from data_tools.importing.record import Record
 from data_tools.options import Choices
-from data_tools.plan import checked, cut, part_of
-from data_tools.record import Record
 from data_tools.report import Report
 from tests.unit.import_running import skipped
 from vlp.types import Question

@@ -15,8 +15,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data_tools.regionbackbones import Backbone, BoxRegions, GridRegions
-from data_tools.regionmaker import Photo
+from data_tools.regions.backbones import Backbone, BoxRegions, GridRegions
+from data_tools.regions.maker import Photo
 from tests.unit.shard_making import photo, some_regions
 from vlp.data.pixels import read_square
 from vlp.data.samples import Fault

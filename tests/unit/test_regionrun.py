@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_tools.regionmaker import Found, Photo
-from data_tools.regionrun import RegionRun, add_regions
+from data_tools.regions.maker import Found, Photo
+from data_tools.regions.run import RegionRun, add_regions
 from data_tools.writer import ShardWriter
 from tests.unit.import_running import samples_of, saved_report, vlp_data
 from tests.unit.region_making import tsv_line, write_tsv

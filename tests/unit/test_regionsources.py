@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_tools.regionsources import NpzRegions, RegionSource, VectorRegions, open_regions
-from data_tools.regiontsv import TsvRegions
+from data_tools.regions.sources import NpzRegions, RegionSource, VectorRegions, open_regions
+from data_tools.regions.tsv import TsvRegions
 from tests.unit.region_making import HEIGHT, WIDTH, encoded, pixel_boxes, tsv_line, write_tsv
 from tests.unit.shard_making import some_regions
 from vlp.data.samples import Fault

@@ -14,12 +14,12 @@ from rich.console import Console
 from typer import Typer
 from typer.testing import CliRunner
 
-from data_tools.shapes import shapes, write_split
 from data_tools.world.balance import Balance, Candidate, Guess
 from data_tools.world.detector import CLASSES, detect
 from data_tools.world.language import CAPTIONS, QUESTIONS, mentions
 from data_tools.world.samples import WorldSample, world_samples
 from data_tools.world.scene import COLOURS, PHOTO, SHAPES, SIZES, Scene, Thing, draw_scene, layouts
+from data_tools.world.shapes import shapes, write_split
 from vlp.data.index import Index, open_index
 from vlp.data.shards import ShardReader
 from vlp.errors import ConfigError, DataError

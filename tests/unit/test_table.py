@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from data_tools.importers.table import Columns, read_csv, read_jsonl
 from data_tools.report import Report
-from data_tools.table import Columns, read_csv, read_jsonl
 from tests.unit.import_running import samples_of, saved_report, skipped, vlp_data
 from tests.unit.shard_making import photo
 from vlp.errors import DataError

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from data_tools import textfile
-from data_tools.textfile import text_lines
+from data_tools.importers import textfile
+from data_tools.importers.textfile import text_lines
 from vlp.errors import DataError
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from data_tools.checkall import check_directory
-from data_tools.repair import repaired
+from data_tools.verify.directory import check_directory
+from data_tools.verify.repair import repaired
 from tests.conftest import ROOT
 from tests.unit.hostile import ATTACKS, BLOCK, COSTLY, header, padded
 from tests.unit.shard_making import photo, texts, write_samples

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_tools.checkall import Verdict, check_directory
 from data_tools.cli import main
-from data_tools.findings import DAMAGE
+from data_tools.verify.directory import Verdict, check_directory
+from data_tools.verify.findings import DAMAGE
 from tests.unit.shard_making import WIDTH, photo, region_members, texts, write_samples, write_tar
 from vlp.data.index import build_index, open_index
 from vlp.data.lengths import token_lengths

@@ -1,0 +1,117 @@
+"""`vlp-data inspect`: what a data directory holds, on the terminal and as a page."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from data_tools.options import Workers
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from data_tools.inspect.summary import Ranked, Row, Summary
+    from vlp.data.index import Index
+
+
+def inspect(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of indexed shards.")],
+    html: Annotated[Path | None, typer.Option("--html", help="Also write a page with sample pictures here.")] = None,
+    pictures: Annotated[int, typer.Option("--pictures", min=1, help="Samples shown on the page.")] = 24,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option("--tokenizer", help="Directory or hub id: also count tokens, and how well it covers the texts."),
+    ] = None,
+    workers: Workers = None,
+) -> None:
+    """Show what shards hold: counts, lengths, vocabulary, image sizes, regions, answers, classes and their maker."""
+    from rich.console import Console
+
+    from data_tools.inspect.page import write_page
+    from vlp.data.index import open_index
+
+    console = Console()
+    index = open_index(directory)
+    summary = _summary(index, tokenizer, workers, console)
+    _show(summary, index.directory, console)
+    if html is not None:
+        write_page(html, index, summary, pictures)
+        _line(console, f"wrote {html}")
+
+
+def _summary(index: Index, tokenizer: str | None, workers: int | None, console: Console) -> Summary:
+    from rich.progress import Progress
+
+    from data_tools.inspect.counting import Counts, Source, count_shard, load_encoder
+    from data_tools.inspect.summary import Summary
+    from data_tools.pool import Pool, usable_cpus
+
+    # A forked worker has the tokenizer's threads no more; saying so here keeps the library from warning of it.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    manifest = index.manifest
+    source = Source(index, load_encoder(tokenizer) if tokenizer is not None else None)
+    counts = Counts()
+    processes = max(1, min(workers or usable_cpus(), len(manifest.shards)))
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("reading", total=manifest.samples)
+        with Pool(source, processes, lambda done: bar.update(task, completed=done)) as pool:
+            for part in pool.ordered(count_shard, range(len(manifest.shards))):
+                counts.add(part)
+    return Summary(manifest, counts, source.encoder)
+
+
+def _line(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _show(summary: Summary, directory: Path | str, console: Console) -> None:
+    from rich.table import Table
+
+    from data_tools.inspect.summary import SPREAD
+
+    _line(console, str(directory))
+    _facts(None, summary.overview(), console)
+    _facts("made by", summary.provenance(), console)
+    spreads = Table("", *SPREAD)
+    for column in spreads.columns[1:]:
+        column.justify = "right"
+    for name, figures in summary.spreads():
+        spreads.add_row(name, *figures)
+    if spreads.rows:
+        console.print(spreads)
+    counts = summary.counts
+    _facts("vocabulary", summary.vocabulary(), console)
+    answers = f"{counts.answers.total():,} answers, {len(counts.answers):,} different"
+    if counts.unanswered:
+        answers += f"; {counts.unanswered:,} questions without an answer"
+    _ranked(answers, "count", summary.balance(), console)
+    _ranked("region classes by their share of all probability", "most probable in", summary.classes(), console)
+
+
+def _facts(title: str | None, rows: list[Row], console: Console) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(show_header=False)
+    for name, value in rows:
+        table.add_row(escape(name), escape(value))
+    if rows:
+        if title is not None:
+            _line(console, title)
+        console.print(table)
+
+
+def _ranked(title: str, count: str, rows: list[Ranked], console: Console) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("", count, "share")
+    table.columns[1].justify = table.columns[2].justify = "right"
+    for name, number, share in rows:
+        table.add_row(escape(name), f"{number:,}", f"{share:.1%}")
+    if rows:
+        _line(console, title)
+        console.print(table)
