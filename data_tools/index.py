@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from data_tools.options import Workers
 from vlp.errors import ConfigError, DataError
 
 
 def index(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of WebDataset tars.")],
     text_only: Annotated[bool, typer.Option("--text-only", help="Samples have neither images nor regions.")] = False,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes that read shards.")] = 1,
+    workers: Workers = None,
     tokenizer: Annotated[
         str | None,
         typer.Option(
@@ -22,11 +24,11 @@ def index(
     ] = None,
 ) -> None:
     """Make or renew the index of shards. Shards that did not change are not read again."""
-    from rich.console import Console
-    from rich.progress import Progress
-
+    from data_tools.bar import Bar
     from data_tools.journal import refuse_unfinished
-    from vlp.data.build import build_index
+    from data_tools.pool import mapped
+    from data_tools.report import counted
+    from vlp.data.build import build_index, shard_names
     from vlp.data.storage import remote_url
 
     url = remote_url(directory)
@@ -35,28 +37,21 @@ def index(
             f"{url}: is indexed before it is uploaded; index the local directory, then upload it with index/"
         )
     refuse_unfinished(directory)
-    console = Console()
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("indexing", total=None)
-        manifest = build_index(
-            directory,
-            workers=workers,
-            text_only=text_only,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+    with Bar("indexing", len(shard_names(directory))) as bar:
+        each = partial(mapped, workers=workers, watch=bar.show)
+        manifest = build_index(directory, text_only=text_only, each=each)
     captions = sum(entry.captions for entry in manifest.shards)
     questions = sum(entry.questions for entry in manifest.shards)
-    parts = [f"{len(manifest.shards):,} shards", f"{manifest.samples:,} samples", f"{captions:,} captions"]
-    parts += [f"{questions:,} questions"] if questions else []
+    parts = [counted(len(manifest.shards), "shards"), counted(manifest.samples, "samples")]
+    parts += [counted(number, what) for number, what in ((captions, "captions"), (questions, "questions")) if number]
     parts += [f"region features {manifest.feature_width} wide"] if manifest.feature_width else []
     parts += [f"{manifest.class_count} region classes"] if manifest.class_count else []
-    console.print(f"indexed {directory}: {', '.join(parts)}", markup=False, highlight=False, soft_wrap=True)
+    typer.echo(f"indexed {directory}: {', '.join(parts)}")
     if manifest.left_out:
-        left_out = f"left out {manifest.left_out:,} samples that have neither an image nor regions"
-        console.print(left_out, markup=False, highlight=False, soft_wrap=True)
+        typer.echo(f"left out {counted(manifest.left_out, 'samples')} that have neither an image nor regions")
     if tokenizer is not None:
         folder = _count_tokens(directory, tokenizer)
-        console.print(f"token lengths: {folder}", markup=False, highlight=False, soft_wrap=True)
+        typer.echo(f"token lengths: {folder}")
 
 
 def _count_tokens(directory: Path, tokenizer: str) -> Path:

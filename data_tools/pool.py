@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.sharedctypes import RawArray
@@ -33,6 +33,11 @@ _GLANCE = 0.2
 def usable_cpus() -> int:
     """CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processes(wanted: int | None, jobs: int) -> int:
+    """How many processes so many jobs get: as many as wanted or, where nothing is said, as there are usable CPUs."""
+    return max(1, min(wanted or usable_cpus(), jobs))
 
 
 class Pool(Generic[C]):
@@ -96,6 +101,24 @@ class Pool(Generic[C]):
     def _tick(self) -> None:
         self._ticks += 1
         self._watch(self._ticks)
+
+
+def mapped(
+    work: Callable[[J], R], jobs: Sequence[J], *, workers: int | None, watch: Callable[[int], None]
+) -> Iterator[R]:
+    """`map(work, jobs)` in processes; `watch` is told how many jobs are done.
+
+    Raises:
+        DataError: a process died.
+    """
+    with Pool(work, processes(workers, len(jobs)), watch) as pool:
+        yield from pool.ordered(_one, jobs)
+
+
+def _one(work: Callable[[J], R], job: J, tick: Tick) -> R:
+    result = work(job)
+    tick()
+    return result
 
 
 class _Stopped(Exception):

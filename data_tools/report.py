@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+import typer
 
 from data_tools.writer import REPORT
 from vlp.data.arrays import write_whole
@@ -90,16 +90,16 @@ class Report:
         text = json.dumps(self.plain(), indent=1, ensure_ascii=False)
         write_whole(out / REPORT, text.encode() + b"\n")
 
-    def show(self, out: Path, console: Console) -> None:
+    def show(self, out: Path) -> None:
         """Print the report in a few lines."""
-        console.print(f"read {_listed(self.read)}", markup=False, highlight=False)
-        console.print(f"wrote {_listed(self.written)} to {out}", markup=False, highlight=False, soft_wrap=True)
+        typer.echo(f"read {_listed(self.read)}")
+        typer.echo(f"wrote {_listed(self.written)} to {out}")
         for part, written in self.parts.items():
-            console.print(f"  {part}: {_listed(written)}", markup=False, highlight=False, soft_wrap=True)
+            typer.echo(f"  {part}: {_listed(written)}")
         for verb, reasons in (("skipped", self.skipped), ("note:", self.notes)):
             for reason, entry in reasons.items():
                 line = f"{verb} {entry.count}: {reason} ({_examples(entry)})"
-                console.print(line, markup=False, highlight=False, soft_wrap=True)
+                typer.echo(line)
 
     def reasons(self) -> str:
         """All reasons with their counts, the most frequent first."""
@@ -118,8 +118,14 @@ def _plain(entries: dict[str, Skipped]) -> list[dict[str, Any]]:
     return [{"reason": reason, "count": entry.count, "examples": entry.names} for reason, entry in entries.items()]
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things, named in the plural: `counted(1, "images of the split")` is "1 image of the split"."""
+    things, blank, more = what.partition(" ")
+    return f"{number:,} {things.removesuffix('s') if number == 1 else things}{blank}{more}"
+
+
 def _listed(counts: dict[str, int]) -> str:
-    return ", ".join(f"{number:,} {what}" for what, number in counts.items()) or "nothing"
+    return ", ".join(counted(number, what) for what, number in counts.items()) or "nothing"
 
 
 def _examples(entry: Skipped) -> str:

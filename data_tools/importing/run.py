@@ -9,16 +9,14 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
+from data_tools.bar import Bar
 from data_tools.importing.images import ImageRules
 from data_tools.importing.making import Target, distinct, make_shard
 from data_tools.importing.plan import checked, cut, told_apart
 from data_tools.importing.record import Record
 from data_tools.journal import Journal
 from data_tools.options import Choices, existing_directory, plain_name
-from data_tools.pool import Pool, usable_cpus
+from data_tools.pool import Pool, processes, usable_cpus
 from data_tools.regions.sources import open_regions
 from data_tools.report import Report
 from data_tools.writer import REPORT, clear_directory, refuse_shards, remove_partials
@@ -81,7 +79,7 @@ def import_records(
             if names:
                 build_index(choices.out / part, text_only=text_only, made_by=notes)
         journal.end()
-    report.show(choices.out, Console())
+    report.show(choices.out)
 
 
 def _can_do_without_images(choices: Choices, regions: Path | None) -> None:
@@ -101,7 +99,7 @@ def _make(
     made: dict[str, set[str]] = {name: set() for name, _ in choices.split} or {"": set()}
     # Kept apart until the end: results come in between, and a report is to tell things in one order.
     written, parts = Report({}), {part: Report({}) for part in made}
-    bar = Bar(total if total is None or choices.limit is None else min(total, choices.limit))
+    bar = Bar("importing", total if total is None or choices.limit is None else min(total, choices.limit))
     with Pool(target, _workers(choices, total), bar.show) as pool, bar:
         taken = checked(records, report, text_only=target.text_only)
         if target.regions is not None:
@@ -125,8 +123,9 @@ def _make(
 
 def _workers(choices: Choices, total: int | None) -> int:
     """Processes, but no more than there are shards to make: starting one takes as long as a hundred photos."""
-    wanted = choices.workers or usable_cpus()
-    return wanted if total is None else min(wanted, -(-total // choices.samples_per_shard) + len(choices.split))
+    if total is None:
+        return choices.workers or usable_cpus()
+    return processes(choices.workers, -(-total // choices.samples_per_shard) + len(choices.split))
 
 
 def _ordered(written: dict[str, int]) -> dict[str, int]:
@@ -198,28 +197,3 @@ def _remove_others(choices: Choices, part: str, names: set[str]) -> None:
                     "choose another --out or say --overwrite"
                 )
             path.unlink()
-
-
-class Bar:
-    """A bar on a terminal, and nothing elsewhere."""
-
-    def __init__(self, total: int | None, title: str = "importing") -> None:
-        console = Console()
-        columns = (
-            TextColumn(title),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        self._bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
-        self._task = self._bar.add_task(title, total=total)
-
-    def show(self, done: int) -> None:
-        self._bar.update(self._task, completed=done)
-
-    def __enter__(self) -> None:
-        self._bar.start()
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()

@@ -33,38 +33,31 @@ def inspect(
     from data_tools.inspect.page import write_page
     from vlp.data.index import open_index
 
-    console = Console()
     index = open_index(directory)
-    summary = _summary(index, tokenizer, workers, console)
-    _show(summary, index.directory, console)
+    summary = _summary(index, tokenizer, workers)
+    _show(summary, index.directory, Console())
     if html is not None:
         write_page(html, index, summary, pictures)
-        _line(console, f"wrote {html}")
+        typer.echo(f"wrote {html}")
 
 
-def _summary(index: Index, tokenizer: str | None, workers: int | None, console: Console) -> Summary:
-    from rich.progress import Progress
-
+def _summary(index: Index, tokenizer: str | None, workers: int | None) -> Summary:
+    from data_tools.bar import Bar
     from data_tools.inspect.counting import Counts, Source, count_shard, load_encoder
     from data_tools.inspect.summary import Summary
-    from data_tools.pool import Pool, usable_cpus
+    from data_tools.pool import Pool, processes
 
     # A forked worker has the tokenizer's threads no more; saying so here keeps the library from warning of it.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     manifest = index.manifest
     source = Source(index, load_encoder(tokenizer) if tokenizer is not None else None)
     counts = Counts()
-    processes = max(1, min(workers or usable_cpus(), len(manifest.shards)))
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("reading", total=manifest.samples)
-        with Pool(source, processes, lambda done: bar.update(task, completed=done)) as pool:
-            for part in pool.ordered(count_shard, range(len(manifest.shards))):
-                counts.add(part)
+    shards = range(len(manifest.shards))
+    bar = Bar("reading", manifest.samples)
+    with Pool(source, processes(workers, len(shards)), bar.show) as pool, bar:
+        for part in pool.ordered(count_shard, shards):
+            counts.add(part)
     return Summary(manifest, counts, source.encoder)
-
-
-def _line(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _show(summary: Summary, directory: Path | str, console: Console) -> None:
@@ -72,7 +65,7 @@ def _show(summary: Summary, directory: Path | str, console: Console) -> None:
 
     from data_tools.inspect.summary import SPREAD
 
-    _line(console, str(directory))
+    typer.echo(str(directory))
     _facts(None, summary.overview(), console)
     _facts("made by", summary.provenance(), console)
     spreads = Table("", *SPREAD)
@@ -100,7 +93,7 @@ def _facts(title: str | None, rows: list[Row], console: Console) -> None:
         table.add_row(escape(name), escape(value))
     if rows:
         if title is not None:
-            _line(console, title)
+            typer.echo(title)
         console.print(table)
 
 
@@ -113,5 +106,5 @@ def _ranked(title: str, count: str, rows: list[Ranked], console: Console) -> Non
     for name, number, share in rows:
         table.add_row(escape(name), f"{number:,}", f"{share:.1%}")
     if rows:
-        _line(console, title)
+        typer.echo(title)
         console.print(table)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
-from data_tools.importing.run import Bar, begun
+from data_tools.bar import Bar
+from data_tools.importing.run import begun
 from data_tools.journal import Journal, Note, holds
 from data_tools.options import Choices
 from data_tools.regions.maker import Found, Photo, RegionMaker
@@ -73,8 +73,7 @@ def add_regions(index: Index, maker: RegionMaker, run: RegionRun) -> None:
         inputs=list(run.inputs),
     )
     with begun(Choices(run.out, overwrite=run.overwrite), report) as journal:
-        bar = Bar(index.manifest.samples, "finding regions")
-        with bar:
+        with Bar("finding regions", index.manifest.samples) as bar:
             shards = _Shards(index, maker, run, journal, bar)
             for number in range(len(index.manifest.shards)):
                 report.add(shards.make(number))
@@ -85,7 +84,7 @@ def add_regions(index: Index, maker: RegionMaker, run: RegionRun) -> None:
         made_by = {"vlp": __version__, "command": "regions", "regions": maker.provenance, "of": index.manifest.made_by}
         build_index(run.out, made_by=made_by)
         journal.end()
-    report.show(run.out, Console())
+    report.show(run.out)
 
 
 @dataclass(frozen=True, slots=True)

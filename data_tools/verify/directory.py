@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.journal import Journal
-from data_tools.pool import Pool
+from data_tools.pool import Pool, processes
 from data_tools.verify.findings import Finding, Findings
 from data_tools.verify.salvage import salvage
 from data_tools.verify.shard import ShardCheck, Target, Widths, check_shard
@@ -48,11 +48,11 @@ class Verdict:
         return sum(check.samples for check in self.shards)
 
 
-def check_directory(directory: Path, workers: int, watch: Callable[[int, int | None], None]) -> Verdict:
+def check_directory(directory: Path, workers: int | None, watch: Callable[[int, int | None], None]) -> Verdict:
     """Check a data directory, indexed or not.
 
     Args:
-        workers: processes that read shards.
+        workers: processes that read shards; None for as many as there are usable CPUs.
         watch: told the number of samples that were looked at, and of all if the index tells.
     Raises:
         ConfigError: no directory, or nothing in it to check.
@@ -67,7 +67,7 @@ def check_directory(directory: Path, workers: int, watch: Callable[[int, int | N
     if not names and manifest is None and not findings.damage():
         raise ConfigError(f"{directory}: holds no *.tar shard and no index; give the directory of the shards")
     total = manifest.samples + manifest.left_out if manifest is not None else None
-    with Pool(Target(directory, manifest), min(workers, max(1, len(names))), lambda done: watch(done, total)) as pool:
+    with Pool(Target(directory, manifest), processes(workers, len(names)), lambda done: watch(done, total)) as pool:
         verdict = Verdict(directory, manifest, list(pool.ordered(check_shard, names)), findings)
     for check in verdict.shards:
         findings.update(check.findings)

@@ -8,10 +8,11 @@ import shutil
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_tools.pool import Pool, Tick
+from data_tools.pool import Pool, Tick, mapped, processes
 from data_tools.verify.directory import Verdict, fit
 from data_tools.verify.findings import DAMAGE
 from data_tools.verify.salvage import from_index, salvage
@@ -87,7 +88,7 @@ def check_target(directory: Path, out: Path) -> None:
         raise ConfigError(f"--repair {out}: holds shards or an index already; take another folder")
 
 
-def repaired(verdict: Verdict, out: Path, workers: int, watch: Callable[[int, int | None], None]) -> Mended:
+def repaired(verdict: Verdict, out: Path, workers: int | None, watch: Callable[[int, int | None], None]) -> Mended:
     """Write a clean, indexed copy of what was checked.
 
     Raises:
@@ -98,7 +99,7 @@ def repaired(verdict: Verdict, out: Path, workers: int, watch: Callable[[int, in
     out.mkdir(parents=True, exist_ok=True)
     target = Target(verdict.directory, out, verdict.widths)
     jobs = [(check.name, _damage(verdict, check), check.samples) for check in verdict.shards]
-    with Pool(target, max(1, min(workers, len(jobs))), lambda done: watch(done, verdict.samples)) as pool:
+    with Pool(target, processes(workers, len(jobs)), lambda done: watch(done, verdict.samples)) as pool:
         mended = Mended(list(pool.ordered(_mend_or_copy, jobs)))
     named = {entry.name for entry in verdict.manifest.shards} if verdict.manifest is not None else set()
     lost = sorted(named - {check.name for check in verdict.shards})
@@ -111,7 +112,8 @@ def repaired(verdict: Verdict, out: Path, workers: int, watch: Callable[[int, in
     notes = dict(verdict.manifest.made_by) if verdict.manifest is not None else {}
     dropped = sum(len(shard.dropped) for shard in mended.shards)
     notes["repaired"] = {"vlp": __version__, "dropped": dropped, "report": REPAIR_REPORT}
-    build_index(out, workers=workers, text_only=verdict.text_only, made_by=notes)
+    each = partial(mapped, workers=workers, watch=lambda _: None)
+    build_index(out, text_only=verdict.text_only, made_by=notes, each=each)
     return mended
 
 

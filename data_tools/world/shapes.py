@@ -27,8 +27,6 @@ def shapes(
     overwrite: Overwrite = False,
 ) -> None:
     """Render a small world of drawn scenes: photos, regions, captions, and questions with answers."""
-    from rich.console import Console
-
     from data_tools.pool import usable_cpus
     from data_tools.writer import prepare_directory
 
@@ -38,12 +36,9 @@ def shapes(
     splits: tuple[tuple[Split, int], ...] = (("train", samples - dev), ("dev", dev))
     for split, _ in splits:
         prepare_directory(out / split, overwrite=overwrite)
-    console = Console()
     for split, number in splits:
-        report = write_split(
-            out / split, split, number, seed, dev_share, samples_per_shard, console, workers or usable_cpus()
-        )
-        report.show(out / split, console)
+        report = write_split(out / split, split, number, seed, dev_share, samples_per_shard, workers or usable_cpus())
+        report.show(out / split)
 
 
 def write_split(
@@ -53,12 +48,10 @@ def write_split(
     seed: int,
     dev_share: float,
     samples_per_shard: int,
-    console: Any,
     workers: int = 1,
 ) -> Report:
     """Write a split's shards, index and `import_report.json`; returns the report."""
-    from rich.progress import Progress
-
+    from data_tools.bar import Bar
     from data_tools.report import Report
     from data_tools.world.samples import world_samples
     from data_tools.writer import ShardWriter
@@ -69,11 +62,9 @@ def write_split(
     report = Report(made_by)
     with (
         ShardWriter(out, samples_per_shard) as writer,
-        Progress(console=console, disable=not console.is_terminal, transient=True) as bar,
+        Bar(f"drawing {split}", samples) as bar,
     ):
-        task = bar.add_task(f"drawing {split}", total=samples)
-        watch = lambda drawn: bar.update(task, completed=drawn)  # noqa: E731
-        for sample in world_samples(split, samples, seed, dev_share, workers, watch):
+        for sample in world_samples(split, samples, seed, dev_share, workers, bar.show):
             report.count("scenes")
             _write(writer, sample)
             report.wrote("captions", len(sample.captions))

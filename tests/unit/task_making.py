@@ -152,7 +152,7 @@ def judge(oracle: Oracle, data: Dataset, micro_tokens: int = 60, limit: int | No
 def texts_of(batch: Batch) -> list[str]:
     """The words of each example of a batch."""
     parts = batch.text.ids_N.split(list(batch.text.packing.lengths))
-    return [text_encoder().decode(part[1:-1].tolist()) for part in parts]
+    return [" ".join(text_encoder().tokens(part[1:-1].tolist())) for part in parts]
 
 
 def images_of(batch: Batch) -> list[float]:

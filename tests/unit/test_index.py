@@ -5,6 +5,7 @@ import json
 import os
 import tarfile
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_tools.pool import mapped
 from tests.unit.shard_making import CLASSES, WIDTH, photo, region_members, texts, write_samples, write_tar
 from vlp.data.arrays import ArrayFault, npy_bytes, read_npy, read_npz, write_npz
 from vlp.data.index import Index, build_index, examples_per_shard, open_block, open_index
@@ -60,7 +62,8 @@ def test_a_table_says_where_members_lie(shards: Path) -> None:
 def test_the_same_samples_give_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one", "two"):
         write_samples(tmp_path / name)
-        build_index(tmp_path / name, workers=1 if name == "one" else 2)
+        each = partial(mapped, workers=1 if name == "one" else 2, watch=lambda _: None)
+        build_index(tmp_path / name, each=each)
     assert _files(tmp_path / "one") == _files(tmp_path / "two")
 
 

@@ -104,11 +104,6 @@ def test_epochs_and_seeds_shuffle_differently() -> None:
     assert len({shard for shard, _ in epochs[0][:20]}) == 2
 
 
-def test_without_shuffle_examples_come_as_they_lie() -> None:
-    order = Order([np.array([2, 0, 3])], seed=1, batch_size=5, shuffle=False)
-    assert [order.identity(slot) for slot in order.slots(4)] == [(0, 0), (0, 1), (2, 0), (2, 1), (2, 2)]
-
-
 def test_neighbours_are_the_rest_of_the_block_each_once() -> None:
     order = Order([np.array([4, 3, 6])], seed=1, batch_size=1, block_shards=2)
     slot = order.slots(2)[0]

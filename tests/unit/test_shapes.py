@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from rich.console import Console
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -108,7 +107,7 @@ def test_dev_shares_no_layout_with_train(written: Path) -> None:
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path: Path) -> None:
     def digest(name: str, seed: int, workers: int = 1) -> str:
-        write_split(tmp_path / name, "train", 120, seed, 0.1, 200, Console(), workers)
+        write_split(tmp_path / name, "train", 120, seed, 0.1, 200, workers)
         return hashlib.sha256((tmp_path / name / "shard-000000.tar").read_bytes()).hexdigest()
 
     assert digest("a", 3) == digest("b", 3, workers=2) != digest("c", 4)

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from vlp.data.text import TextEncoder
 from vlp.errors import ConfigError
@@ -138,7 +138,7 @@ def test_the_vocabulary_of_bert(test_data: Path) -> None:
     assert encoder.vocab_size == 30_522
     assert (encoder.cls_id, encoder.sep_id, encoder.mask_id) == (101, 102, 103)
     ids_T, _, word_T = encoder.encode("Two unaffable dogs.")
-    assert encoder.decode(ids_T.tolist()) == "[CLS] two unaffable dogs. [SEP]"
+    assert encoder.tokens(ids_T.tolist()) == ["[CLS]", "two", "una", "##ffa", "##ble", "dogs", ".", "[SEP]"]
     assert word_T.tolist() == [-1, 0, 1, 1, 1, 2, 3, -1]
 
 
@@ -179,7 +179,8 @@ def test_a_word_lies_between_two_blanks(kind: str, text: str, tmp_path: Path) ->
     inner = word_T[1:-1]
     assert inner[0] == 0
     assert set(np.diff(inner).tolist()) <= {0, 1}, "words are numbered in order, and each is in one piece"
-    words = [encoder.decode(ids_T[word_T == number].tolist()).strip() for number in range(inner[-1] + 1)]
+    decode = AutoTokenizer.from_pretrained(encoder.source).decode
+    words = [decode(ids_T[word_T == number].tolist()).strip() for number in range(inner[-1] + 1)]
     if kind == "unsplit":  # its tokens hold blanks, so a word may hold the end of the one before
         assert len(words) > 1
     else:

@@ -100,4 +100,4 @@ def test_command_writes_what_the_encoder_reads(data: Path, tmp_path: Path) -> No
     encoder = TextEncoder(tmp_path / "tokenizer", max_length=16)
     token_ids, special, _ = encoder.encode("one caption")
     assert special.tolist() == [True, *[False] * (len(token_ids) - 2), True]
-    assert encoder.decode(token_ids[1:-1].tolist()) == "one caption"
+    assert " ".join(encoder.tokens(token_ids[1:-1].tolist())).replace(" ##", "") == "one caption"

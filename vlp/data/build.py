@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +15,6 @@ from vlp.data.manifest import INDEX, MANIFEST, Manifest, ShardEntry, fingerprint
 from vlp.data.scan import scan_shard
 from vlp.data.tables import ShardTable, load_table, make_entry, save_table
 from vlp.errors import DataError
-
-Progress = Callable[[int, int], None]
-"""Called with the number of shards done and their total."""
 
 
 def shard_names(directory: Path) -> list[str]:
@@ -40,31 +36,30 @@ def shard_names(directory: Path) -> list[str]:
     return names
 
 
+Each = Callable[[Callable[[str], "Indexed"], Sequence[str]], Iterable["Indexed"]]
+"""What came of each shard, in order: of the work on one, and of the names of all."""
+
+
 def build_index(
     directory: Path,
     *,
-    workers: int = 1,
     text_only: bool = False,
-    progress: Progress | None = None,
     made_by: Mapping[str, Any] | None = None,
+    each: Each = map,
 ) -> Manifest:
     """Make or renew the index of a data directory; shards that did not change are not read again.
 
     Args:
-        workers: processes that read shards.
         text_only: samples may have neither an image nor regions; else such samples are counted and left out.
         made_by: notes for the manifest; without, those of the manifest before are kept.
+        each: goes through the shards: `map`, or the like of it in processes.
     Raises:
         DataError: no shards, a damaged or truncated one, a sample that breaks the schema, mixed widths, or no sample
             with an image or regions.
     """
     names = shard_names(directory)
     (directory / INDEX).mkdir(exist_ok=True)
-    results = []
-    for result in _each(partial(index_shard, directory, text_only), names, workers):
-        results.append(result)
-        if progress is not None:
-            progress(len(results), len(names))
+    results = list(each(partial(index_shard, directory, text_only), names))
     notes = dict(made_by) if made_by is not None else _notes(directory)
     manifest = make_manifest(directory, results, text_only=text_only, notes=notes)
     if manifest.left_out and not manifest.samples:
@@ -77,9 +72,7 @@ def build_index(
     return manifest
 
 
-def make_manifest(
-    directory: Path, results: Sequence[tuple[ShardEntry, Sizes]], *, text_only: bool, notes: dict[str, Any]
-) -> Manifest:
+def make_manifest(directory: Path, results: Sequence[Indexed], *, text_only: bool, notes: dict[str, Any]) -> Manifest:
     """The manifest of shards, from what `index_shard` gave for each.
 
     Raises:
@@ -98,18 +91,6 @@ def make_manifest(
         made_by=notes,
     )
     return sealed(made)
-
-
-def _each(work: Callable[[str], Any], names: list[str], workers: int) -> Iterator[Any]:
-    if workers <= 1 or len(names) == 1:
-        yield from map(work, names)
-        return
-    with ProcessPoolExecutor(min(workers, len(names))) as pool:
-        try:
-            yield from pool.map(work, names)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 def _common(entries: tuple[ShardEntry, ...], widths: list[int], what: str, directory: Path) -> int | None:
@@ -161,7 +142,11 @@ class Sizes(NamedTuple):
         return cls(table.feature_width, table.class_count, table.class_ids, table.attribute_ids, table.left_out)
 
 
-def index_shard(directory: Path, text_only: bool, name: str, checksum: str | None = None) -> tuple[ShardEntry, Sizes]:
+Indexed = tuple[ShardEntry, Sizes]
+"""What the manifest says of a shard, and what it is to be asked about its regions."""
+
+
+def index_shard(directory: Path, text_only: bool, name: str, checksum: str | None = None) -> Indexed:
     """Index one shard, unless its index file is still good; gives its entry and the sizes of its regions.
 
     Args:

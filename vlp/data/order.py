@@ -38,12 +38,10 @@ class _Epoch:
 class Stream:
     """The endless sequence of one dataset's examples, per group."""
 
-    def __init__(
-        self, sizes: NDArray[np.int64], *, seed: int, dataset: int, groups: int, block_shards: int, shuffle: bool
-    ) -> None:
+    def __init__(self, sizes: NDArray[np.int64], *, seed: int, dataset: int, groups: int, block_shards: int) -> None:
         self.sizes = sizes
         self.block_shards = block_shards
-        self._seed, self._dataset, self._groups, self._shuffle = seed, dataset, groups, shuffle
+        self._seed, self._dataset, self._groups = seed, dataset, groups
         # Empty shards take no part, so that every group has an example in every epoch.
         self._filled = np.flatnonzero(sizes).astype(np.int32)
         if len(self._filled) < groups:
@@ -106,8 +104,6 @@ class Stream:
 
     def _deal(self, epoch: int) -> NDArray[np.int32]:
         """All shards of an epoch as shuffled; group g has each `groups`-th from the g-th on."""
-        if not self._shuffle:
-            return self._filled
         return generator(self._seed, "shards", self._dataset, epoch).permutation(self._filled)
 
     def _open_epoch(self, which: tuple[int, int]) -> _Epoch:
@@ -122,8 +118,6 @@ class Stream:
         ends = self.epoch(epoch, group).block_ends
         size = int(ends[block]) - (int(ends[block - 1]) if block else 0)
         rows = np.arange(size, dtype=np.int32)
-        if not self._shuffle:
-            return rows
         return generator(self._seed, "examples", self._dataset, epoch, group, block).permutation(rows)
 
 
@@ -137,7 +131,6 @@ class Order:
         groups: `data.groups`; every step takes the same number of examples from each.
         batch_size: examples of a global batch.
         block_shards: shards of a block. More spread neighbours wider and keep more shards open at once.
-        shuffle: False reads shards and examples as they lie (groups are still dealt shard by shard).
     Raises:
         ConfigError: `batch_size` does not divide by `groups`, a dataset has fewer shards than `groups`, or a weight
             is not positive.
@@ -153,7 +146,6 @@ class Order:
         batch_size: int,
         groups: int = 1,
         block_shards: int = 8,
-        shuffle: bool = True,
     ) -> None:
         if batch_size < 1 or groups < 1 or block_shards < 1:
             raise ConfigError("batch.size, data.groups and data.block_shards must be at least 1")
@@ -176,7 +168,6 @@ class Order:
                 dataset=number,
                 groups=groups,
                 block_shards=block_shards,
-                shuffle=shuffle,
             )
             for number, examples in enumerate(sizes)
         ]
