@@ -23,6 +23,8 @@ from vlp.models.model import ModelConfig, Network, Sizes, fill_sizes, without_do
 from vlp.models.start import start
 from vlp.models.textsource import has_tokenizer, text_model_directory
 from vlp.models.transfer import apply_transfer
+from vlp.objectives.question import QuestionAnsweringConfig
+from vlp.objectives.registry import AnyObjectiveConfig
 from vlp.run import RunConfig
 from vlp.seeds import derive
 from vlp.tasks.classify import ClassifyConfig, labels_of
@@ -61,10 +63,10 @@ def assemble(config: RunConfig) -> Assembled:
     text = _text_encoder(config)
     texts = config.task.texts
     cache = config.data.cache
-    train = [open_dataset(entry.path, texts, text, cache) for entry in config.data.train]
+    train = [open_dataset(entry.path, texts, text, cache, entry.text_only) for entry in config.data.train]
     val = open_dataset(config.data.val, texts, text, cache) if config.data.val else None
     _check_augment(config)
-    model = fill_sizes(config.model, _sizes(config, text, [d.index for d in (*train, *([val] if val else []))]))
+    model = fill_sizes(config.model, _sizes(config, text, [*train, *([val] if val else [])]))
     order = Order(
         [dataset.examples_S for dataset in train],
         _weights(config, train),
@@ -126,10 +128,17 @@ def _check_augment(config: RunConfig) -> None:
         raise ConfigError("data.augment.colour: changes pixels, and the model reads regions only; take it back")
 
 
-def open_dataset(directory: Path | str, texts: Texts, text: TextEncoder, cache: CacheConfig | None = None) -> Dataset:
+def open_dataset(
+    directory: Path | str,
+    texts: Texts,
+    text: TextEncoder,
+    cache: CacheConfig | None = None,
+    text_only: bool = False,
+) -> Dataset:
     """An indexed data directory, local or remote, with the lengths of its texts; they are counted at the first time."""
     index = open_index(directory, cache)
-    dataset = Dataset(index, texts, token_lengths(index, text.count, text.fingerprint, text.max_length))
+    lengths = token_lengths(index, text.count, text.fingerprint, text.max_length)
+    dataset = Dataset(index, texts, lengths, text_only=text_only)
     if not dataset.examples_S.sum():
         raise DataError(
             f"{dataset.directory}: no sample has {texts}, which the task takes for its texts; give shards that do"
@@ -153,9 +162,10 @@ def make_module(assembled: Assembled, note: Callable[[str], object] = lambda sai
     return TaskModule(model, assembled.task.objectives)
 
 
-def _sizes(config: RunConfig, text: TextEncoder, indexes: Sequence[Index]) -> Sizes:
-    """What tokenizer and shards fix; all shards with images must agree."""
-    indexes = [index for index in indexes if not index.manifest.text_only] or indexes
+def _sizes(config: RunConfig, text: TextEncoder, datasets: Sequence[Dataset]) -> Sizes:
+    """What tokenizer and shards fix; all shards whose images are looked at must agree."""
+    seen = [each.index for each in datasets if not (each.text_only or each.index.manifest.text_only)]
+    indexes = seen or [datasets[0].index]
     if config.data.without == "image" or not isinstance(config.model.image.source, RegionSource):
         first = indexes[0].manifest
         return Sizes(text.vocab_size, first.feature_width, first.class_count)
@@ -205,9 +215,21 @@ def _check_labels(task: AnyTaskConfig, sizes: Sizes) -> None:
 def _filled_task(task: AnyTaskConfig, train: Sequence[Dataset]) -> AnyTaskConfig:
     if isinstance(task, VqaConfig) and task.answers == "auto":
         return task.model_copy(update={"answers": answer_vocabulary(train, task.min_count)})
+    if isinstance(task, PretrainConfig):
+        return task.model_copy(update={"objectives": _with_answers(task.objectives, train)})
     if isinstance(task, ClassifyConfig) and task.labels == "auto":
         return task.model_copy(update={"labels": labels_of(train)})
     return task
+
+
+def _with_answers(objectives: dict[str, AnyObjectiveConfig], train: Sequence[Dataset]) -> dict[str, AnyObjectiveConfig]:
+    """The objectives, those that answer questions with their vocabulary."""
+    filled = dict(objectives)
+    for name, own in objectives.items():
+        if isinstance(own, QuestionAnsweringConfig) and own.answers == "auto":
+            answers = answer_vocabulary(train, own.min_count, own.most)
+            filled[name] = own.model_copy(update={"answers": answers})
+    return filled
 
 
 def model_summary(model: ModelConfig) -> str:

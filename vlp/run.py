@@ -39,6 +39,8 @@ class DatasetConfig(Config):
     """A directory of indexed shards, or the URL of one (s3://, gs://, hf://, https://)."""
     weight: float | None = Field(None, gt=0)
     """Its part of the mixture; only proportions matter (default: 1 each, unless `temperature` is given)."""
+    text_only: bool = False
+    """Take its texts alone, without their images; a dataset that has none is text only by itself."""
 
 
 class DataConfig(Config):

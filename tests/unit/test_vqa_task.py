@@ -57,7 +57,7 @@ def test_answers_by_the_number_of_questions_whose_commonest_they_are(data: Datas
 
 
 def test_no_answer_that_is_frequent_enough_is_refused(data: Dataset) -> None:
-    with pytest.raises(DataError, match=r"data\.train: no answer occurs for 3 questions; lower task\.min_count"):
+    with pytest.raises(DataError, match=r"data\.train: no answer occurs for 3 questions; lower min_count"):
         answer_vocabulary([data], 3)
 
 

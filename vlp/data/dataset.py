@@ -17,10 +17,16 @@ from vlp.types import Sample
 
 
 class Dataset:
-    """One data directory, read by (shard, row)."""
+    """One data directory, read by (shard, row).
 
-    def __init__(self, index: Index, texts: Texts, lengths: TokenLengths) -> None:
+    Args:
+        texts: which texts of a sample make examples.
+        text_only: take its texts alone, as if its samples had no images.
+    """
+
+    def __init__(self, index: Index, texts: Texts, lengths: TokenLengths, *, text_only: bool = False) -> None:
         self.index = index
+        self.text_only = text_only
         self.remote = index if isinstance(index, RemoteIndex) else None
         self.texts: Texts = texts
         self.lengths = lengths
@@ -50,7 +56,11 @@ class Dataset:
         block = open_block(self.index, shards, self.texts, self._uncut)
         limit = self.lengths.limit
         cut_E = block.tokens_E > limit
-        return replace(block, tokens_E=np.minimum(block.tokens_E, np.int32(limit))), cut_E
+        block = replace(block, tokens_E=np.minimum(block.tokens_E, np.int32(limit)))
+        if self.text_only:
+            bare = {"has_image_S": np.zeros_like(block.has_image_S), "regions_S": np.zeros_like(block.regions_S)}
+            block = replace(block, **bare)
+        return block, cut_E
 
     def read(self, shard: int, row: int, *, image: bool, regions: bool, texts: bool) -> Sample:
         """One sample.
@@ -58,4 +68,5 @@ class Dataset:
         Raises:
             BadSample: a member cannot be read.
         """
-        return self._reader.read(shard, row, image=image, regions=regions, texts=texts)
+        seen = not self.text_only
+        return self._reader.read(shard, row, image=image and seen, regions=regions and seen, texts=texts)

@@ -44,6 +44,7 @@ class Matching(SelfSupervised):
     """Two-way cross entropy."""
 
     rows: Rows = "example"
+    pairs = "all"
 
     def __init__(self, name: str, config: MatchingConfig, facts: Facts) -> None:
         super().__init__(name)

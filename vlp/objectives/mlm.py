@@ -27,7 +27,10 @@ from vlp.objectives.objective import (
     precise,
     shares,
 )
-from vlp.types import Rows, Target, Targets
+from vlp.objectives.words import Chosen, choose_spans, choose_tokens, choose_words
+from vlp.types import Example, Rows, Target, Targets
+
+_SPAN_END, _SPAN_LONGEST = 0.2, 10
 
 
 class MaskedLanguageConfig(SelfSupervisedConfig):
@@ -35,7 +38,14 @@ class MaskedLanguageConfig(SelfSupervisedConfig):
 
     kind: Literal["masked_language"] = "masked_language"
     probability: float = Field(0.15, gt=0, le=1)
-    """Chance of each token to be a target; at least one per text is."""
+    """Chance of each token (or word) to be a target, of spans the share of the tokens; at least one per text is."""
+    unit: Literal["token", "word", "span"] = "token"
+    """What is hidden as one thing: a token; a word with all of its tokens (whole-word masking); a span of words (Joshi
+    et al. 2020, arXiv 1907.10529). [MASK], random or kept is drawn once for it."""
+    span_end: float = Field(_SPAN_END, gt=0, le=1)
+    """Spans: chance to end after each word; lengths are geometric. 0.2 as in Joshi et al."""
+    span_longest: int = Field(_SPAN_LONGEST, ge=1)
+    """Spans: most words. 10 as in Joshi et al., for a mean of 3.8 words."""
     mask: float = Field(0.8, ge=0, le=1)
     """Share of the targets that [MASK] stands for."""
     random: float = Field(0.1, ge=0, le=1)
@@ -47,6 +57,8 @@ class MaskedLanguageConfig(SelfSupervisedConfig):
     def _shares(self) -> Self:
         if self.mask + self.random > 1 + 1e-6:
             raise ValueError(f"mask and random are {self.mask + self.random:g} together, they should be at most 1")
+        if self.unit != "span" and (self.span_end, self.span_longest) != (_SPAN_END, _SPAN_LONGEST):
+            raise ValueError(f"span_end and span_longest are of spans, and unit is {self.unit}; say unit: span")
         return self
 
 
@@ -54,6 +66,7 @@ class MaskedLanguage(SelfSupervised):
     """Cross entropy of the hidden tokens."""
 
     rows: Rows = "text"
+    hides = "text"
 
     def __init__(self, name: str, config: MaskedLanguageConfig, facts: Facts) -> None:
         super().__init__(name)
@@ -68,9 +81,8 @@ class MaskedLanguage(SelfSupervised):
         return Target(empty_positions(), {"token": np.zeros(0, np.int64), **shares(self.config.average, 0)})
 
     def target(self, hidden: Hidden, rng: np.random.Generator) -> Target:
-        example = hidden.example
-        chosen_K = choose(np.flatnonzero(~example.special_T), self.config.probability, rng)
-        made = mask_tokens(hidden, chosen_K, self.config, self.mask_id, self.random_ids, rng)
+        chosen_K, unit_K = chosen_words(hidden.example, self.config, rng)
+        made = mask_tokens(hidden, chosen_K, unit_K, self.config, self.mask_id, self.random_ids, rng)
         return Target(made.positions, made.values | shares(self.config.average, len(made.positions)))
 
     def loss(self, scores_K: Tensor, targets: Targets) -> tuple[Tensor, dict[str, tuple[Tensor, float]]]:
@@ -79,26 +91,32 @@ class MaskedLanguage(SelfSupervised):
         return averaged(loss_K, targets, self.config.average), {f"{self.name}_accuracy": accuracy(scores_K, labels_K)}
 
 
-def choose(candidates: NDArray[np.int64], probability: float, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Each candidate with the given probability; at least one of them, if there is any."""
-    chosen = candidates[rng.random(len(candidates)) < probability]
-    if len(chosen) == 0 and len(candidates):
-        chosen = candidates[rng.integers(len(candidates), size=1)]
-    return chosen
+def chosen_words(example: Example, config: MaskedLanguageConfig, rng: np.random.Generator) -> Chosen:
+    """The tokens of an example to hide, by the config's unit."""
+    special_T, word_T, probability = example.special_T, example.word_T, config.probability
+    match config.unit:
+        case "token":
+            return choose_tokens(special_T, probability, rng)
+        case "word":
+            return choose_words(special_T, word_T, probability, rng)
+        case "span":
+            end, longest = config.span_end, config.span_longest
+            return choose_spans(special_T, word_T, probability, rng, end=end, longest=longest)
 
 
 def mask_tokens(
     hidden: Hidden,
     chosen_K: NDArray[np.int64],
+    unit_K: NDArray[np.int64],
     config: MaskedLanguageConfig,
     mask_id: int,
     random_ids: NDArray[np.int64],
     rng: np.random.Generator,
 ) -> Target:
-    """Hide the chosen tokens in the example, and say what they were."""
+    """Hide the chosen tokens in the example, a unit by one draw, and say what they were."""
     tokens_T = hidden.example.token_ids_T
     labels_K = tokens_T[chosen_K]
-    draw_K = rng.random(len(chosen_K))
+    draw_K = rng.random(int(unit_K.max(initial=-1)) + 1)[unit_K]
     replaced_K = np.where(draw_K < config.mask + config.random, rng.choice(random_ids, len(chosen_K)), labels_K)
     tokens_T = tokens_T.copy()
     tokens_T[chosen_K] = np.where(draw_K < config.mask, mask_id, replaced_K)

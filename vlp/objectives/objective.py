@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from vlp.data.batch import WEIGHT, TargetForm
 from vlp.data.text import TextEncoder
 from vlp.models.heads import HeadConfig
 from vlp.models.model import ModelConfig
-from vlp.types import Batch, Encoded, Example, RegionInput, Rows, Target, Targets
+from vlp.types import Batch, Encoded, Example, Question, RegionInput, Rows, Stream, Target, Targets
 
 
 class ObjectiveConfig(Config):
@@ -36,6 +36,8 @@ class SelfSupervisedConfig(ObjectiveConfig):
 
     ratio: float = Field(1.0, ge=0)
     """Share of the steps that it gets where a step has one objective (`combine: one`)."""
+    from_step: int = Field(0, ge=0)
+    """The step of the run (from 0) at which it begins; Tan and Bansal 2019 (arXiv 1908.07490) add answering after half of theirs."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Hidden:
     example: Example
     original: RegionInput | None
     """The regions before any was hidden; None for pixels or no image."""
+    question: Question | None = None
+    """The question that the text is, if it is one."""
 
 
 class Objective(ABC):
@@ -91,6 +95,12 @@ class Objective(ABC):
 
 class SelfSupervised(Objective):
     """An objective whose targets are made from the pair itself."""
+
+    hides: ClassVar[Stream | None] = None
+    """The modality that it hides something of; None for one that looks at what is there."""
+    pairs: ClassVar[Literal["all", "matched"] | None] = None
+    """Which pairs of an image and a text it is about; None for those that `on_mismatched` says. One that is about
+    pairs has no target where a text stands without an image."""
 
     @abstractmethod
     def target(self, hidden: Hidden, rng: np.random.Generator) -> Target:

@@ -75,6 +75,7 @@ class RegionClass(SelfSupervised):
     """Cross entropy with, or divergence from, what the detector saw."""
 
     rows: Rows = "image"
+    hides = "image"
 
     def __init__(self, name: str, config: RegionClassConfig, facts: Facts) -> None:
         super().__init__(name)

@@ -36,6 +36,7 @@ class RegionFeature(SelfSupervised):
     """Distance of the guessed to the true feature."""
 
     rows: Rows = "image"
+    hides = "image"
 
     def __init__(self, name: str, config: RegionFeatureConfig, facts: Facts) -> None:
         super().__init__(name)

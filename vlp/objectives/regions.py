@@ -14,8 +14,8 @@ from typing_extensions import Self
 
 from vlp.config import Config
 from vlp.data.image import mean_feature
-from vlp.objectives.mlm import choose
 from vlp.objectives.objective import Hidden
+from vlp.objectives.words import choose
 from vlp.types import Example
 
 

@@ -10,11 +10,13 @@ from pydantic import Field
 from vlp.objectives.itm import Matching, MatchingConfig
 from vlp.objectives.mlm import MaskedLanguage, MaskedLanguageConfig
 from vlp.objectives.objective import Facts, SelfSupervised
+from vlp.objectives.question import QuestionAnswering, QuestionAnsweringConfig
 from vlp.objectives.region_class import RegionClass, RegionClassConfig
 from vlp.objectives.region_feature import RegionFeature, RegionFeatureConfig
 
 AnyObjectiveConfig = Annotated[
-    MaskedLanguageConfig | RegionFeatureConfig | RegionClassConfig | MatchingConfig, Field(discriminator="kind")
+    MaskedLanguageConfig | RegionFeatureConfig | RegionClassConfig | MatchingConfig | QuestionAnsweringConfig,
+    Field(discriminator="kind"),
 ]
 
 _CLASSES: dict[str, Callable[[str, Any, Facts], SelfSupervised]] = {
@@ -22,6 +24,7 @@ _CLASSES: dict[str, Callable[[str, Any, Facts], SelfSupervised]] = {
     "region_feature": RegionFeature,
     "region_class": RegionClass,
     "matching": Matching,
+    "question_answering": QuestionAnswering,
 }
 
 

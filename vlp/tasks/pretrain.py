@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
+from dataclasses import replace
 from functools import lru_cache
 from typing import Literal
 
@@ -13,8 +14,6 @@ from typing_extensions import Self
 from vlp.data.index import Block
 from vlp.objectives.itm import Matching
 from vlp.objectives.objective import Facts, Hidden, SelfSupervised
-from vlp.objectives.region_class import RegionClass
-from vlp.objectives.region_feature import RegionFeature
 from vlp.objectives.regions import RegionHidingConfig, hide_regions
 from vlp.objectives.registry import AnyObjectiveConfig, make_objective
 from vlp.seeds import generator
@@ -22,7 +21,9 @@ from vlp.tasks.grounding import probe_ids, word_accuracies
 from vlp.tasks.judge import Judge, Totals
 from vlp.tasks.module import TaskModule
 from vlp.tasks.task import Setting, Task, TaskConfig, check_name
-from vlp.types import Batch, Example, Losses, Pair, Sample, Slot
+from vlp.types import Batch, Example, Losses, Pair, Sample, Slot, Stream
+
+_HIDING_WORDS = ("masked_language",)
 
 
 class PretrainConfig(TaskConfig):
@@ -32,8 +33,11 @@ class PretrainConfig(TaskConfig):
     objectives: dict[str, AnyObjectiveConfig] = Field(min_length=1)
     """Objectives by name; the name is the key of losses and heads."""
     combine: Literal["all", "one"] = "all"
-    """Every objective in every step, or one per step, drawn by `ratio` from (seed, step), the same on all ranks. With
-    one, only that objective's modality is hidden (conditional masking, Chen et al. 2020, arXiv 1909.11740, 3.1)."""
+    """Every objective in every step, or one per step, drawn by `ratio` from (seed, step), the same on all ranks."""
+    masking: Literal["conditional", "joint"] | None = None
+    """Hide one modality of an example at a time (Chen et al. 2020, arXiv 1909.11740, 3.1), or words and regions
+    together. With `combine: one` conditional hides that of the step's objective, with `all` it is drawn for each
+    example, and the other modality has no target there. Null is conditional with one and joint with all."""
     region_hiding: RegionHidingConfig = RegionHidingConfig()
     """How regions are hidden, for all objectives that guess regions."""
     on_mismatched: bool = False
@@ -47,9 +51,26 @@ class PretrainConfig(TaskConfig):
             check_name(name)
         if self.combine == "one" and sum(config.ratio for config in self.objectives.values()) <= 0:
             raise ValueError("combine: one needs an objective with a ratio above 0")
+        first = [config for config in self.objectives.values() if not config.from_step]
+        if not any(config.ratio > 0 or self.combine == "all" for config in first):
+            raise ValueError("objectives need one that begins at once; set its from_step to 0")
         if sum(config.kind == "matching" for config in self.objectives.values()) > 1:
             raise ValueError("objectives can hold one of kind matching, since a step has one set of pairs")
+        hiding = [name for name, config in self.objectives.items() if config.kind in _HIDING_WORDS]
+        if len(hiding) > 1 and (self.combine == "all" or self.hides_both):
+            raise ValueError(
+                f"objectives.{hiding[1]} hides words, and so does {hiding[0]}, so a step can have one of them; say "
+                "combine: one, and masking: conditional"
+            )
+        asking = [name for name, config in self.objectives.items() if config.kind == "question_answering"]
+        if asking and self.texts == "captions":
+            raise ValueError(f"objectives.{asking[0]} needs questions; say texts: both, or texts: questions")
         return self
+
+    @property
+    def hides_both(self) -> bool:
+        """Whether words and regions of one example are hidden together."""
+        return (self.masking or ("joint" if self.combine == "all" else "conditional")) == "joint"
 
 
 class PretrainTask(Task):
@@ -82,7 +103,7 @@ class PretrainTask(Task):
         """Objectives of a step; a pure function of (seed, step)."""
         if self._only is not None:
             return (self._only,)
-        names = tuple(self.objectives)
+        names = tuple(name for name, own in self.config.objectives.items() if own.from_step <= step)
         if self.config.combine == "all":
             return names
         ratios = tuple(self.config.objectives[name].ratio for name in names)
@@ -99,18 +120,35 @@ class PretrainTask(Task):
         self, slot: Slot, pair: Pair, image: Sample, text: Sample, text_number: int, rng: np.random.Generator, step: int
     ) -> Example:
         example = self.bare_example(image, self.text_of(text, text_number), pair.matched, rng)
-        active = {name: self.objectives[name] for name in self.active(slot.step)}
-        guesses_regions = any(isinstance(objective, (RegionFeature, RegionClass)) for objective in active.values())
-        hidden = hide_regions(example, self.config.region_hiding, rng) if guesses_regions else Hidden(example, None)
-        no_image = example.image is None and self.setting.without != "image"
-        for name, objective in active.items():
-            if no_image and isinstance(objective, Matching):
-                continue  # a text of a text-only dataset matches nothing
+        active = self.active(slot.step)
+        streams = self._hidden(active, rng)
+        hidden = hide_regions(example, self.config.region_hiding, rng) if "image" in streams else Hidden(example, None)
+        hidden = replace(hidden, question=self.question_of(text, text_number))
+        for name, objective in self.objectives.items():
             # Hide in mismatched pairs too, whether or not it is guessed there: a mask must not tell a match.
-            target = objective.target(hidden, rng)
-            if pair.matched or self.config.on_mismatched or isinstance(objective, Matching):
-                example.targets[name] = target
+            if name in active and objective.hides in {None, *streams}:
+                target = objective.target(hidden, rng)
+                if self._asks(objective, example):
+                    example.targets[name] = target
+            elif objective.hides == "text" and "text" in streams:
+                objective.target(hidden, rng)  # hides, and asks nothing in this step
         return example
+
+    def _hidden(self, active: tuple[str, ...], rng: np.random.Generator) -> set[Stream]:
+        """The modalities of which something is hidden in an example."""
+        hiding = {self.objectives[name].hides for name in active} - {None}
+        if hiding and self.config.hides_both and self._only is None:
+            hiding = {objective.hides for objective in self.objectives.values()} - {None}
+        elif len(hiding) > 1:
+            return {("text", "image")[int(rng.integers(2))]}
+        return hiding  # type: ignore[return-value]
+
+    def _asks(self, objective: SelfSupervised, example: Example) -> bool:
+        """Whether an objective has a target in an example, by what pair it is."""
+        if objective.pairs is None:
+            return example.matched or self.config.on_mismatched
+        alone = example.image is None and self.setting.without != "image"
+        return not alone and (example.matched or objective.pairs == "all")
 
     def evaluate(self, judge: Judge) -> dict[str, float]:
         """Loss and metrics of each objective alone, and the grounding probe if the config names words."""

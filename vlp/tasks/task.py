@@ -20,7 +20,7 @@ from vlp.models.model import ModelConfig
 from vlp.objectives.objective import Objective
 from vlp.tasks.judge import Judge
 from vlp.tasks.outcomes import Judgement
-from vlp.types import Batch, Example, Pair, Sample, Slot
+from vlp.types import Batch, Example, Pair, Question, Sample, Slot
 
 Without = Literal["image", "text"]
 
@@ -123,6 +123,11 @@ class Task(ABC):
         captions = sample.captions if self.texts != "questions" else ()
         questions = sample.questions if self.texts != "captions" else ()
         return (*captions, *(question.text for question in questions))
+
+    def question_of(self, sample: Sample, number: int) -> Question | None:
+        """The question that a text of a sample is, by its number among `texts`; None for a caption."""
+        number -= len(sample.captions) if self.texts != "questions" else 0
+        return sample.questions[number] if number >= 0 else None
 
     def text_of(self, sample: Sample, number: int) -> str:
         """A text of a sample by its number among `texts`."""

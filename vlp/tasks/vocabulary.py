@@ -12,12 +12,14 @@ from vlp.metrics.vqa import commonest, normalise
 from vlp.types import Question
 
 
-def answer_vocabulary(datasets: Iterable[Dataset], min_count: int) -> tuple[str, ...]:
+def answer_vocabulary(datasets: Iterable[Dataset], min_count: int, most: int | None = None) -> tuple[str, ...]:
     """Normalised answers that are the commonest one of at least `min_count` questions, most frequent first.
 
     With ten answers to a question, the commonest counts. Published models of VQA v2 take the answers of more than 8
     questions, 3129 of them (Teney et al. 2018, arXiv 1708.02711).
 
+    Args:
+        most: keep only so many.
     Raises:
         DataError: no question has an answer.
     """
@@ -31,10 +33,9 @@ def answer_vocabulary(datasets: Iterable[Dataset], min_count: int) -> tuple[str,
     ]
     if not kept:
         raise DataError(
-            f"data.train: no answer occurs for {min_count} questions; lower task.min_count, or import questions with "
-            "answers"
+            f"data.train: no answer occurs for {min_count} questions; lower min_count, or import questions with answers"
         )
-    return tuple(kept)
+    return tuple(kept[:most])
 
 
 def questions_of(dataset: Dataset) -> Iterator[Question]:

@@ -1,0 +1,146 @@
+"""How objectives combine: when they begin, what is hidden together, and which pairs and texts they are about."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.unit.task_making import SLOT, sample, setting, text_encoder, within_3_sigma
+from vlp.errors import ConfigError
+from vlp.seeds import generator
+from vlp.tasks.pretrain import PretrainConfig, PretrainTask
+from vlp.types import Example, Pair, Question, Slot
+
+TEXT = "the red circle left of the blue square"
+HIDING = {
+    "mlm": {"kind": "masked_language", "mask": 1, "random": 0},
+    "itm": {"kind": "matching"},
+    "mrfr": {"kind": "region_feature"},
+    "mrc": {"kind": "region_class"},
+}
+ASKED = (
+    Question("what colour is the circle", ("red",)),
+    Question("is the square left of the circle", ("no", "no", "no", "yes")),
+    Question("what is the square", ("a hat",)),
+)
+QA = {"kind": "question_answering", "answers": ["red", "no", "yes"]}
+
+
+def task(**config: Any) -> PretrainTask:
+    return PretrainTask(PretrainConfig.parse({"objectives": HIDING, **config}), setting())
+
+
+def at(step: int) -> Slot:
+    return replace(SLOT, step=step)
+
+
+def example(of: PretrainTask, seed: int = 0, slot: Slot = SLOT, **pair: Any) -> Example:
+    return of.example(
+        slot, Pair(0, 0, **pair), sample(0, regions=8), sample(1, TEXT), 0, generator(seed, "t"), slot.step
+    )
+
+
+def hides(made: Example) -> tuple[bool, bool]:
+    """Whether words and whether regions of an example are hidden."""
+    words = not np.array_equal(made.token_ids_T, text_encoder().encode(TEXT)[0])
+    assert made.regions is not None
+    return words, bool((made.regions.features_RD == 0).all(axis=1).any())
+
+
+# --------------------------------------------------------------------------------------------------- conditional masking
+
+
+def test_one_modality_of_an_example_is_hidden_with_all_objectives() -> None:
+    made = [example(task(masking="conditional"), seed) for seed in range(400)]
+    words = [each for each in made if hides(each) == (True, False)]
+    regions = [each for each in made if hides(each) == (False, True)]
+    assert len(words) + len(regions) == 400
+    assert within_3_sigma(len(words), 400, 0.5)
+    assert {frozenset(each.targets) for each in words} == {frozenset({"mlm", "itm"})}
+    assert {frozenset(each.targets) for each in regions} == {frozenset({"mrfr", "mrc", "itm"})}
+
+
+def test_both_may_be_hidden_though_one_is_guessed() -> None:
+    made = task(combine="one", masking="joint")
+    for step in range(40):
+        (name,) = made.active(step)
+        shown = example(made, slot=at(step))
+        assert set(shown.targets) == {name}
+        assert hides(shown) == ((False, False) if name == "itm" else (True, True))
+
+
+def test_evaluation_of_one_objective_hides_its_modality_alone() -> None:
+    assert hides(example(task(combine="one", masking="joint").only("mrc"))) == (False, True)
+
+
+# ------------------------------------------------------------------------------------------------------ when they begin
+
+
+def test_an_objective_begins_at_its_step() -> None:
+    later = {**HIDING, "mrc": {"kind": "region_class", "from_step": 30}}
+    made = task(objectives=later)
+    assert "mrc" not in made.active(29)
+    assert "mrc" in made.active(30)
+    one = task(objectives=later, combine="one")
+    assert {one.active(step) for step in range(30)} == {("mlm",), ("itm",), ("mrfr",)}
+    assert ("mrc",) in {one.active(step) for step in range(30, 60)}
+    assert made.only("mrc").active(0) == ("mrc",)  # evaluation looks at it at any time
+
+
+# ----------------------------------------------------------------------------------------------------- question answering
+
+
+def asked(of: PretrainTask, number: int, matched: bool = True, regions: int = 3) -> Example:
+    record = sample(0, "the red circle", questions=ASKED, regions=regions)
+    image = replace(record, regions=None) if not regions else record
+    return of.example(SLOT, Pair(0, number, matched), image, record, number, generator(0, "t"), 0)
+
+
+def test_a_question_of_a_matched_pair_asks_for_its_answer() -> None:
+    made = task(texts="both", objectives={**HIDING, "qa": QA}, on_mismatched=True)
+    assert asked(made, 0).targets["qa"].values["score"].tolist() == []  # a caption
+    assert asked(made, 1).targets["qa"].values["score"].tolist() == [[1, 0, 0]]
+    np.testing.assert_allclose(asked(made, 2).targets["qa"].values["score"], [[0, 0.75, 0.25]])
+    assert asked(made, 3).targets["qa"].values["score"].tolist() == []  # its answer is none of the vocabulary
+    torn = asked(made, 1, matched=False)
+    assert "qa" not in torn.targets
+    assert set(torn.targets) == set(HIDING)
+
+
+def test_a_question_without_an_image_is_not_asked() -> None:
+    made = task(texts="both", objectives={**HIDING, "qa": QA})
+    alone = asked(made, 1, regions=0)
+    assert {name for name, target in alone.targets.items() if len(target.positions)} == {"mlm"}
+    blind = PretrainTask(made.config, setting(without="image"))  # but where that is what is measured
+    assert len(asked(blind, 1).targets["qa"].positions) == 1
+
+
+def test_questions_alone_may_be_the_texts() -> None:
+    made = task(texts="questions", objectives={"qa": QA})
+    assert asked(made, 0).targets["qa"].values["score"].tolist() == [[1, 0, 0]]
+
+
+# ------------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"objectives": {"qa": QA}}, "objectives.qa needs questions; say texts: both"),
+        ({"objectives": {"mlm": {"kind": "masked_language", "from_step": 9}}}, "one that begins at once"),
+        (
+            {"objectives": {name: {"kind": "masked_language"} for name in ("a", "b")}},
+            "objectives.b hides words, and so does a",
+        ),
+        (
+            {"objectives": {n: {"kind": "masked_language"} for n in "ab"}, "combine": "one", "masking": "joint"},
+            "objectives.b hides words, and so does a",
+        ),
+    ],
+)
+def test_a_contradiction_is_refused(config: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        PretrainConfig.parse(config)
