@@ -88,6 +88,10 @@ class Sample:
     height: int = 0
     view: View | None = None
     """How training looks at the image this time; None is the whole of it, as evaluation does."""
+    second: str | None = None
+    """The text that follows the one that makes the example, where a pair has two."""
+    lent_KD: NDArray[np.floating[Any]] | None = None
+    """Features of regions that others of the block lend to the image, where a pair has loans."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,16 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True)
+class Loan:
+    """Neighbouring regions of a sample whose features are lent to a pair of another."""
+
+    sample: int
+    """Row of the block's sample tables."""
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Pair:
     """An image and a text of one block that go through the model together."""
 
@@ -115,6 +129,15 @@ class Pair:
     text: int
     """Row of the block's example tables whose text is taken."""
     matched: bool = True
+    second: int | None = None
+    """Row of the example tables whose text follows the first, if there are two."""
+    loans: tuple[Loan, ...] = ()
+    """Regions of other samples, to stand in for hidden ones or to be told from them."""
+
+    @property
+    def texts(self) -> tuple[int, ...]:
+        """Rows of the example tables, one or two."""
+        return (self.text,) if self.second is None else (self.text, self.second)
 
 
 @dataclass(slots=True)
@@ -124,7 +147,7 @@ class Target:
     positions: NDArray[np.int64]
     """[K], counted inside the example's own text or image; zeros for a target of the whole example."""
     values: dict[str, NDArray[Any]]
-    """Each [K, ...]."""
+    """Each [K, ...], or with rows of its own that are of the example (a count, what targets are told from)."""
 
 
 @dataclass(slots=True)
@@ -136,7 +159,7 @@ class RegionInput:
     confidence_R: NDArray[np.float32] | None = None
     class_probs_RC: NDArray[np.float32] | None = None
     hidden_R: NDArray[np.bool_] | None = None
-    """True where the feature is hidden; a model with a learned mask embedding puts it there."""
+    """True where the feature is zeroed; a model with a learned mask embedding puts it there."""
     classes_R: NDArray[np.int64] | None = None
     attributes_R: NDArray[np.int64] | None = None
     attribute_confidence_R: NDArray[np.float32] | None = None
@@ -390,4 +413,5 @@ class Losses:
     """Per objective the sum of its losses (a tensor with a graph); metrics as (sum, count) pairs, without."""
 
     sums: dict[str, Tensor]
-    metrics: dict[str, tuple[Tensor, float]]
+    metrics: dict[str, tuple[Tensor, float | Tensor]]
+    """A count is a tensor where it depends on values that lie on a device."""

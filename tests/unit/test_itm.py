@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.task_making import block, example, facts, hidden, within_3_sigma
+from vlp.errors import ConfigError
 from vlp.models.heads import ClassHead
-from vlp.objectives.itm import Matching, MatchingConfig, other_sample
+from vlp.objectives.itm import Matching, MatchingConfig, other_sample, other_text
+from vlp.objectives.objective import Facts
 from vlp.seeds import generator
 from vlp.types import Pair, Targets
 
@@ -35,6 +37,59 @@ def test_a_mismatch_is_never_of_its_own_sample(texts: list[int], replace: str, s
         assert pair.matched == (int(tables.sample_E[pair.text]) == pair.image)
         assert pair.image == tables.sample_E[number] or (replace == "image" and not pair.matched)
         assert pair.text == number or (replace == "text" and not pair.matched)
+
+
+def test_either_is_replaced_as_often() -> None:
+    made, rng = objective(replace="either", probability=1), generator(0, "t")
+    pairs = [made.mismatch(3, block(2, 1, 3), rng) for _ in range(2000)]
+    assert not any(pair.matched for pair in pairs)
+    assert within_3_sigma(sum(pair.image != 2 for pair in pairs), 2000, 0.5)
+    assert all((pair.image != 2) != (pair.text != 3) for pair in pairs)
+
+
+@pytest.mark.parametrize("replace", ["image", "text", "either", "second_text"])
+def test_none_or_all_may_be_mismatched(replace: str) -> None:
+    for probability in (0, 1):
+        made = objective(replace=replace, probability=probability)
+        pairs = [made.mismatch(3, block(2, 1, 3), generator(seed, "t")) for seed in range(50)]
+        assert {pair.matched for pair in pairs} == {probability == 0}
+
+
+def test_a_second_text_is_another_of_the_image_s_or_of_another_image() -> None:
+    made, rng, tables = objective(replace="second_text", probability=0.3), generator(0, "t"), block(2, 1, 3)
+    pairs = [made.mismatch(4, tables, rng) for _ in range(3000)]
+    assert all((pair.image, pair.text) == (2, 4) for pair in pairs)  # the first text is the image's in any case
+    assert within_3_sigma(sum(not pair.matched for pair in pairs), 3000, 0.3)
+    assert {pair.second for pair in pairs if pair.matched} == {3, 5}
+    assert {pair.second for pair in pairs if not pair.matched} == {0, 1, 2}
+    assert {pair.texts for pair in pairs} == {(4, other) for other in (0, 1, 2, 3, 5)}
+
+
+def test_an_image_with_one_text_has_no_second_and_tells_nothing() -> None:
+    made = objective(replace="second_text", probability=0.9)
+    assert {made.mismatch(2, block(2, 1, 3), generator(seed, "t")) for seed in range(20)} == {Pair(1, 2)}
+    alone = example()
+    assert len(made.target(hidden(alone), generator(0, "t")).positions) == 0
+    alone.segment_T = np.zeros(len(alone.token_ids_T), np.int64)
+    assert len(made.target(hidden(alone), generator(0, "t")).positions) == 1
+
+
+def test_a_model_without_a_second_segment_is_refused() -> None:
+    made = facts()
+    parts = [{"kind": "word"}, {"kind": "segment", "rows": 1}]
+    text = type(made.model.text).parse({**made.model.text.plain(), "parts": parts})
+    with pytest.raises(ConfigError, match=r"task\.objectives\.itm\.replace: second_text needs a segment .* rows: 2"):
+        Matching(
+            "itm",
+            MatchingConfig(replace="second_text"),
+            Facts(made.model.model_copy(update={"text": text}), made.text),
+        )
+
+
+def test_every_text_of_another_sample_is_as_likely() -> None:
+    drawn = np.bincount([other_text(1, block(2, 3, 1), generator(seed, "t")) for seed in range(3000)], minlength=6)  # type: ignore[arg-type]
+    assert not drawn[2:5].any()
+    assert all(within_3_sigma(int(drawn[place]), 3000, 1 / 3) for place in (0, 1, 5))
 
 
 def test_every_other_sample_is_as_likely() -> None:

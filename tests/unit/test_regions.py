@@ -1,52 +1,97 @@
 """Hiding regions: how many, what stands in their place, and what shows through their neighbours."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tests.unit.task_making import example, within_3_sigma
+from tests.unit.shard_making import WIDTH
+from tests.unit.task_making import block, example, within_3_sigma
 from vlp.config import Config
 from vlp.data.image import with_whole
 from vlp.errors import ConfigError
-from vlp.objectives.regions import RegionHidingConfig, hidden_positions, hide_regions, overlaps
+from vlp.objectives.objective import Hidden
+from vlp.objectives.regions import RegionHidingConfig, hidden_positions, hide_regions, overlaps, spare_regions
 from vlp.seeds import generator
 from vlp.types import Example, PixelInput, RegionInput
 
 
-def hide(made: Example, seed: int = 0, **config: float) -> tuple[RegionInput, RegionInput]:
-    """The regions after and before hiding."""
-    result = hide_regions(made, RegionHidingConfig(**config), generator(seed, "t"))
+def hidden_by(made: Example, seed: int = 0, lent: np.ndarray | None = None, **config: Any) -> Hidden:
+    return hide_regions(made, RegionHidingConfig(**config), generator(seed, "t"), lent)
+
+
+def hide(made: Example, seed: int = 0, **config: Any) -> tuple[RegionInput, RegionInput, np.ndarray]:
+    """The regions after and before hiding, and which of them are targets."""
+    result = hidden_by(made, seed, **config)
     assert isinstance(made.image, RegionInput)
     assert result.example is made
     assert result.original is not None
-    return made.image, result.original
+    assert result.guessed_R is not None
+    return made.image, result.original, result.guessed_R
 
 
-def test_so_many_are_targets_and_so_many_of_them_zeroed() -> None:
-    after, before = hide(example(regions=20_000), probability=0.15, zero=0.9)
-    assert after.hidden_R is not None
-    targets = int(after.hidden_R.sum())
-    zeroed = (after.features_RD == 0).all(axis=1)
-    assert within_3_sigma(targets, 20_000, 0.15)
-    assert within_3_sigma(int(zeroed.sum()), targets, 0.9)
-    assert not (zeroed & ~after.hidden_R).any()
-    assert (after.features_RD[~zeroed] == before.features_RD[~zeroed]).all()
+def test_so_many_are_targets_and_so_many_of_them_zeroed_replaced_and_kept() -> None:
+    regions, images = 36, 3000  # 108 000 regions; of a lent feature all numbers are 7
+    lent = np.full((4, WIDTH), 7, np.float32)
+    targets = zeroed = replaced = kept = 0
+    for image in range(images):
+        made = example(regions=regions)
+        guessed_R = hidden_by(made, image, lent, zero=0.8, random=0.1, at_least_one=False).guessed_R
+        assert guessed_R is not None
+        assert isinstance(made.image, RegionInput)
+        zero_R, random_R = ((made.image.features_RD == value).all(axis=1) for value in (0, 7))
+        assert made.image.hidden_R is not None
+        assert (zero_R == made.image.hidden_R).all()  # what is zeroed is marked, and nothing else
+        assert not ((zero_R | random_R) & ~guessed_R).any()
+        targets += int(guessed_R.sum())
+        zeroed += int(zero_R.sum())
+        replaced += int(random_R.sum())
+        kept += int((guessed_R & ~zero_R & ~random_R).sum())
+    assert within_3_sigma(targets, regions * images, 0.15)
+    for found, share in ((zeroed, 0.8), (replaced, 0.1), (kept, 0.1)):
+        assert within_3_sigma(found, targets, share)
 
 
 @given(st.integers(1, 5), st.integers(0, 999))
 def test_at_least_one_is_hidden(regions: int, seed: int) -> None:
-    after, _ = hide(example(regions=regions), seed, probability=0.01)
-    assert after.hidden_R is not None
-    assert after.hidden_R.any()
+    assert hide(example(regions=regions), seed, probability=0.01)[2].any()
+
+
+def test_or_perhaps_none() -> None:
+    guessed = [hide(example(regions=2), seed, probability=0.15, at_least_one=False)[2].any() for seed in range(1000)]
+    assert within_3_sigma(sum(guessed), 1000, 1 - 0.85**2)
+
+
+def test_without_a_lender_zeros_stand_for_a_random_feature() -> None:
+    for lent in (None, np.zeros((0, WIDTH), np.float32)):
+        made = example(regions=20)
+        hidden_by(made, 0, lent, probability=1, zero=0.2, random=0.8)
+        assert isinstance(made.image, RegionInput)
+        assert not made.image.features_RD.any()
+        assert made.image.hidden_R is not None
+        assert made.image.hidden_R.all()
+
+
+def test_spare_regions_are_of_other_samples_and_there() -> None:
+    tables = block(2, 1, 3)
+    tables.regions_S[:] = [5, 0, 2]
+    config = RegionHidingConfig(zero=0.8, random=0.1)
+    for seed in range(200):
+        for loan in spare_regions(0, tables, config, generator(seed, "t")):
+            assert (loan.sample, loan.count) == (2, 1)
+            assert 0 <= loan.first < 2
+    assert spare_regions(0, block(4), config, generator(0, "t")) == ()
+    assert spare_regions(0, tables, RegionHidingConfig(), generator(0, "t")) == ()
 
 
 def test_what_was_there_is_kept() -> None:
     made = example(regions=6)
     assert isinstance(made.image, RegionInput)
     features = made.image.features_RD.copy()
-    after, before = hide(made, probability=1.0)
+    after, before, _ = hide(made, probability=1.0)
     assert not after.features_RD.any()
     assert (before.features_RD == features).all()
     assert before.hidden_R is None
@@ -61,11 +106,12 @@ def test_neighbours_are_zeroed_along_but_not_guessed() -> None:
         made = example(regions=4)
         assert isinstance(made.image, RegionInput)
         made.image.boxes_R4 = boxes
-        after, before = hide(made, seed, probability=0.01, overlap=0.5)
+        after, before, guessed = hide(made, seed, probability=0.01, overlap=0.5)
         assert after.hidden_R is not None
-        (target,) = np.flatnonzero(after.hidden_R)
+        (target,) = np.flatnonzero(guessed)
         zeroed = np.flatnonzero((after.features_RD == 0).all(axis=1)).tolist()
         assert zeroed == ([0, 1] if target < 2 else [target])
+        assert np.flatnonzero(after.hidden_R).tolist() == zeroed  # a mask embedding marks neighbours too
         untouched = [row for row in range(4) if row not in zeroed]
         assert (after.features_RD[untouched] == before.features_RD[untouched]).all()
 
@@ -74,17 +120,16 @@ def test_a_target_that_keeps_its_feature_is_not_zeroed_as_a_neighbour() -> None:
     made = example(regions=500)
     assert isinstance(made.image, RegionInput)
     made.image.boxes_R4 = np.tile(np.array([0, 0, 1, 1], np.float32), (500, 1))  # all overlap all
-    after, _ = hide(made, probability=0.5, zero=0.5, overlap=0.4)
-    assert after.hidden_R is not None
+    after, _, guessed = hide(made, probability=0.5, zero=0.5, overlap=0.4)
     zeroed = (after.features_RD == 0).all(axis=1)
-    assert zeroed[~after.hidden_R].all()
-    assert within_3_sigma(int(zeroed[after.hidden_R].sum()), int(after.hidden_R.sum()), 0.5)
+    assert zeroed[~guessed].all()
+    assert within_3_sigma(int(zeroed[guessed].sum()), int(guessed.sum()), 0.5)
+    assert after.hidden_R is not None
+    assert (after.hidden_R == zeroed).all()  # nor does a mask embedding mark it
 
 
 def test_pure_in_the_generator() -> None:
-    first, again, other = (hide(example(regions=40), seed)[0].hidden_R for seed in (1, 1, 2))
-    assert first is not None
-    assert other is not None
+    first, again, other = (hide(example(regions=40), seed)[2] for seed in (1, 1, 2))
     assert (first == again).all()
     assert (first != other).any()
 
@@ -115,7 +160,7 @@ def test_overlaps_against_box_by_box(corners: np.ndarray) -> None:
     np.testing.assert_allclose(overlaps(boxes.astype(np.float32)), wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("config", [{"zero": 0}, {"probability": 0}, {"overlap": 0}])
+@pytest.mark.parametrize("config", [{"zero": 0}, {"probability": 0}, {"overlap": 0}, {"random": 0.1}])
 def test_hiding_nothing_is_refused(config: dict[str, float]) -> None:
     kind: type[Config] = RegionHidingConfig
     with pytest.raises(ConfigError, match=next(iter(config))):
@@ -128,17 +173,36 @@ def test_the_whole_image_is_not_hidden_and_its_feature_is_the_mean_of_what_is_sh
     made.image = with_whole(made.image)
     assert (len(made.image), made.image.boxes_R4[0].tolist()) == (7, [0, 0, 1, 1])
     np.testing.assert_allclose(made.image.features_RD[0], made.image.features_RD[1:].mean(0), rtol=1e-6)
-    hidden = hide_regions(made, RegionHidingConfig(probability=0.4, zero=0.5, overlap=0.3), generator(5, "t"))
+    hidden = hidden_by(made, 5, probability=0.4, zero=0.5, overlap=0.3)
     image, before = hidden.example.regions, hidden.original
     assert image is not None
     assert before is not None
+    assert hidden.guessed_R is not None
     assert image.hidden_R is not None
+    assert not hidden.guessed_R[0]
     assert not image.hidden_R[0]
-    # Hidden regions that keep their feature, and zeroed neighbours, are not in the mean either.
-    shown = ~image.hidden_R & (image.features_RD != 0).any(1)
+    # Targets that keep their feature, and zeroed neighbours, are not in the mean either.
+    shown = ~hidden.guessed_R & (image.features_RD != 0).any(1)
     shown[0] = False
     assert 0 < shown.sum() < 6
     np.testing.assert_allclose(image.features_RD[0], before.features_RD[shown].mean(0), rtol=1e-6)
+
+
+def test_the_whole_image_may_show_targets_that_keep_their_feature_but_none_that_is_not_its_own() -> None:
+    lent = np.full((4, WIDTH), 7, np.float32)
+    made = example(regions=30)
+    assert isinstance(made.image, RegionInput)
+    made.image = with_whole(made.image)
+    hidden = hidden_by(made, 5, lent, probability=0.6, zero=0.3, random=0.3, whole_without="hidden")
+    image, before, guessed_R = hidden.example.regions, hidden.original, hidden.guessed_R
+    assert image is not None
+    assert before is not None
+    assert guessed_R is not None
+    own = (image.features_RD == before.features_RD).all(axis=1)
+    own[0] = False
+    assert (own & guessed_R).any()
+    assert (image.features_RD == 7).all(axis=1).any()
+    np.testing.assert_allclose(image.features_RD[0], before.features_RD[own].mean(0), rtol=1e-5)
 
 
 def test_the_whole_image_of_regions_that_are_all_hidden_is_zero() -> None:

@@ -32,7 +32,8 @@ from vlp.types import (
 )
 
 WEIGHT = "weight"
-"""Name of the target value that, where present, is summed into the count (a soft answer counts by its score)."""
+"""Name of the target value that, where present, is summed into the count (a soft answer counts by its score). A single
+number per example is what the example counts as a whole."""
 
 
 @dataclass(frozen=True, slots=True)

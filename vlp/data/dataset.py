@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,3 +71,11 @@ class Dataset:
         """
         seen = not self.text_only
         return self._reader.read(shard, row, image=image and seen, regions=regions and seen, texts=texts)
+
+    def read_features(self, shard: int, row: int, first: int, count: int) -> NDArray[np.floating[Any]]:
+        """Features of some neighbouring regions of a sample, [count, D].
+
+        Raises:
+            BadSample: they cannot be read.
+        """
+        return self._reader.features(shard, row, first, count)

@@ -161,6 +161,11 @@ def checked_regions(arrays: Mapping[str, NDArray[Any]]) -> Regions:
     )
 
 
+def check_features(features_KD: NDArray[Any]) -> None:
+    """Raises Fault if features are no finite floating-point numbers."""
+    _check_numbers("features", features_KD)
+
+
 def region_arrays(read: Callable[[str], bytes | None]) -> dict[str, NDArray[Any]]:
     """The region arrays of a sample by name, empty if it has none; those of a `regions.npz` where there are no others.
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
+from vlp.data.arrays import ArrayFault, npy_layout
 from vlp.data.imagefile import IMAGE_EXTENSIONS
 from vlp.data.index import Index
 from vlp.data.samples import (
@@ -18,6 +20,7 @@ from vlp.data.samples import (
     Fault,
     SampleTexts,
     ShardFault,
+    check_features,
     check_texts,
     checked_regions,
     parse_texts,
@@ -29,6 +32,8 @@ from vlp.types import Regions, Sample
 
 _GAP = 4096
 """Bytes between members that are read along; a tar's headers and padding are 1 KiB at most."""
+_HEAD = 128
+"""Bytes that hold the head of an `.npy` of two dimensions."""
 _OPEN_FILES = 64
 """Per process; the usual limit is 1024 and several loaders may live in one."""
 
@@ -84,6 +89,46 @@ class ShardReader:
             raise BadSample(name, table.keys[row], fault.member, fault.reason, whole_shard) from None
         size = int(table.width_S[row]), int(table.height_S[row])
         return Sample(table.keys[row], image_bytes, seen, words.captions, words.questions, *size)
+
+    def features(self, shard: int, row: int, first: int, count: int) -> NDArray[np.floating[Any]]:
+        """Features of the regions `first` to `first + count - 1` of a sample, [count, D]; nothing else is read of it
+        where they lie in a member of their own.
+
+        Raises:
+            BadSample: they cannot be read.
+        """
+        table = self.index.table(shard)
+        try:
+            array_KD = self._feature_rows(table, shard, row, first, count)
+            if array_KD is None:
+                regions = self._regions(table, row, partial(self.member, table, shard, row))
+                array_KD = regions.features_RD[first : first + count]
+            check_features(array_KD)
+        except Fault as fault:
+            name, whole_shard = self.index.manifest.shards[shard].name, isinstance(fault, ShardFault)
+            raise BadSample(name, table.keys[row], fault.member, fault.reason, whole_shard) from None
+        return array_KD
+
+    def _feature_rows(
+        self, table: ShardTable, shard: int, row: int, first: int, count: int
+    ) -> NDArray[np.floating[Any]] | None:
+        """Rows of `features.npy` by their places in the file; None where they cannot be told from its head."""
+        column = table.members.get("features.npy")
+        if column is None or (size := column[1].item(row)) < 0:
+            return None
+        offset = column[0].item(row)
+        head = self._together(shard, min(size, _HEAD), offset)
+        try:
+            dtype, shape, columns_first, start = npy_layout(head or b"")
+        except ArrayFault:
+            return None
+        if columns_first or shape != (table.regions_S[row], self.index.manifest.feature_width) or dtype.kind != "f":
+            return None
+        width = shape[1] * dtype.itemsize
+        data = self._together(shard, count * width, offset + start + first * width)
+        if start + shape[0] * width != size or data is None or len(data) != count * width:
+            return None
+        return np.frombuffer(data, dtype).reshape(count, shape[1])
 
     def texts(self, shard: int, row: int) -> SampleTexts:
         """The texts of a sample, blank ones included, and its metadata.

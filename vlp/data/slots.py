@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,14 +130,24 @@ class SlotReader:
 
     def tokens(self, slot: Slot, pairs: Sequence[Pair]) -> int:
         """Tokens of a slot's pairs, known before anything is read."""
+        image_tokens_S = self.block(slot).image_tokens_S
+        return sum([self._text_tokens(slot, pair)[0] + image_tokens_S.item(pair.image) for pair in pairs])
+
+    def _text_tokens(self, slot: Slot, pair: Pair) -> tuple[int, bool]:
+        """Tokens of a pair's text, or of its two texts in one; and whether they are cut at the model's limit."""
         block = self.block(slot)
-        tokens_E, image_tokens_S = block.tables.tokens_E, block.image_tokens_S
-        return sum([tokens_E.item(pair.text) + image_tokens_S.item(pair.image) for pair in pairs])
+        tokens = block.tables.tokens_E.item(pair.text)
+        if pair.second is None:
+            return tokens, block.cut_E.item(pair.text)
+        both = tokens + block.tables.tokens_E.item(pair.second) - 1  # they share one [CLS]
+        limit = self._datasets[slot.dataset].lengths.limit
+        return min(both, limit), both > limit
 
     def shards(self, slot: Slot, pairs: Sequence[Pair]) -> set[str]:
         """Names of the shards that a slot's pairs are read from."""
         tables, dataset = self.block(slot).tables, self._datasets[slot.dataset]
-        rows = {pair.image for pair in pairs} | {int(tables.sample_E[pair.text]) for pair in pairs}
+        rows = {pair.image for pair in pairs} | {tables.sample_E.item(text) for pair in pairs for text in pair.texts}
+        rows |= {loan.sample for pair in pairs for loan in pair.loans}
         return {dataset.shard_name(int(tables.shard_S[row])) for row in rows}
 
     def directory(self, slot: Slot) -> str:
@@ -146,7 +156,7 @@ class SlotReader:
 
     def cut_texts(self, slot: Slot, pairs: Sequence[Pair]) -> int:
         """Texts among the pairs' that were longer than the model's limit."""
-        return sum(bool(self.block(slot).cut_E[pair.text]) for pair in pairs)
+        return sum(self._text_tokens(slot, pair)[1] for pair in pairs)
 
     def examples(self, slot: Slot, pairs: Sequence[Pair], step: int) -> list[Example]:
         """Read and prepare the pairs of a slot.
@@ -163,10 +173,10 @@ class SlotReader:
             BadSample: a sample cannot be read.
         """
         tables, dataset = self.block(slot).tables, self._datasets[slot.dataset]
-        texts = [tables.sample_E.item(pair.text) for pair in pairs]
+        texts = {tables.sample_E.item(text) for pair in pairs for text in pair.texts}
         images = {pair.image for pair in pairs}
         samples = {}
-        for row in sorted(images.union(texts)):
+        for row in sorted(images | texts):
             shown = row in images
             samples[row] = dataset.read(
                 tables.shard_S.item(row),
@@ -176,14 +186,31 @@ class SlotReader:
                 texts=row in texts,
             )
         found = []
-        for number, (pair, text) in enumerate(zip(pairs, texts, strict=True)):
-            text_number = tables.text_E.item(pair.text)
-            name = dataset.shard_name(tables.shard_S.item(text)).removesuffix(".tar")
-            image = self._viewed(slot, number, samples[pair.image], samples[text], text_number)
+        for number, pair in enumerate(pairs):
+            row, text_number = tables.sample_E.item(pair.text), tables.text_E.item(pair.text)
+            name = dataset.shard_name(tables.shard_S.item(row)).removesuffix(".tar")
+            text = samples[row]
+            image = self._viewed(slot, number, samples[pair.image], text, text_number)
+            if pair.loans:
+                image = replace(image, lent_KD=self._lent(slot, pair))
+            if pair.second is not None:
+                other, its_number = samples[tables.sample_E.item(pair.second)], tables.text_E.item(pair.second)
+                text = replace(text, second=numbered_text(other, dataset.texts, its_number)[0])
             rng = self._generator("example", slot, number)
-            id = f"{name}/{samples[text].key}#{text_number}"
-            found.append(ReadPair(pair, image, samples[text], text_number, rng, id))
+            found.append(ReadPair(pair, image, text, text_number, rng, f"{name}/{text.key}#{text_number}"))
         return found
+
+    def _lent(self, slot: Slot, pair: Pair) -> NDArray[np.floating[Any]]:
+        """Features of the regions that a pair is lent, [K, D]."""
+        tables, dataset = self.block(slot).tables, self._datasets[slot.dataset]
+        return np.concatenate(
+            [
+                dataset.read_features(
+                    tables.shard_S.item(loan.sample), tables.row_S.item(loan.sample), loan.first, loan.count
+                )
+                for loan in pair.loans
+            ]
+        )
 
     def prepare(self, slot: Slot, read: Sequence[ReadPair], step: int) -> list[Example]:
         """The examples of a slot's pairs.

@@ -61,6 +61,27 @@ class TextEncoder:
         words = [-1, *_words(encoding, normal)[:room], -1]
         return token_ids_T, special_T, np.where(special_T, -1, np.array(words, np.int64))
 
+    def encode_two(
+        self, first: str, second: str
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
+        """As `encode`, of `[CLS] first [SEP] second [SEP]`; and which of the texts a token belongs to, 0 or 1.
+
+        Where there is no room for both, the longer one is cut token by token (Devlin et al. 2019, in their code).
+        """
+        halves = [
+            self._tokenizer.backend_tokenizer.encode(_normal(t), add_special_tokens=False) for t in (first, second)
+        ]
+        words = [_words(half, _normal(text)) for half, text in zip(halves, (first, second), strict=True)]
+        kept = _fitting(len(halves[0].ids), len(halves[1].ids), self.max_length - 3)
+        ids = [half.ids[:most] for half, most in zip(halves, kept, strict=True)]
+        after = max(words[0], default=-1) + 1
+        later = [-1 if word < 0 else word + after for word in words[1][: kept[1]]]
+        token_ids_T = np.array([self.cls_id, *ids[0], self.sep_id, *ids[1], self.sep_id], np.int64)
+        special_T = self._special_V[token_ids_T]
+        word_T = np.array([-1, *words[0][: kept[0]], -1, *later, -1], np.int64)
+        segment_T = np.repeat(np.arange(2), [kept[0] + 2, kept[1] + 1])
+        return token_ids_T, special_T, np.where(special_T, -1, word_T), segment_T
+
     def count(self, texts: list[str]) -> list[int]:
         """Tokens of each text before it is cut, specials included."""
         normal = [_normal(text) for text in texts]
@@ -91,6 +112,18 @@ class TextEncoder:
         if number is None:
             raise ConfigError(f"tokenizer: '{self.source}' has no {name}, which begins, ends or hides a text: add one")
         return int(number)
+
+
+def _fitting(first: int, second: int, room: int) -> tuple[int, int]:
+    """How many tokens of two texts are kept: of the longer one so many fewer that both fit."""
+    over = first + second - room
+    if over <= 0:
+        return first, second
+    if first <= room // 2:
+        return first, room - first
+    if second <= room // 2:
+        return room - second, second
+    return room - room // 2, room // 2
 
 
 def _normal(text: str) -> str:

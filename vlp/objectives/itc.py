@@ -75,9 +75,10 @@ class Contrast(Objective):
         }
         return replace(encoded, taps=encoded.taps | pooled)
 
-    def scores(self, head: nn.Module, encoded: Encoded, targets: Targets) -> Tensor:
+    def scores(self, head: nn.Module | None, encoded: Encoded, targets: Targets) -> Tensor:
         """Text and image vectors side by side, [K, 2 D]."""
         text_KH, image_KH = (encoded.taps[f"{side}.pooled"].index_select(0, targets.positions_K) for side in _SIDES)
+        assert head is not None
         return head(text_KH, image_KH)  # type: ignore[no-any-return]
 
     def loss(self, scores_K: Tensor, targets: Targets) -> tuple[Tensor, dict[str, tuple[Tensor, float]]]:

@@ -1,5 +1,6 @@
-"""Image-text matching: tell whether image and text belong together. Source: Chen et al. 2020 (arXiv 1909.11740),
-section 3.1 (ITM); Tan and Bansal 2019 (arXiv 1908.07490), section 3.1.3.
+"""Image-text matching: tell whether image and text belong together. Sources: Chen et al. 2020 (arXiv 1909.11740),
+section 3.1 (ITM); Tan and Bansal 2019 (arXiv 1908.07490), section 3.1.3; with two texts, Li et al. 2019 (arXiv
+1908.03557), section 3.3.
 
 The negative is drawn before anything is read (`mismatch`), from the example's own block, so that its length is known
 when a step is planned and no other shard is opened.
@@ -7,6 +8,7 @@ when a step is planned and no other shard is opened.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -15,7 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlp.data.index import Block
+from vlp.errors import ConfigError
 from vlp.models.heads import ClassHead, HeadConfig
+from vlp.models.text import TextConfig
 from vlp.objectives.objective import (
     Facts,
     Hidden,
@@ -32,9 +36,11 @@ class MatchingConfig(SelfSupervisedConfig):
     """Settings of image-text matching."""
 
     kind: Literal["matching"] = "matching"
-    replace: Literal["image", "text"] = "image"
-    """What is replaced in a mismatched pair."""
-    probability: float = Field(0.5, gt=0, lt=1)
+    replace: Literal["image", "text", "either", "second_text"] = "image"
+    """What is replaced in a mismatched pair: its image, its text, or either of them at random. `second_text`: two texts
+    stand one after the other; the first is the image's, the second another of the image's texts or, mismatched, one of
+    another image. An image with a single text then has nothing to be told."""
+    probability: float = Field(0.5, ge=0, le=1)
     """Chance of a pair to be mismatched."""
     matched_label: Literal[0, 1] = 1
     """The label of a matched pair; the other one is a mismatched pair's."""
@@ -49,18 +55,37 @@ class Matching(SelfSupervised):
     def __init__(self, name: str, config: MatchingConfig, facts: Facts) -> None:
         super().__init__(name)
         self.config = config
+        if config.replace == "second_text":
+            check_second_text(name, facts.model.text)
 
     def mismatch(self, example: int, block: Block, rng: np.random.Generator) -> Pair:
         """The pair of an example, mismatched by chance. A block without another sample gives matched pairs only, and so
         does a text without an image."""
         sample = int(block.sample_E[example])
-        if not (block.has_image_S[sample] or block.regions_S[sample]) or rng.random() >= self.config.probability:
-            return Pair(sample, example)
-        if self.config.replace == "image":
+        pair = Pair(sample, example)
+        if not (block.has_image_S[sample] or block.regions_S[sample]):
+            return pair
+        mismatched = rng.random() < self.config.probability
+        if self.config.replace == "second_text":
+            return self._with_second(pair, block, mismatched, rng)
+        if not mismatched:
+            return pair
+        if self.config.replace == "image" or (self.config.replace == "either" and rng.random() < 0.5):
             image = other_sample(sample, block, rng)
-            return Pair(sample, example) if image is None else Pair(image, example, matched=False)
+            return pair if image is None else replace(pair, image=image, matched=False)
         text = other_text(sample, block, rng)
-        return Pair(sample, example) if text is None else Pair(sample, text, matched=False)
+        return pair if text is None else replace(pair, text=text, matched=False)
+
+    def _with_second(self, pair: Pair, block: Block, mismatched: bool, rng: np.random.Generator) -> Pair:
+        """The pair with a second text, if its image has one: were others mismatched, one text would tell a match."""
+        first, end = texts_of(pair.image, block)
+        if end - first < 2:
+            return pair
+        other = other_text(pair.image, block, rng) if mismatched else None
+        if other is not None:
+            return replace(pair, second=other, matched=False)
+        own = first + int(rng.integers(end - first - 1))
+        return replace(pair, second=own + (own >= pair.text))
 
     def head(self) -> HeadConfig:
         return ClassHead(reads="example", classes=2)
@@ -69,6 +94,8 @@ class Matching(SelfSupervised):
         return Target(empty_positions(), {"matched": np.zeros(0, np.int64)})
 
     def target(self, hidden: Hidden, rng: np.random.Generator) -> Target:
+        if self.config.replace == "second_text" and hidden.example.segment_T is None:
+            return self.empty()
         return Target(np.zeros(1, np.int64), {"matched": np.array([hidden.example.matched], np.int64)})
 
     def loss(self, scores_K: Tensor, targets: Targets) -> tuple[Tensor, dict[str, tuple[Tensor, float]]]:
@@ -89,5 +116,25 @@ def other_sample(sample: int, block: Block, rng: np.random.Generator) -> int | N
 
 def other_text(sample: int, block: Block, rng: np.random.Generator) -> int | None:
     """A text of another sample of the block, uniformly over texts; None if no other sample has one."""
-    candidates = np.flatnonzero(block.sample_E != sample)
-    return int(rng.choice(candidates)) if len(candidates) else None
+    first, end = texts_of(sample, block)
+    others = len(block.sample_E) - (end - first)
+    if others < 1:
+        return None
+    drawn = int(rng.integers(others))
+    return drawn + (end - first if drawn >= first else 0)
+
+
+def texts_of(sample: int, block: Block) -> tuple[int, int]:
+    """The first of a sample's texts in the block's example tables, and the end; they stand together."""
+    first, end = np.searchsorted(block.sample_E, [sample, sample + 1])
+    return int(first), int(end)
+
+
+def check_second_text(name: str, text: TextConfig) -> None:
+    """Raises ConfigError if the model's segment table has no row for a second text."""
+    for part in text.parts:
+        if part.kind == "segment" and part.index + 1 >= part.rows:
+            raise ConfigError(
+                f"task.objectives.{name}.replace: second_text needs a segment of its own for the second text, and "
+                f"model.text.parts has a segment table of {part.rows}; give it rows: {part.index + 2}"
+            )

@@ -7,6 +7,7 @@ summed over micro-batches and ranks before the first forward.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -38,6 +39,8 @@ class SelfSupervisedConfig(ObjectiveConfig):
     """Share of the steps that it gets where a step has one objective (`combine: one`)."""
     from_step: int = Field(0, ge=0)
     """The step of the run (from 0) at which it begins; Tan and Bansal 2019 (arXiv 1908.07490) add answering after half of theirs."""
+    along_with: str | None = None
+    """The objective whose steps it stands in as well, instead of having steps of its own (`combine: one`)."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,10 @@ class Hidden:
     """The regions before any was hidden; None for pixels or no image."""
     question: Question | None = None
     """The question that the text is, if it is one."""
+    guessed_R: NDArray[np.bool_] | None = None
+    """True at the regions that are to be guessed; None where there is none."""
+    lent_KD: NDArray[np.float32] | None = None
+    """Features of other images' regions."""
 
 
 class Objective(ABC):
@@ -65,15 +72,15 @@ class Objective(ABC):
         self.name = name
 
     @abstractmethod
-    def head(self) -> HeadConfig:
-        """The head that it needs."""
+    def head(self) -> HeadConfig | None:
+        """The head that it needs; None for one that judges the states themselves."""
 
     @abstractmethod
     def empty(self) -> Target:
         """A target of zero rows, with the shapes and types of a real one."""
 
     @abstractmethod
-    def loss(self, scores_K: Tensor, targets: Targets) -> tuple[Tensor, dict[str, tuple[Tensor, float]]]:
+    def loss(self, scores_K: Tensor, targets: Targets) -> tuple[Tensor, Mapping[str, tuple[Tensor, float | Tensor]]]:
         """Sum of the losses over targets (fp32 scalar with a graph), and metrics as (sum, count).
 
         Args:
@@ -87,8 +94,9 @@ class Objective(ABC):
         """What `scores` reads of a batch; an objective may add states of its own making to the taps."""
         return encoded
 
-    def scores(self, head: nn.Module, encoded: Encoded, targets: Targets) -> Tensor:
+    def scores(self, head: nn.Module | None, encoded: Encoded, targets: Targets) -> Tensor:
         """The head's output on the rows that have a target."""
+        assert head is not None
         states = {"text": encoded.text_NH, "image": encoded.image_MH, "example": encoded.pooled_BH}[self.rows]
         return head(states.index_select(0, targets.positions_K))  # type: ignore[no-any-return]
 

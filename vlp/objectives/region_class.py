@@ -36,7 +36,7 @@ from vlp.objectives.regions import hidden_positions
 from vlp.types import RegionInput, Rows, Target, Targets
 
 NO_CLASS = -1
-"""Label of a region that has none; it adds nothing to the loss."""
+"""Label of a region that has none; it adds nothing to loss and accuracy."""
 
 
 class RegionClassConfig(SelfSupervisedConfig):
@@ -141,7 +141,7 @@ class RegionClass(SelfSupervised):
         own = image.attribute_confidence_R if self.config.of == "attribute" else image.confidence_R
         return np.ones(len(image), np.float32) if own is None else own
 
-    def loss(self, scores_K: Tensor, targets: Targets) -> tuple[Tensor, dict[str, tuple[Tensor, float]]]:
+    def loss(self, scores_K: Tensor, targets: Targets) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
         if self.config.labels == "hard":
             labels_K = targets.values["class"]
             loss_K = F.cross_entropy(precise(scores_K), labels_K, reduction="none", ignore_index=NO_CLASS)
@@ -151,7 +151,7 @@ class RegionClass(SelfSupervised):
             loss_K = loss_K / (self.classes if self.config.mean_over_classes else 1)
         if self.config.by_confidence:
             loss_K = loss_K * targets.values["confidence"]
-        metrics = {f"{self.name}_accuracy": accuracy(scores_K, labels_K)}
+        metrics = {f"{self.name}_accuracy": (accuracy(scores_K, labels_K)[0], (labels_K != NO_CLASS).sum())}
         return averaged(loss_K, targets, self.config.average), metrics
 
     def divergences(self, scores_KC: Tensor, probability_KC: Tensor) -> Tensor:

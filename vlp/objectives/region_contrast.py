@@ -1,27 +1,127 @@
 """Region contrast: tell the feature of a hidden region from those of other regions. Source: Lu et al. 2019
 (arXiv 1908.02265), in their code (noise-contrastive estimation, Gutmann and Hyvarinen 2010).
 
-Shape suffixes: K hidden regions, Q negatives of a region, D feature width.
+Shape suffixes: K hidden regions, E examples with any, S features that regions are told from, Q negatives of a region,
+D feature width.
 """
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlp.objectives.objective import precise
+from vlp.data.index import Block
+from vlp.models.heads import FeatureHead, HeadConfig
+from vlp.objectives.objective import Facts, Hidden, SelfSupervised, SelfSupervisedConfig, empty_positions, precise
+from vlp.objectives.region_feature import region_width
+from vlp.objectives.regions import hidden_positions, lending_samples
+from vlp.types import Loan, Rows, Target, Targets
+
+_NONE = -1
+"""Number of a negative that is not there."""
 
 
-def contrast(scores_KD: Tensor, features_KD: Tensor, negatives_KQD: Tensor) -> Tensor:
-    """Cross entropy of the true feature among the negatives, by their dot products with the guessed one, [K].
+class RegionContrastConfig(SelfSupervisedConfig):
+    """Settings of region contrast."""
 
-    Args:
-        scores_KD: the guessed features.
-        features_KD: the true ones.
-        negatives_KQD: features of other regions.
-    """
-    candidates_KQD = torch.cat([features_KD[:, None], negatives_KQD], dim=1)
-    products_KQ = torch.einsum("kd,kqd->kq", precise(scores_KD), candidates_KQD)
+    kind: Literal["region_contrast"] = "region_contrast"
+    negatives: int = Field(255, ge=1)
+    """Features that each hidden region's is told from; 255 as published."""
+    across: float = Field(0.7, ge=0, le=1)
+    """Share of them that are of other images; the rest are of its own."""
+    images: int = Field(4, ge=1)
+    """Other images of the block, drawn by (seed, epoch, example), whose regions they are; each is read along."""
+    tied: bool = False
+    """Project by the transpose of the image embedding's feature projection instead of a weight of its own."""
+    inner_of: str | None = None
+    """The objective whose head's inner layers this one's uses, instead of having its own."""
+
+
+class RegionContrast(SelfSupervised):
+    """Cross entropy of the true feature among others, by their products with the guessed one."""
+
+    rows: Rows = "image"
+    hides = "image"
+
+    def __init__(self, name: str, config: RegionContrastConfig, facts: Facts) -> None:
+        super().__init__(name)
+        self.config = config
+        self.width = region_width(name, facts)
+
+    def head(self) -> HeadConfig:
+        return FeatureHead(width=self.width, tied=self.config.tied, inner_of=self.config.inner_of)
+
+    def loans(self, sample: int, block: Block, rng: np.random.Generator) -> tuple[Loan, ...]:
+        """All regions of some other samples."""
+        lenders = lending_samples(sample, block, self.config.images, rng)
+        return tuple(Loan(lender, 0, int(block.regions_S[lender])) for lender in lenders)
+
+    def empty(self) -> Target:
+        values: dict[str, NDArray[Any]] = {
+            "candidate": np.zeros((0, 1 + self.config.negatives), np.int64),
+            "feature": np.zeros((0, self.width), np.float32),
+            "features": np.zeros(0, np.int64),
+            "regions": np.zeros(0, np.int64),
+        }
+        return Target(empty_positions(), values)
+
+    def target(self, hidden: Hidden, rng: np.random.Generator) -> Target:
+        """`candidate` [K, 1 + Q]: rows of the example's features, the true one first; `feature` [S, D]: those, its own
+        regions' and then the lent ones; `features`, `regions` [1]: how many of both the example has."""
+        places_K = hidden_positions(hidden)
+        if hidden.original is None or not len(places_K):
+            return self.empty()
+        whole = int(hidden.original.whole)
+        own_RD, lent_KD = hidden.original.features_RD[whole:], hidden.lent_KD
+        features_SD = own_RD if lent_KD is None else np.concatenate([own_RD, lent_KD])
+        values: dict[str, NDArray[Any]] = {
+            "candidate": self._candidates(places_K - whole, len(own_RD), len(features_SD), rng),
+            "feature": features_SD,
+            "features": np.full(1, len(features_SD), np.int64),
+            "regions": np.full(1, len(places_K), np.int64),
+        }
+        return Target(places_K, values)
+
+    def _candidates(
+        self, true_K: NDArray[np.int64], own: int, every: int, rng: np.random.Generator
+    ) -> NDArray[np.int64]:
+        """The true one and the negatives of each hidden region; where one kind is lacking, the other fills in."""
+        regions, lent, others = len(true_K), every - own, own - 1
+        wanted = int(self.config.negatives * self.config.across) if others else self.config.negatives
+        across = wanted if lent else 0
+        inside = self.config.negatives - across
+        across_KQ = own + rng.integers(lent, size=(regions, across)) if lent else np.zeros((regions, 0), np.int64)
+        inside_KQ = np.full((regions, inside), _NONE)
+        if others:
+            drawn_KQ = rng.integers(others, size=(regions, inside))
+            inside_KQ = drawn_KQ + (drawn_KQ >= true_K[:, None])
+        return np.concatenate([true_K[:, None], across_KQ, inside_KQ], axis=1)
+
+    def loss(self, scores_K: Tensor, targets: Targets) -> tuple[Tensor, dict[str, tuple[Tensor, float]]]:
+        candidate_KQ, features_E = targets.values["candidate"], targets.values["features"]
+        # Rows are counted inside an example; here all examples' features lie one after the other.
+        starts_E = (features_E.cumsum(0) - features_E).repeat_interleave(targets.values["regions"])
+        rows_KQ = torch.where(candidate_KQ == _NONE, _NONE, candidate_KQ + starts_E[:, None])
+        products_KQ = products(scores_K, targets.values["feature"], rows_KQ)
+        right = (products_KQ.detach().argmax(1) == 0).sum()
+        return contrast(products_KQ).sum(), {f"{self.name}_accuracy": (right, float(len(products_KQ)))}
+
+
+def products(scores_KD: Tensor, features_SD: Tensor, rows_KQ: Tensor) -> Tensor:
+    """The products of each guessed feature with some of the features, [K, Q]; below all numbers where a row is -1."""
+    if not len(features_SD):
+        return precise(scores_KD).sum(1, keepdim=True).expand(rows_KQ.shape)
+    products_KS = precise(scores_KD) @ features_SD.T
+    return products_KS.gather(1, rows_KQ.clamp_min(0)).masked_fill(rows_KQ == _NONE, float("-inf"))
+
+
+def contrast(products_KQ: Tensor) -> Tensor:
+    """Cross entropy of the first of each row, the true one, among the others, [K]."""
     first_K = torch.zeros(len(products_KQ), dtype=torch.int64, device=products_KQ.device)
     return F.cross_entropy(products_KQ, first_K, reduction="none")

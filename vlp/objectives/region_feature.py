@@ -9,9 +9,11 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from vlp.data.batch import WEIGHT
 from vlp.errors import ConfigError
 from vlp.models.heads import FeatureHead, HeadConfig
 from vlp.models.image import RegionSource
@@ -26,6 +28,9 @@ class RegionFeatureConfig(SelfSupervisedConfig):
     kind: Literal["region_feature"] = "region_feature"
     distance: Literal["mse", "smooth_l1"] = "mse"
     """Per number: squared difference, or SmoothL1 with beta 1; averaged over the feature's numbers."""
+    average: Literal["targets", "regions"] = "targets"
+    """What the loss is a mean over: the hidden regions, or all regions of the images that are guessed in, hidden or not
+    (Tan and Bansal 2019, in their code, where `weight` then is 1 / 0.15)."""
     tied: bool = False
     """Project by the transpose of the image embedding's feature projection instead of a weight of its own."""
     inner_of: str | None = None
@@ -47,13 +52,19 @@ class RegionFeature(SelfSupervised):
         return FeatureHead(width=self.width, tied=self.config.tied, inner_of=self.config.inner_of)
 
     def empty(self) -> Target:
-        return Target(empty_positions(), {"feature": np.zeros((0, self.width), np.float32)})
+        return Target(empty_positions(), {"feature": np.zeros((0, self.width), np.float32), **self._count(0)})
+
+    def _count(self, regions: int) -> dict[str, NDArray[np.float32]]:
+        """What an example of so many regions adds to the count, where that is not the number of its targets."""
+        shown = np.full(min(regions, 1), regions, np.float32)
+        return {WEIGHT: shown} if self.config.average == "regions" else {}
 
     def target(self, hidden: Hidden, rng: np.random.Generator) -> Target:
         places_K = hidden_positions(hidden)
         if hidden.original is None:
             return self.empty()
-        return Target(places_K, {"feature": hidden.original.features_RD[places_K]})
+        regions = len(hidden.original) - int(hidden.original.whole)
+        return Target(places_K, {"feature": hidden.original.features_RD[places_K], **self._count(regions)})
 
     def loss(self, scores_K: Tensor, targets: Targets) -> tuple[Tensor, dict[str, tuple[Tensor, float]]]:
         return self.distances(scores_K, targets.values["feature"]).sum() / self.width, {}

@@ -6,6 +6,7 @@ The choice is made once per example, so that several objectives (features and cl
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,50 +15,107 @@ from typing_extensions import Self
 
 from vlp.config import Config
 from vlp.data.image import mean_feature
+from vlp.data.index import Block
+from vlp.objectives.itm import other_sample
 from vlp.objectives.objective import Hidden
 from vlp.objectives.words import choose
-from vlp.types import Example
+from vlp.types import Example, Loan, RegionInput
+
+_SPARE = 4
+"""Features that an example is lent to stand in for hidden ones; of 36 regions 0.5 are replaced by one, as published."""
 
 
 class RegionHidingConfig(Config):
     """How regions are hidden."""
 
     probability: float = Field(0.15, gt=0, le=1)
-    """Chance of each region to be a target; at least one per image is (Chen et al. 2020, arXiv 1909.11740, 3.1)."""
+    """Chance of each region to be a target."""
+    at_least_one: bool = True
+    """Whether one region of each image is a target in any case (Chen et al. 2020, arXiv 1909.11740, 3.1)."""
     zero: float = Field(1.0, ge=0, le=1)
-    """Share of the targets whose feature is replaced by zeros; the rest keeps it and is guessed all the same."""
+    """Share of the targets whose feature is replaced by zeros, and marked by a model with a mask embedding
+    (`image.parts`: `feature.hidden`)."""
+    random: float = Field(0.0, ge=0, le=1)
+    """Share of the targets whose feature is replaced by that of a region of another image of the block, drawn by (seed,
+    epoch, example), as in Tan and Bansal 2019 (arXiv 1908.07490). In a block of one image by zeros. What is neither
+    zeroed nor replaced keeps its feature and is guessed all the same."""
     overlap: float = Field(1.0, gt=0, le=1)
-    """Regions that overlap a target by more than this (intersection over union) are zeroed along, without being
-    targets, so that the target does not show through them. 1.0 zeroes none; 0.4 as in Lu et al. 2019 (arXiv
+    """Regions that overlap a target by more than this (intersection over union) are zeroed and marked along, without
+    being targets, so that the target does not show through them. 1.0 hides none; 0.4 as in Lu et al. 2019 (arXiv
     1908.02265)."""
+    whole_without: Literal["guessed", "hidden"] = "guessed"
+    """What the feature of the whole image (`image.source.whole`) is no mean over: `guessed` leaves out all targets and
+    all that is hidden (Lu et al.), `hidden` what is hidden, but not targets that keep their feature (Su et al. 2020,
+    arXiv 1908.08530)."""
 
     @model_validator(mode="after")
     def _sensible(self) -> Self:
-        if self.zero == 0:
-            raise ValueError("zero is 0, so nothing would be hidden")
+        if self.zero + self.random == 0:
+            raise ValueError("zero and random are 0, so nothing would be hidden")
+        if self.zero + self.random > 1 + 1e-6:
+            raise ValueError(f"zero and random are {self.zero + self.random:g} together, they should be at most 1")
         return self
 
 
-def hide_regions(example: Example, config: RegionHidingConfig, rng: np.random.Generator) -> Hidden:
-    """Hide some regions of an example in place; targets are where `hidden_R` is True.
+def hide_regions(
+    example: Example, config: RegionHidingConfig, rng: np.random.Generator, lent_KD: NDArray[np.float32] | None = None
+) -> Hidden:
+    """Hide some regions of an example in place.
 
     Examples without regions stay as they are.
+
+    Args:
+        lent_KD: features of regions of other images.
     """
     image = example.regions
     if image is None or len(image) == 0:
         return Hidden(example, None)
-    chosen_K = choose(np.arange(int(image.whole), len(image)), config.probability, rng)
-    target_R = np.zeros(len(image), np.bool_)
-    target_R[chosen_K] = True
-    zero_R = target_R.copy()
-    zero_R[chosen_K] = rng.random(len(chosen_K)) < config.zero
+    chosen_K = _chosen(np.arange(int(image.whole), len(image)), config, rng)
+    guessed_R = _at(chosen_K, image)
+    draw_K = rng.random(len(chosen_K))
+    random_K = chosen_K[(draw_K >= config.zero) & (draw_K < config.zero + config.random)]
+    zero_R = _at(chosen_K[draw_K < config.zero], image)
+    features_RD = image.features_RD.copy()
+    if lent_KD is None or not len(lent_KD):
+        zero_R[random_K] = True
+    elif len(random_K):
+        features_RD[random_K] = lent_KD[rng.choice(len(lent_KD), len(random_K), replace=len(random_K) > len(lent_KD))]
     if config.overlap < 1:
-        zero_R |= (overlaps(image.boxes_R4)[chosen_K] > config.overlap).any(axis=0) & ~target_R
-    features_RD = np.where(zero_R[:, None], np.float32(0), image.features_RD)
-    if image.whole:  # what is hidden must not show through the mean
-        features_RD[0] = mean_feature(image.features_RD[1:][~(zero_R | target_R)[1:]])
-    example.set_regions(replace(image, features_RD=features_RD, hidden_R=target_R))
-    return Hidden(example, image)
+        zero_R |= (overlaps(image.boxes_R4)[chosen_K] > config.overlap).any(axis=0) & ~guessed_R
+    if image.whole:  # what is hidden must not show through the mean, nor what only looks as if it were seen
+        zero_R[0] = False
+        unseen_R = zero_R | (guessed_R if config.whole_without == "guessed" else _at(random_K, image))
+        features_RD[0] = mean_feature(image.features_RD[1:][~unseen_R[1:]])
+    features_RD[zero_R] = 0
+    example.set_regions(replace(image, features_RD=features_RD, hidden_R=zero_R))
+    return Hidden(example, image, guessed_R, lent_KD)
+
+
+def _chosen(places_R: NDArray[np.int64], config: RegionHidingConfig, rng: np.random.Generator) -> NDArray[np.int64]:
+    if config.at_least_one:
+        return choose(places_R, config.probability, rng)
+    return places_R[rng.random(len(places_R)) < config.probability]
+
+
+def _at(places_K: NDArray[np.int64], image: RegionInput) -> NDArray[np.bool_]:
+    """True at these places, [R]."""
+    there_R = np.zeros(len(image), np.bool_)
+    there_R[places_K] = True
+    return there_R
+
+
+def spare_regions(sample: int, block: Block, config: RegionHidingConfig, rng: np.random.Generator) -> tuple[Loan, ...]:
+    """Regions of other samples, one of each, that may stand in for hidden ones of this."""
+    if not config.random:
+        return ()
+    lenders = lending_samples(sample, block, _SPARE, rng)
+    return tuple(Loan(lender, int(rng.integers(block.regions_S[lender])), 1) for lender in lenders)
+
+
+def lending_samples(sample: int, block: Block, number: int, rng: np.random.Generator) -> list[int]:
+    """Other samples of the block with regions, so many at most."""
+    drawn = [other_sample(sample, block, rng) for _ in range(number)]
+    return [lender for lender in drawn if lender is not None and block.regions_S[lender]]
 
 
 def overlaps(
@@ -74,7 +132,4 @@ def overlaps(
 
 def hidden_positions(hidden: Hidden) -> NDArray[np.int64]:
     """The places of the example's image that are targets."""
-    image = hidden.example.regions
-    if image is None or image.hidden_R is None:
-        return np.zeros(0, np.int64)
-    return np.flatnonzero(image.hidden_R)
+    return np.zeros(0, np.int64) if hidden.guessed_R is None else np.flatnonzero(hidden.guessed_R)

@@ -12,10 +12,18 @@ from vlp.objectives.mlm import MaskedLanguage, MaskedLanguageConfig
 from vlp.objectives.objective import Facts, SelfSupervised
 from vlp.objectives.question import QuestionAnswering, QuestionAnsweringConfig
 from vlp.objectives.region_class import RegionClass, RegionClassConfig
+from vlp.objectives.region_contrast import RegionContrast, RegionContrastConfig
 from vlp.objectives.region_feature import RegionFeature, RegionFeatureConfig
+from vlp.objectives.word_region import Alignment, AlignmentConfig
 
 AnyObjectiveConfig = Annotated[
-    MaskedLanguageConfig | RegionFeatureConfig | RegionClassConfig | MatchingConfig | QuestionAnsweringConfig,
+    MaskedLanguageConfig
+    | RegionFeatureConfig
+    | RegionClassConfig
+    | RegionContrastConfig
+    | MatchingConfig
+    | AlignmentConfig
+    | QuestionAnsweringConfig,
     Field(discriminator="kind"),
 ]
 
@@ -23,7 +31,9 @@ _CLASSES: dict[str, Callable[[str, Any, Facts], SelfSupervised]] = {
     "masked_language": MaskedLanguage,
     "region_feature": RegionFeature,
     "region_class": RegionClass,
+    "region_contrast": RegionContrast,
     "matching": Matching,
+    "word_region_alignment": Alignment,
     "question_answering": QuestionAnswering,
 }
 

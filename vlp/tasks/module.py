@@ -27,17 +27,21 @@ class TaskModule(nn.Module):
         encoded: Encoded = self.model(batch)
         tie = sum(states[:0].sum() for states in (encoded.text_NH, encoded.image_MH, encoded.pooled_BH))
         sums: dict[str, Tensor] = {}
-        metrics: dict[str, tuple[Tensor, float]] = {}
+        metrics: dict[str, tuple[Tensor, float | Tensor]] = {}
         for name, objective in self.objectives.items():
             targets = batch.targets[name]
-            scores = objective.scores(self.model.heads[name], objective.reading(encoded, batch), targets)
+            scores = objective.scores(self._head(name), objective.reading(encoded, batch), targets)
             total, measured = objective.loss(scores, targets)
             sums[name] = total + tie
-            metrics |= measured
+            metrics.update(measured)
         return Losses(sums, metrics)
 
     def scores(self, batch: Batch, name: str) -> Tensor:
         """What one objective's head makes of the rows that have a target, in fp32."""
         objective = self.objectives[name]
         encoded = objective.reading(self.model(batch), batch)
-        return objective.scores(self.model.heads[name], encoded, batch.targets[name]).float()
+        return objective.scores(self._head(name), encoded, batch.targets[name]).float()
+
+    def _head(self, name: str) -> nn.Module | None:
+        """The objective's head, if it has one."""
+        return None if self.objectives[name].head() is None else self.model.heads[name]

@@ -14,14 +14,15 @@ from typing_extensions import Self
 from vlp.data.index import Block
 from vlp.objectives.itm import Matching
 from vlp.objectives.objective import Facts, Hidden, SelfSupervised
-from vlp.objectives.regions import RegionHidingConfig, hide_regions
+from vlp.objectives.region_contrast import RegionContrast
+from vlp.objectives.regions import RegionHidingConfig, hide_regions, spare_regions
 from vlp.objectives.registry import AnyObjectiveConfig, make_objective
 from vlp.seeds import generator
 from vlp.tasks.grounding import probe_ids, word_accuracies
 from vlp.tasks.judge import Judge, Totals
 from vlp.tasks.module import TaskModule
 from vlp.tasks.task import Setting, Task, TaskConfig, check_name
-from vlp.types import Batch, Example, Losses, Pair, Sample, Slot, Stream
+from vlp.types import Batch, Example, Loan, Losses, Pair, Sample, Slot, Stream
 
 _HIDING_WORDS = ("masked_language",)
 
@@ -41,7 +42,8 @@ class PretrainConfig(TaskConfig):
     region_hiding: RegionHidingConfig = RegionHidingConfig()
     """How regions are hidden, for all objectives that guess regions."""
     on_mismatched: bool = False
-    """Whether words and regions are guessed in mismatched pairs too; they are hidden there in either case."""
+    """Whether words and regions are guessed in mismatched pairs too; they are hidden there in either case. Objectives
+    that tell or use a mismatch (matching, word-region alignment) stand in all pairs anyway."""
     probe: tuple[str, ...] = ()
     """Words that evaluation hides one by one, to be guessed with the right image and with a wrong one."""
 
@@ -49,9 +51,10 @@ class PretrainConfig(TaskConfig):
     def _drawable(self) -> Self:
         for name in self.objectives:
             check_name(name)
-        if self.combine == "one" and sum(config.ratio for config in self.objectives.values()) <= 0:
+        ratios = [config.ratio for config in self.objectives.values() if config.along_with is None]
+        if self.combine == "one" and sum(ratios) <= 0:
             raise ValueError("combine: one needs an objective with a ratio above 0")
-        first = [config for config in self.objectives.values() if not config.from_step]
+        first = [config for config in self.objectives.values() if not config.from_step and config.along_with is None]
         if not any(config.ratio > 0 or self.combine == "all" for config in first):
             raise ValueError("objectives need one that begins at once; set its from_step to 0")
         if sum(config.kind == "matching" for config in self.objectives.values()) > 1:
@@ -65,6 +68,12 @@ class PretrainConfig(TaskConfig):
         asking = [name for name, config in self.objectives.items() if config.kind == "question_answering"]
         if asking and self.texts == "captions":
             raise ValueError(f"objectives.{asking[0]} needs questions; say texts: both, or texts: questions")
+        own = [name for name, config in self.objectives.items() if config.along_with is None]
+        for name, config in self.objectives.items():
+            if config.along_with not in (None, *own):
+                raise ValueError(
+                    f"objectives.{name}.along_with: '{config.along_with}' is no objective with steps of its own"
+                )
         return self
 
     @property
@@ -102,27 +111,43 @@ class PretrainTask(Task):
     def active(self, step: int) -> tuple[str, ...]:
         """Objectives of a step; a pure function of (seed, step)."""
         if self._only is not None:
-            return (self._only,)
+            along_with = self.config.objectives[self._only].along_with
+            return (self._only,) if along_with is None else (along_with, self._only)
         names = tuple(name for name, own in self.config.objectives.items() if own.from_step <= step)
         if self.config.combine == "all":
             return names
-        ratios = tuple(self.config.objectives[name].ratio for name in names)
-        return (names[_drawn(self.setting.seed, step, ratios)],)
+        configs = self.config.objectives
+        own = {name: configs[name].ratio for name in names if configs[name].along_with is None}
+        drawn = tuple(own)[_drawn(self.setting.seed, step, tuple(own.values()))]
+        return tuple(name for name in names if drawn in (name, configs[name].along_with))
 
     def pairs(self, slot: Slot, block: Block, rng: np.random.Generator) -> tuple[Pair, ...]:
-        for name in self.active(slot.step):
+        active = self.active(slot.step)
+        (pair,) = super().pairs(slot, block, rng)
+        for name in active:
             objective = self.objectives[name]
             if isinstance(objective, Matching):
-                return (objective.mismatch(slot.example, block, rng),)
-        return super().pairs(slot, block, rng)
+                pair = objective.mismatch(slot.example, block, rng)
+        return (replace(pair, loans=self._loans(active, pair, block, rng)),)
+
+    def _loans(self, active: tuple[str, ...], pair: Pair, block: Block, rng: np.random.Generator) -> tuple[Loan, ...]:
+        """Regions of other samples, where some are to stand in for hidden ones or to be told from them."""
+        if not (self.wants_regions and block.regions_S[pair.image]) or "image" not in self._hiding(active):
+            return ()
+        loans = spare_regions(pair.image, block, self.config.region_hiding, rng)
+        for name in active:
+            objective = self.objectives[name]
+            if isinstance(objective, RegionContrast):
+                loans += objective.loans(pair.image, block, rng)
+        return loans
 
     def example(
         self, slot: Slot, pair: Pair, image: Sample, text: Sample, text_number: int, rng: np.random.Generator, step: int
     ) -> Example:
-        example = self.bare_example(image, self.text_of(text, text_number), pair.matched, rng)
+        example = self.bare_example(image, self.text_of(text, text_number), pair.matched, rng, text.second)
         active = self.active(slot.step)
         streams = self._hidden(active, rng)
-        hidden = hide_regions(example, self.config.region_hiding, rng) if "image" in streams else Hidden(example, None)
+        hidden = self._hide_regions(example, image, rng) if "image" in streams else Hidden(example, None)
         hidden = replace(hidden, question=self.question_of(text, text_number))
         for name, objective in self.objectives.items():
             # Hide in mismatched pairs too, whether or not it is guessed there: a mask must not tell a match.
@@ -134,14 +159,23 @@ class PretrainTask(Task):
                 objective.target(hidden, rng)  # hides, and asks nothing in this step
         return example
 
-    def _hidden(self, active: tuple[str, ...], rng: np.random.Generator) -> set[Stream]:
-        """The modalities of which something is hidden in an example."""
+    def _hide_regions(self, example: Example, image: Sample, rng: np.random.Generator) -> Hidden:
+        lent_KD = None if image.lent_KD is None else image.lent_KD.astype(np.float32, copy=False)
+        return hide_regions(example, self.config.region_hiding, rng, lent_KD)
+
+    def _hiding(self, active: tuple[str, ...]) -> set[Stream]:
+        """The modalities of which something may be hidden in a step's examples."""
         hiding = {self.objectives[name].hides for name in active} - {None}
         if hiding and self.config.hides_both and self._only is None:
             hiding = {objective.hides for objective in self.objectives.values()} - {None}
-        elif len(hiding) > 1:
-            return {("text", "image")[int(rng.integers(2))]}
         return hiding  # type: ignore[return-value]
+
+    def _hidden(self, active: tuple[str, ...], rng: np.random.Generator) -> set[Stream]:
+        """The modalities of which something is hidden in an example."""
+        hiding = self._hiding(active)
+        if len(hiding) > 1 and not (self.config.hides_both and self._only is None):
+            return {("text", "image")[int(rng.integers(2))]}
+        return hiding
 
     def _asks(self, objective: SelfSupervised, example: Example) -> bool:
         """Whether an objective has a target in an example, by what pair it is."""
@@ -165,7 +199,7 @@ class PretrainTask(Task):
         totals.add(f"loss/{name}", float(losses.sums[name]), batch.targets[name].count)
         for metric, (value, count) in losses.metrics.items():
             if metric.startswith(f"{name}_"):
-                totals.add(metric, float(value), count)
+                totals.add(metric, float(value), float(count))
 
 
 @lru_cache(maxsize=4)

@@ -69,7 +69,8 @@ class Task(ABC):
     @property
     def heads(self) -> dict[str, HeadConfig]:
         """The heads that the model must have."""
-        return {name: objective.head() for name, objective in self.objectives.items()}
+        heads = {name: objective.head() for name, objective in self.objectives.items()}
+        return {name: head for name, head in heads.items() if head is not None}
 
     @abstractmethod
     def evaluate(self, judge: Judge) -> dict[str, float]:
@@ -110,13 +111,25 @@ class Task(ABC):
     # -------------------------------------------------------------------------------------------- for subclasses
 
     def bare_example(
-        self, image: Sample, text: str, matched: bool = True, rng: np.random.Generator | None = None
+        self,
+        image: Sample,
+        text: str,
+        matched: bool = True,
+        rng: np.random.Generator | None = None,
+        second: str | None = None,
     ) -> Example:
-        """A pair without targets; a task that samples image tokens gives the generator that draws them."""
-        without = self.setting.without
-        tokens_T, special_T, word_T = self.setting.text.encode("" if without == "text" else text)
+        """A pair without targets; a task that samples image tokens gives the generator that draws them.
+
+        Args:
+            second: a text that follows the first.
+        """
+        without, segment_T = self.setting.without, None
+        if second is None or without == "text":
+            tokens_T, special_T, word_T = self.setting.text.encode("" if without == "text" else text)
+        else:
+            tokens_T, special_T, word_T, segment_T = self.setting.text.encode_two(text, second)
         prepared = None if without == "image" else self.images.prepare(image, rng)
-        return Example("", tokens_T, special_T, word_T, prepared, matched)
+        return Example("", tokens_T, special_T, word_T, prepared, matched, segment_T=segment_T)
 
     def texts_of(self, sample: Sample) -> tuple[str, ...]:
         """The texts of a sample that make examples, in the order of their numbers."""

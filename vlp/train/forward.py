@@ -36,7 +36,7 @@ class Forward:
     penalty: Penalty | None
     """Of the last micro-batch: gradients are means over ranks, so a penalty on each rank counts once."""
 
-    def __call__(self, task: nn.Module) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, float]]]:
+    def __call__(self, task: nn.Module) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, float | Tensor]]]:
         losses: Losses = task(self.batch)
         zero = self.scales_O.new_zeros(())
         sums_O = torch.stack([losses.sums.get(name, zero).float() for name in self.objectives])
@@ -57,9 +57,9 @@ class Metrics:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, float] = {}
+        self._counts: dict[str, float | Tensor] = {}
 
-    def add(self, measured: Mapping[str, tuple[Tensor, float]]) -> None:
+    def add(self, measured: Mapping[str, tuple[Tensor, float | Tensor]]) -> None:
         for name, (value, count) in measured.items():
             value = value.detach().double()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
@@ -68,6 +68,6 @@ class Metrics:
     def packed(self, device: torch.device) -> tuple[list[str], Tensor]:
         """Names in order, and a vector of all sums and then all counts."""
         names = sorted(self._sums)
-        counts = torch.tensor([self._counts[name] for name in names], dtype=torch.float64, device=device)
-        sums = [self._sums[name].to(device).reshape(1) for name in names]
-        return names, torch.cat([*sums, counts])
+        every = [*(self._sums[name] for name in names), *(self._counts[name] for name in names)]
+        vector = [torch.as_tensor(value, dtype=torch.float64, device=device).reshape(1) for value in every]
+        return names, torch.cat([torch.zeros(0, dtype=torch.float64, device=device), *vector])

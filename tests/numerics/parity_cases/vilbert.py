@@ -31,7 +31,7 @@ from vlp.objectives.itm import Matching, MatchingConfig
 from vlp.objectives.mlm import MaskedLanguage, MaskedLanguageConfig
 from vlp.objectives.objective import Objective
 from vlp.objectives.region_class import RegionClass, RegionClassConfig
-from vlp.objectives.region_contrast import contrast
+from vlp.objectives.region_contrast import contrast, products
 from vlp.objectives.region_feature import RegionFeature, RegionFeatureConfig
 from vlp.types import Targets
 
@@ -153,4 +153,6 @@ def regions_of(
     drawn = fixture.wanted_f32["out.nce.negative_index"]
     results["out.nce.negative_index"] = Ours(drawn)
     scores = model.heads[name](seen.encoded.image_MH[regions_K])
-    return results, contrast(scores, features[hidden], features.flatten(0, 1)[drawn[hidden]]).mean()
+    true = torch.arange(hidden.numel()).view(hidden.shape)[hidden]
+    candidates = torch.cat([true[:, None], drawn[hidden]], dim=1)
+    return results, contrast(products(scores, features.flatten(0, 1), candidates)).mean()
