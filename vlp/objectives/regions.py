@@ -88,7 +88,7 @@ def hide_regions(
         features_RD[0] = mean_feature(image.features_RD[1:][~unseen_R[1:]])
     features_RD[zero_R] = 0
     example.set_regions(replace(image, features_RD=features_RD, hidden_R=zero_R))
-    return Hidden(example, image, guessed_R, lent_KD)
+    return Hidden(example, image, guessed_R=guessed_R, lent_KD=lent_KD)
 
 
 def _chosen(places_R: NDArray[np.int64], config: RegionHidingConfig, rng: np.random.Generator) -> NDArray[np.int64]:
