@@ -50,7 +50,7 @@ def hides(made: Example) -> tuple[bool, bool]:
     return words, bool((made.regions.features_RD == 0).all(axis=1).any())
 
 
-# --------------------------------------------------------------------------------------------------- conditional masking
+# -------------------------------------------------------------------------------------------------- conditional masking
 
 
 def test_one_modality_of_an_example_is_hidden_with_all_objectives() -> None:
@@ -90,7 +90,7 @@ def test_an_objective_begins_at_its_step() -> None:
     assert made.only("mrc").active(0) == ("mrc",)  # evaluation looks at it at any time
 
 
-# ----------------------------------------------------------------------------------------------------- question answering
+# --------------------------------------------------------------------------------------------------- question answering
 
 
 def asked(of: PretrainTask, number: int, matched: bool = True, regions: int = 3) -> Example:

@@ -59,8 +59,8 @@ class Dataset:
         cut_E = block.tokens_E > limit
         block = replace(block, tokens_E=np.minimum(block.tokens_E, np.int32(limit)))
         if self.text_only:
-            bare = {"has_image_S": np.zeros_like(block.has_image_S), "regions_S": np.zeros_like(block.regions_S)}
-            block = replace(block, **bare)
+            has_image_S, regions_S = np.zeros_like(block.has_image_S), np.zeros_like(block.regions_S)
+            block = replace(block, has_image_S=has_image_S, regions_S=regions_S)
         return block, cut_E
 
     def read(self, shard: int, row: int, *, image: bool, regions: bool, texts: bool) -> Sample:

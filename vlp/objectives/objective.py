@@ -38,7 +38,8 @@ class SelfSupervisedConfig(ObjectiveConfig):
     ratio: float = Field(1.0, ge=0)
     """Share of the steps that it gets where a step has one objective (`combine: one`)."""
     from_step: int = Field(0, ge=0)
-    """The step of the run (from 0) at which it begins; Tan and Bansal 2019 (arXiv 1908.07490) add answering after half of theirs."""
+    """The step of the run (from 0) at which it begins. Tan and Bansal 2019 (arXiv 1908.07490) add answering after half
+    of theirs."""
     along_with: str | None = None
     """The objective whose steps it stands in as well, instead of having steps of its own (`combine: one`)."""
 
