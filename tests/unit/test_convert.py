@@ -195,6 +195,20 @@ def test_wrapped_prefixed_and_half_precision_files_come_back_as_they_were(offici
     assert same(back("uniter", out, tmp_path / "back.pt"), tensors)
 
 
+@pytest.mark.parametrize("heads", [True, False])
+def test_what_the_authors_training_code_puts_before_all_names_comes_back(
+    heads: bool, official: Any, tmp_path: Path
+) -> None:
+    config, file, out = official("visualbert"), tmp_path / "theirs.safetensors", tmp_path / "ours"
+    tensors = {name: tensor for name, tensor in published("visualbert", config).items() if heads or "cls." not in name}
+    for number, prefix in enumerate(("bert.", "module.bert.", "")):
+        wrapped = {prefix + name: tensor for name, tensor in tensors.items()}
+        save_file(wrapped, file)
+        there("visualbert", file, config, out / str(number))
+        assert record(out / str(number))["prefix"] == prefix
+        assert same(back("visualbert", out / str(number), tmp_path / "back.safetensors"), wrapped)
+
+
 def test_a_second_name_with_other_numbers_is_kept_and_said(official: Any, tmp_path: Path) -> None:
     config, file, out = official("uniter"), tmp_path / "theirs.safetensors", tmp_path / "ours"
     tensors = published("uniter", config)
@@ -408,6 +422,30 @@ def test_an_authors_config_that_lacks_a_key_is_refused(official: Any, tmp_path: 
     config = official("uniter", official_config={k: v for k, v in BERT.items() if k != "hidden_size"})
     with pytest.raises(ConfigError, match=r"uniter\.json: key 'hidden_size' is missing"):
         there("uniter", file, config, tmp_path / "ours")
+
+
+def test_what_the_authors_files_leave_out_is_their_default(official: Any) -> None:
+    whole = {**BERT, **VL_BERT, **SCALES, "visual_region_classes": 1601}
+    optional = {"with_pooler", "visual_region_classes", *SCALES}
+    short = {key: value for key, value in whole.items() if key not in optional}
+    family = family_of("vl_bert", "--from")
+    made = [
+        family.config(read_official(official("vl_bert", NETWORK={"VLBERT": values}))).plain()
+        for values in (whole, short)
+    ]
+    assert made[0] == made[1]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("fusion_method", "text", r"vilbert\.json: fusion_method is 'text', it should be one of mul, sum"),
+        ("dynamic_attention", True, r"vilbert\.json: dynamic_attention is True"),
+    ],
+)
+def test_what_the_blocks_cannot_say_is_refused(key: str, value: Any, sentence: str, official: Any) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        family_of("vilbert", "--from").config(read_official(official("vilbert", **{key: value})))
 
 
 def test_a_model_of_another_architecture_has_no_place(official: Any, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ What is missing, surplus or of another shape is refused with the list.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -84,11 +84,20 @@ def plan_of(family: Family, config: ModelConfig, where: str) -> Plan:
     return Plan(config, made)
 
 
+def wrapper_of(family: Family, config: ModelConfig, names: Collection[str]) -> str:
+    """What stands before all of these names: what the authors' training code puts there, or nothing."""
+    if not family.wrapper or not all(name.startswith(family.wrapper) for name in names):
+        return ""
+    inner = {name.removeprefix(family.wrapper) for name in names}
+    # A file without heads may begin with the same word all over (`bert.`), unwrapped.
+    return family.wrapper if any(_stands(stem, inner) for stem in _stems(family.table(config))) else ""
+
+
 def _stems(table: Table) -> list[str]:
     return [name for names in table for name in ((names,) if isinstance(names, str) else names)]
 
 
-def _stands(stem: str, shapes: Mapping[str, Shape]) -> bool:
+def _stands(stem: str, shapes: Collection[str]) -> bool:
     return any(stem + suffix in shapes for suffix in ("", ".weight", ".bias"))
 
 

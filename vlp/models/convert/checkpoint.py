@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vlp.config import Config
 from vlp.errors import CheckpointError
-from vlp.models.convert.account import Account, Plan, account, plan, plan_of, same
+from vlp.models.convert.account import Account, Plan, account, plan, plan_of, same, wrapper_of
 from vlp.models.convert.family import Family
 from vlp.models.model import ModelConfig, read_config, read_weights, save_pretrained
 from vlp.models.tensorfile import read_tensors
@@ -89,7 +89,8 @@ def convert_from(
     Raises:
         CheckpointError: the tensors do not fit the config; they are listed.
     """
-    given, where = checkpoint.tensors, str(checkpoint.file)
+    wrapper, where = wrapper_of(family, config, checkpoint.tensors), str(checkpoint.file)
+    given = {name.removeprefix(wrapper): tensor for name, tensor in checkpoint.tensors.items()}
     renamed = {main: name for name, main in family.tied.items() if name in given and main not in given}
     first = {second: main for main, second in renamed.items()}
     tensors = {first.get(name, name): tensor for name, tensor in given.items()}
@@ -100,7 +101,7 @@ def convert_from(
     record = Record(
         source=source,
         asked=asked or source,
-        prefix=checkpoint.prefix,
+        prefix=checkpoint.prefix + wrapper,
         tied=dict(found.tied),
         renamed=renamed,
         dtypes={name: _dtype(tensor) for name, tensor in tensors.items() if tensor.dtype != torch.float32},

@@ -122,6 +122,8 @@ class Family:
     """Tensors that the authors' code has and never uses."""
     ignored: Mapping[str, str] = field(default_factory=dict)
     """Patterns of names that may be there and hold nothing that was learned, and what they are."""
+    wrapper: str = ""
+    """What the authors' training code puts before all names."""
 
 
 def block_count(config: ModelConfig) -> int:

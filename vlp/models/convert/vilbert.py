@@ -18,6 +18,7 @@ from vlp.models.heads import ClassHead, FeatureHead, VocabularyHead
 from vlp.models.model import ModelConfig
 
 FEATURE_WIDTH, CLASSES = 2048, 1601
+FUSIONS = {"mul": "product", "sum": "sum"}
 
 IMAGE: Table = {
     "image_embeddings": "image.parts.feature.linear",
@@ -145,6 +146,8 @@ def config(official: Official) -> ModelConfig:
         if values.get(key, usual) != usual:
             raise ConfigError(f"{official.path}: {key} is {values[key]}, which the blocks here cannot say")
     fusion = values.get("fusion_method", values.get("pooling_method", "mul"))
+    if fusion not in FUSIONS:
+        raise ConfigError(f"{official.path}: fusion_method is '{fusion}', it should be one of {', '.join(FUSIONS)}")
     classes = values.get("v_target_size", CLASSES) if values.get("visual_target", 0) == 0 else None
     return ModelConfig.parse(
         {
@@ -170,7 +173,7 @@ def config(official: Official) -> ModelConfig:
             "pooler": {
                 "width": values["bi_hidden_size"],
                 "activation": "relu",
-                "fusion": {"mul": "product", "sum": "sum"}[fusion],
+                "fusion": FUSIONS[fusion],
                 "dropout": 0.1,
             },
             **bert.habits(values),

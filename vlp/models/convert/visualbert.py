@@ -82,6 +82,7 @@ VISUALBERT = Family(
     table=lambda config: table(config, "bert", IMAGE),
     heads=heads,
     tied={"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight"},
+    wrapper="bert.",
 )
 HF_VISUALBERT = Family(
     config=hf_config,

@@ -16,6 +16,14 @@ from vlp.models.model import ModelConfig
 FEATURE_WIDTH, FREQUENCIES = 2048, 256
 """Constants of the authors' code; the frequencies are of each of a box's four numbers."""
 
+USUAL = {
+    "with_pooler": True,
+    "visual_scale_text_init": 0.0,
+    "visual_scale_object_init": 0.0,
+    "visual_region_classes": 1601,
+}
+"""The authors' defaults, which their files need not hold."""
+
 PLAIN = {"visual_ln": True, "obj_pos_id_relative": True, "object_word_embed_mode": 2}
 """What the parts here can say of the authors' options."""
 
@@ -63,7 +71,8 @@ def heads(config: ModelConfig) -> Mapping[str, HeadNames]:
 def config(official: Official) -> ModelConfig:
     values = official.section("VLBERT")
     if "NETWORK" in official.whole and "VLBERT" in official.whole["NETWORK"]:  # as it stands in the authors' YAML
-        values = Section(official.whole["NETWORK"]["VLBERT"], official.path)
+        values = official.whole["NETWORK"]["VLBERT"]
+    values = Section({**USUAL, **values}, official.path)
     for key, said in PLAIN.items():
         if values.get(key, said) != said:
             raise ConfigError(f"{official.path}: {key} is {values[key]}, and only {said} can be said here")
@@ -82,7 +91,7 @@ def config(official: Official) -> ModelConfig:
                 "source": {
                     "kind": "regions",
                     "width": FEATURE_WIDTH,
-                    "classes": values.get("visual_region_classes", 1601),
+                    "classes": values["visual_region_classes"],
                     "whole": True,
                 },
                 "parts": [
