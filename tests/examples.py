@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import nn
 
 from vlp import resources
 from vlp.config import apply_overrides, read_yaml
 from vlp.data.batch import ImageForm, TargetForm, collate
+from vlp.data.image import PixelImages
 from vlp.models.model import ModelConfig, Sizes, fill_sizes
 from vlp.types import Batch, Example, PixelInput, RegionInput, Sample
 
@@ -96,6 +98,12 @@ def regions(number: int, rng: np.random.Generator) -> RegionInput:
 
 def pixels(size: int, tokens: int, rng: np.random.Generator) -> PixelInput:
     return PixelInput(rng.standard_normal((3, size, size)).astype(np.float32), tokens)
+
+
+def noise(images: PixelImages, rng: np.random.Generator) -> PixelInput:
+    """A picture of noise, of any shape, as a model takes it."""
+    across, down = rng.integers(20, 200, 2)
+    return images.opened(Image.fromarray(rng.integers(0, 256, (down, across, 3), dtype=np.uint8)))
 
 
 def example(tokens: int, image: int | RegionInput | PixelInput | None, seed: int = 0) -> Example:

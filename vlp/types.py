@@ -182,7 +182,7 @@ class PixelInput:
     kept_K: NDArray[np.int64] | None = None
     """Tokens that the model sees, in their order, where it does not see all."""
     grid: tuple[int, int] | None = None
-    """Rows and columns of patches that hold the image, where the rest is padding."""
+    """Rows and columns of patches that hold the image, where images have shapes of their own; the rest is padding."""
 
     def __len__(self) -> int:
         return self.tokens if self.kept_K is None else len(self.kept_K)

@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.examples import example, pixels, regions, shipped
+from tests.examples import example, noise, regions, shipped
 from vlp import resources
 from vlp.data.batch import collate
 from vlp.data.image import AnyImages, BothImages, PixelImages, RegionImages, with_whole
 from vlp.models.image import images_of
 from vlp.models.model import Network
-from vlp.types import BothInput, Example, ImageInput, PixelInput, RegionInput
+from vlp.types import BothInput, Example, ImageInput, RegionInput
 
 TOLERANCE = 1e-5
 TINY = [name for name in resources.names("model") if "_tiny" in name]
@@ -54,18 +54,14 @@ def picture(images: AnyImages, count: int, seed: int) -> ImageInput:
         case RegionImages():
             return _regions(images, count, rng)
         case PixelImages():
-            return _pixels(images, rng)
+            return noise(images, rng)
         case BothImages():
-            return BothInput(_regions(images.regions, count, rng), _pixels(images.pixels, rng))
+            return BothInput(_regions(images.regions, count, rng), noise(images.pixels, rng))
 
 
 def _regions(images: RegionImages, count: int, rng: np.random.Generator) -> RegionInput:
     made = regions(count, rng)
     return with_whole(made) if images.whole else made
-
-
-def _pixels(images: PixelImages, rng: np.random.Generator) -> PixelInput:
-    return pixels(images.size, images.tokens_per_image, rng)
 
 
 def run(name: str, examples: Sequence[Example]) -> list[tuple[Tensor, Tensor, Tensor]]:

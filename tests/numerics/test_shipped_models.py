@@ -14,10 +14,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.examples import example, pixels, regions, shaken, shipped
+from tests.examples import example, noise, regions, shaken, shipped
 from vlp import resources
 from vlp.data.batch import collate
-from vlp.data.image import with_whole
+from vlp.data.image import PixelImages, with_whole
 from vlp.models.heads import ClassHead, HeadConfig, VocabularyHead
 from vlp.models.image import RegionSource, images_of
 from vlp.models.model import Network
@@ -53,8 +53,9 @@ def image_of(model: Network, size: int | None, seed: int) -> ImageInput | None:
     rng, source = np.random.default_rng([seed, size or 0]), model.config.image.source
     if size is None:
         return None
-    if isinstance(source, PatchSource):
-        return pixels(source.size, source.grid.tokens, rng)
+    images = images_of(model.config.image)
+    if isinstance(images, PixelImages):
+        return noise(images, rng)
     made = regions(size, rng)
     return with_whole(made) if isinstance(source, RegionSource) and source.whole and size else made
 

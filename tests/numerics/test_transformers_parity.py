@@ -13,16 +13,20 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.numerics.parity_cases.fixture import make_batch, padded, region_input, valid_rows, with_boxes
+from vlp import resources
+from vlp.config import read_yaml
 from vlp.data.batch import collate
 from vlp.models.convert.checkpoint import convert_from, convert_to, read_checkpoint
 from vlp.models.convert.family import read_official
 from vlp.models.convert.registry import family_of
 from vlp.models.image import images_of
-from vlp.models.model import Network
+from vlp.models.model import ModelConfig, Network
+from vlp.models.patches import PatchSource
 from vlp.types import Encoded, Example, Packing, PixelInput
 
 EXACT = 1e-9
@@ -224,3 +228,14 @@ def pixel_batch(ours: Network, pixels: Tensor, shown: Tensor, ids: Tensor, segme
         none = np.zeros(len(words), np.int64)
         examples.append(Example(str(row), words.numpy(), none.astype(bool), none, image, segment_T=kinds.numpy()))
     return collate(examples, images_of(ours.config.image).form, {}).to("cpu", torch.float64)
+
+
+@pytest.mark.parametrize("size", [(100, 100), (640, 480), (480, 640), (427, 640), (333, 500), (1000, 90), (383, 385)])
+def test_an_image_gets_the_library_s_height_and_width(size: tuple[int, int]) -> None:
+    from transformers import ViltImageProcessor
+
+    made = ViltImageProcessor()(Image.new("RGB", size), return_tensors="pt")["pixel_values"]
+    source = ModelConfig.parse(read_yaml(resources.shipped("model", "vilt_base")), "vilt_base").image.source
+    assert isinstance(source, PatchSource)
+    assert source.shape is not None
+    assert source.shape.size(*size) == tuple(made.shape[2:])

@@ -115,6 +115,27 @@ def test_pixels_of_the_examples_that_have_an_image() -> None:
     assert batch.joint.lengths == (3, 7)
 
 
+def test_images_of_their_own_shapes_are_padded_and_no_token_is_of_padding() -> None:
+    patch = 2
+    examples = []
+    for number, (grid, kept) in enumerate([((2, 3), None), ((3, 2), [1, 4]), ((1, 1), None)]):
+        made = example(number, 2, None)
+        pixels = np.full((3, patch * grid[0], patch * grid[1]), number + 1, np.uint8)
+        made.image = PixelInput(pixels, grid[0] * grid[1], None if kept is None else np.array(kept), grid)
+        examples.append(made)
+    image = collate(examples, PIXELS, {}).image
+    assert isinstance(image, PixelBatch)
+    assert image.pixels_P3HW.shape == (3, 3, 6, 6)
+    assert image.packing.lengths == (6, 2, 1)
+    assert image.grids_P2 is not None
+    assert image.grids_P2.tolist() == [[2, 3], [3, 2], [1, 1]]
+    # Of frames of 3 x 3 patches: the upper two rows; row 0 column 1 and row 2 column 0; the corner.
+    assert image.kept_M is not None
+    assert image.kept_M.tolist() == [0, 1, 2, 3, 4, 5, 9 + 1, 9 + 6, 18]
+    owners = image.pixels_P3HW[:, 0].unfold(1, patch, patch).unfold(2, patch, patch).flatten(0, 2)[image.kept_M]
+    assert owners.flatten(1).unique(dim=1).flatten().tolist() == [1] * 6 + [2] * 2 + [3]
+
+
 def test_a_batch_does_not_share_memory_with_its_examples() -> None:
     lone = example(1, 2, 1)
     batch = collate([lone], REGIONS, {})

@@ -3,6 +3,7 @@ import pytest
 
 from tests.unit.pictures import encoded, ramps
 from vlp.data.image import BothImages, PixelImages, RegionImages
+from vlp.data.pixels import OwnShape
 from vlp.data.samples import Fault
 from vlp.types import Regions, Sample
 
@@ -20,7 +21,7 @@ def test_pixels_are_bytes_of_the_square_and_count_as_the_backbone_s_tokens() -> 
 def test_a_picture_that_is_open_gives_the_same_pixels() -> None:
     prepared = PLAIN.prepare(Sample("key", image=encoded(ramps(), "PNG")))
     assert prepared is not None
-    assert (PLAIN.squared(ramps()).pixels_3HW == prepared.pixels_3HW).all()
+    assert (PLAIN.opened(ramps()).pixels_3HW == prepared.pixels_3HW).all()
 
 
 def test_some_tokens_are_drawn_where_not_all_are_taken() -> None:
@@ -32,6 +33,24 @@ def test_some_tokens_are_drawn_where_not_all_are_taken() -> None:
     assert images.tokens(0) == 4
     assert kept[0] == kept[1] != kept[2]
     assert all(rows == sorted(set(rows)) and set(rows) <= set(range(10)) for rows in kept)
+
+
+def test_an_image_that_keeps_its_shape_has_the_tokens_of_its_own_patches() -> None:
+    images = PixelImages(size=32, tokens_per_image=6, shape=OwnShape(32, 48, 16))
+    for size, grid in (((100, 100), (2, 2)), ((300, 200), (2, 3)), ((200, 300), (3, 2))):
+        picture = ramps(*size)
+        made = images.prepare(Sample("key", image=encoded(picture, "PNG")))
+        assert made is not None
+        assert (made.grid, len(made)) == (grid, grid[0] * grid[1])
+        assert (images.opened(picture).pixels_3HW == made.pixels_3HW).all()
+    assert images.tokens(0) == len(images.blank()) == 6
+    some = PixelImages(size=32, tokens_per_image=6, sample=5, shape=OwnShape(32, 48, 16))
+    lengths = [
+        len(some.prepare(Sample("key", image=encoded(ramps(*size))), np.random.default_rng(0)) or ())
+        for size in ((100, 100), (300, 200))
+    ]
+    assert lengths == [4, 5]
+    assert some.tokens(0) == 5
 
 
 def test_a_sample_without_an_image_gives_none() -> None:

@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.examples import REGION_WIDTH, VOCABULARY, example, of_blocks, pixels, shaken
+from tests.unit.pictures import encoded, ramps
 from vlp.data.batch import collate
 from vlp.errors import ConfigError
 from vlp.models.boxes import sine_numbers
 from vlp.models.image import images_of
 from vlp.models.model import ModelConfig, Network
-from vlp.types import Batch, FramedBatch, RegionBatch
+from vlp.types import Batch, Example, FramedBatch, RegionBatch, Sample
 
 BLOCK = {"stream": "text", "sublayers": ["ffn"]}
 WORD, POSITION, SEGMENT = {"kind": "word"}, {"kind": "position"}, {"kind": "segment", "rows": 3}
@@ -318,6 +319,31 @@ def test_an_image_of_another_shape_has_its_own_grid() -> None:
     torch.testing.assert_close(places[1:] - features, corners, atol=1e-5, rtol=1e-5)
 
 
+def test_images_that_keep_their_shapes_do_not_change_each_other() -> None:
+    source = {**PATCHES, "fit": "keep", "longest": 20, "sample": 7}
+    model = model_of(FEATURE, {"kind": "grid", "rows": 3, "columns": 3}, source=source, cls=True)
+    images = images_of(model.config.image, sampled=True)
+    assert images.tokens(0) == 7 + 1
+    assert images_of(model.config.image).tokens(0) == 3 * 5 + 1
+    made = []
+    for number, size in enumerate(((30, 30), (90, 30), (20, 30), (30, 40))):
+        made.append(example(3, None, number))
+        made[-1].image = images.prepare(Sample("key", image=encoded(ramps(*size))), np.random.default_rng(0))
+    assert [each.image and len(each.image) for each in made] == [
+        7,
+        5,
+        7,
+        7,
+    ]  # three to one: 7 x 20 pixels, 1 x 5 patches
+
+    def tokens(chosen: list[Example]) -> Tensor:
+        return image_of(model, collate(chosen, images.form, {}))
+
+    alone = torch.cat([tokens([each]) for each in made])
+    torch.testing.assert_close(tokens(made), alone, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(tokens(made[::-1]).flip(0)[: 1 + 7].flip(0), tokens([made[0]]), atol=1e-6, rtol=1e-6)
+
+
 # ------------------------------------------------------------------------------------------------------------ refused
 
 REFUSED: dict[str, tuple[tuple[dict[str, Any], ...], dict[str, Any], str]] = {
@@ -336,6 +362,16 @@ REFUSED: dict[str, tuple[tuple[dict[str, Any], ...], dict[str, Any], str]] = {
         (FEATURE, {"kind": "position", "at": "after_text", "table": "text"}),
         {"text": (WORD, POSITION), "end": True},
         "needs 2 rows behind the longest text; give text.parts a position of rows: 18 or more",
+    ),
+    "a longest side of squares": (
+        (FEATURE,),
+        {"source": {**PATCHES, "longest": 20}},
+        "longest is for fit: keep; squares have one size",
+    ),
+    "a longest side that is the shorter one": (
+        (FEATURE,),
+        {"source": {**PATCHES, "fit": "keep", "longest": 8}},
+        "longest 8 is less than size 12, the shorter side",
     ),
     "fewer places than words": (
         (FEATURE,),

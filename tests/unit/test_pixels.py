@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.unit.pictures import encoded, found, marked, png, ramps
-from vlp.data.pixels import Fit, read_square, shown
+from vlp.data.pixels import Fit, OwnShape, read_shaped, read_square, shown
 from vlp.data.samples import Fault
 from vlp.types import View
 
@@ -136,3 +136,45 @@ def test_every_mode_is_taken_without_a_warning(mode: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert read_square(encoded(image, "JPEG" if mode == "CMYK" else "PNG"), 16).shape == (3, 16, 16)
+
+
+# ------------------------------------------------------------------------------------------------------- own shapes
+
+SHAPE = OwnShape(shortest=48, longest=80, patch=16)
+
+
+@pytest.mark.parametrize(
+    ("size", "made"),
+    [
+        ((100, 100), (48, 48)),
+        ((64, 48), (48, 64)),
+        ((48, 64), (64, 48)),
+        ((70, 48), (48, 64)),  # 70 wide is cut down to four patches
+        ((300, 100), (16, 80)),  # 144 wide would be too much, so 26.7 x 80
+        ((1000, 10), (16, 80)),  # never less than a patch
+    ],
+)
+def test_an_image_keeps_its_shape_in_whole_patches(size: tuple[int, int], made: tuple[int, int]) -> None:
+    pixels = read_shaped(encoded(ramps(*size), "PNG"), SHAPE)
+    assert pixels.shape == (3, *made)
+    expected = np.asarray(ramps(*made[::-1])).transpose(2, 0, 1).astype(int)
+    assert np.abs(pixels - expected).mean() < 8
+
+
+def test_the_shape_is_that_of_the_part_that_is_seen() -> None:
+    image = marked(200, 100, (0.5, 0, 1, 1))
+    assert read_shaped(encoded(image, "PNG"), SHAPE, View(box=(0.5, 0, 1, 1))).shape == (3, 48, 48)
+    mirrored = read_shaped(encoded(image, "PNG"), SHAPE, View(mirrored=True))
+    assert mirrored.shape == (3, 32, 80)
+    assert mirrored[:, :, :38].min() > 250
+    assert mirrored[:, :, 42:].max() < 5
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000))
+def test_no_shape_has_more_patches_than_the_one_that_has_the_most(width: int, height: int) -> None:
+    down, across = SHAPE.size(width, height)
+    most = SHAPE.most
+    assert down % 16 == across % 16 == 0
+    assert min(down, across) <= 48
+    assert max(down, across) <= 80
+    assert down * across <= most[0] * most[1]

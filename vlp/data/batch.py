@@ -162,7 +162,7 @@ def _aligned(images: Sequence[RegionInput]) -> Tensor | None:
 
 
 def _pixels(given: Sequence[ImageInput | None], size: int) -> PixelBatch:
-    images = [image for image in given if isinstance(image, PixelInput)]
+    images = _alike([image for image in given if isinstance(image, PixelInput)])
     pixels_P3HW = np.stack([image.pixels_3HW for image in images]) if images else np.zeros((0, 3, size, size), np.uint8)
     kept = None
     if any(image.kept_K is not None for image in images):
@@ -177,8 +177,28 @@ def _pixels(given: Sequence[ImageInput | None], size: int) -> PixelBatch:
     )
 
 
+def _alike(images: list[PixelInput]) -> list[PixelInput]:
+    """Images of one height and width: smaller ones get rows and columns of padding, of which no token is taken."""
+    sizes = {image.pixels_3HW.shape[1:] for image in images}
+    if len(sizes) < 2:
+        return images
+    height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
+    return [_padded(image, height, width) for image in images]
+
+
+def _padded(image: PixelInput, height: int, width: int) -> PixelInput:
+    assert image.grid is not None, "images of different sizes are cut into patches"
+    rows, columns = image.grid
+    _, own_height, own_width = image.pixels_3HW.shape
+    across, down = width * columns // own_width, height * rows // own_height
+    own_K = np.arange(image.tokens) if image.kept_K is None else image.kept_K
+    pixels_3HW = np.pad(image.pixels_3HW, ((0, 0), (0, height - own_height), (0, width - own_width)))
+    kept_K = own_K // columns * across + own_K % columns
+    return PixelInput(pixels_3HW, down * across, kept_K, image.grid)
+
+
 def _grids(images: Sequence[PixelInput]) -> Tensor | None:
-    """Rows and columns of the images' patches, where some are not the whole square."""
+    """Rows and columns of the images' patches, where images have shapes of their own."""
     grids = [image.grid for image in images if image.grid is not None]
     return torch.tensor(grids, dtype=torch.int64) if grids and len(grids) == len(images) else None
 

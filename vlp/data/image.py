@@ -12,7 +12,7 @@ from PIL import Image
 
 from vlp.data.augment import seen
 from vlp.data.batch import ImageForm
-from vlp.data.pixels import Fit, read_square, shown, square
+from vlp.data.pixels import Fit, OwnShape, read_shaped, read_square, shaped, shown, square
 from vlp.data.samples import Fault
 from vlp.types import BothInput, PixelInput, RegionInput, Sample, View
 
@@ -85,16 +85,18 @@ def _float32(array: NDArray[Any]) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class PixelImages:
-    """Images as squares of pixels that an image backbone makes tokens of."""
+    """Images as pixels that an image backbone makes tokens of: squares, or in their own shapes."""
 
     size: int
-    """Height and width in pixels."""
+    """Height and width of the square in pixels; the shorter side where images keep their shape."""
     tokens_per_image: int
-    """Tokens that the backbone makes of one image."""
+    """Tokens that the backbone makes of one image; the most, where images keep their shape."""
     sample: int | None = None
     """So many of them are taken, at random; None for all."""
     fit: Fit = "squash"
     """How an image becomes a square, unless a view says otherwise."""
+    shape: OwnShape | None = None
+    """Images keep their shape; None for squares."""
     first: bool = False
     last: bool = False
     """Whether an extra row stands before or after the image's tokens (see `ImageForm`)."""
@@ -108,11 +110,11 @@ class PixelImages:
 
     @property
     def taken(self) -> int:
-        """Tokens of the backbone that are taken of an image."""
+        """Tokens of the backbone that are taken of an image, at most."""
         return self.tokens_per_image if self.sample is None else min(self.sample, self.tokens_per_image)
 
     def tokens(self, regions: int) -> int:
-        """Image tokens of one image, whatever its regions."""
+        """Image tokens of one image, whatever its regions; the most, where images keep their shape."""
         return self.form.framed(self.taken)
 
     def prepare(self, sample: Sample, rng: np.random.Generator | None = None) -> PixelInput | None:
@@ -125,15 +127,29 @@ class PixelImages:
         """
         if sample.image is None:
             return None
-        made = PixelInput(read_square(sample.image, self.size, self.fit, sample.view), self.tokens_per_image)
-        if self.taken < self.tokens_per_image:
+        if self.shape is None:
+            made = self._input(read_square(sample.image, self.size, self.fit, sample.view))
+        else:
+            made = self._input(read_shaped(sample.image, self.shape, sample.view))
+        if self.sample is not None and self.sample < made.tokens:
             assert rng is not None
-            made.kept_K = np.sort(rng.choice(self.tokens_per_image, self.taken, replace=False, shuffle=False))
+            made.kept_K = np.sort(rng.choice(made.tokens, self.sample, replace=False, shuffle=False))
         return made
 
-    def squared(self, image: Image.Image) -> PixelInput:
+    def opened(self, image: Image.Image) -> PixelInput:
         """The pixels of a picture that is open already."""
-        return PixelInput(square(image, self.size, self.fit), self.tokens_per_image)
+        return self._input(square(image, self.size, self.fit) if self.shape is None else shaped(image, self.shape))
+
+    def blank(self) -> PixelInput:
+        """A black image of as many tokens as there can be."""
+        height, width = (self.size, self.size) if self.shape is None else self.shape.most
+        return self._input(np.zeros((3, height, width), np.uint8))
+
+    def _input(self, pixels_3HW: NDArray[np.uint8]) -> PixelInput:
+        if self.shape is None:
+            return PixelInput(pixels_3HW, self.tokens_per_image)
+        rows, columns = (side // self.shape.patch for side in pixels_3HW.shape[1:])
+        return PixelInput(pixels_3HW, rows * columns, grid=(rows, columns))
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def _check(images: AnyImages, picture: Picture | None, regions: RegionsLike | No
 
 def _pixels(images: PixelImages, picture: Picture) -> PixelInput:
     if isinstance(picture, Image.Image):
-        return images.squared(picture)
+        return images.opened(picture)
     made = images.prepare(_sample(picture, None))
     assert made is not None
     return made

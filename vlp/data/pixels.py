@@ -1,9 +1,11 @@
-"""The bytes of an image into the square of pixels that a model takes: decoded, cut, scaled, mirrored, coloured."""
+"""The bytes of an image into the pixels that a model takes: decoded, cut, scaled, mirrored, coloured."""
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -27,14 +29,50 @@ _YIQ_33 = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, 
 _RGB_33 = np.linalg.inv(_YIQ_33)
 
 
+@dataclass(frozen=True)
+class OwnShape:
+    """Images that keep their shape, but for what is cut off it to come to whole patches."""
+
+    shortest: int
+    """Pixels of the shorter side."""
+    longest: int
+    """Most pixels of the longer side; where it would have more, both sides are scaled down to that."""
+    patch: int
+    """Pixels of a patch's side."""
+
+    def size(self, width: float, height: float) -> tuple[int, int]:
+        """Height and width that an image of any size is scaled to (Kim et al. 2021, arXiv 2102.03334, 4.1)."""
+        scale = min(self.shortest / min(width, height), self.longest / max(width, height))
+        down, across = (max(1, int(side * scale + 0.5) // self.patch) * self.patch for side in (height, width))
+        return down, across
+
+    @property
+    def most(self) -> tuple[int, int]:
+        """Height and width of the image that gives the most patches."""
+        return self.size(self.longest, self.shortest)
+
+
 def read_square(data: bytes, size: int, fit: Fit = "squash", view: View | None = None) -> NDArray[np.uint8]:
     """The pixels of an image file, [3, size, size].
 
     Raises:
         Fault: the bytes are no image, do not decode, or hold too many pixels.
     """
+    return _read(data, lambda image: square(image, size, fit, view, data))
+
+
+def read_shaped(data: bytes, shape: OwnShape, view: View | None = None) -> NDArray[np.uint8]:
+    """The pixels of an image file that keeps its shape, [3, height, width].
+
+    Raises:
+        Fault: as `read_square`.
+    """
+    return _read(data, lambda image: shaped(image, shape, view, data))
+
+
+def _read(data: bytes, make: Callable[[Image.Image], NDArray[np.uint8]]) -> NDArray[np.uint8]:
     try:
-        return square(open_image(data), size, fit, view, data)
+        return make(open_image(data))
     except ImageFault as error:
         raise Fault("image", str(error)) from None
     except Exception as error:  # Pillow's parsers raise whatever they stumble over
@@ -51,20 +89,35 @@ def square(
     Args:
         data: the bytes of the file that `image` was opened from.
     """
-    size_of_all = upright_size(image)
-    x1, y1, x2, y2 = shown(*size_of_all, fit, view)
-    needed = math.ceil(size / (x2 - x1)), math.ceil(size / (y2 - y1))
+    return _scaled(image, shown(*upright_size(image), fit, view), (size, size), view, data)
+
+
+def shaped(
+    image: Image.Image, shape: OwnShape, view: View | None = None, data: bytes | None = None
+) -> NDArray[np.uint8]:
+    """The pixels of a picture, or of the part that `view` shows, in its own shape, [3, height, width]."""
+    width, height = upright_size(image)
+    x1, y1, x2, y2 = part = shown(width, height, "squash", view)
+    return _scaled(image, part, shape.size((x2 - x1) * width, (y2 - y1) * height), view, data)
+
+
+def _scaled(
+    image: Image.Image, part: PartBox, size: tuple[int, int], view: View | None, data: bytes | None
+) -> NDArray[np.uint8]:
+    """A part of a picture at a height and width."""
+    x1, y1, x2, y2 = part
+    needed = math.ceil(size[1] / (x2 - x1)), math.ceil(size[0] / (y2 - y1))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd palettes and EXIF blocks, torch of read-only arrays
-        whole_3HW = _decoded(image, needed if image.size == size_of_all else needed[::-1], data)
+        whole_3HW = _decoded(image, needed if image.size == upright_size(image) else needed[::-1], data)
     height, width = whole_3HW.shape[1:]
     left, top = min(round(x1 * width), width - 1), min(round(y1 * height), height - 1)
     part_3hw = whole_3HW[:, top : max(top + 1, round(y2 * height)), left : max(left + 1, round(x2 * width))]
     # Torch's kernel for bytes takes half the time of Pillow's; they differ by at most 2 of 255.
-    scaled_3SS = F.interpolate(part_3hw[None], size=(size, size), mode="bilinear", antialias=True)[0]
+    scaled_3HW = F.interpolate(part_3hw[None], size=size, mode="bilinear", antialias=True)[0]
     if view is None:
-        return _array(scaled_3SS)
-    return _coloured(_array(scaled_3SS.flip(2) if view.mirrored else scaled_3SS), view)
+        return _array(scaled_3HW)
+    return _coloured(_array(scaled_3HW.flip(2) if view.mirrored else scaled_3HW), view)
 
 
 def _decoded(image: Image.Image, needed: tuple[int, int], data: bytes | None) -> Tensor:
@@ -83,8 +136,8 @@ def _decoded(image: Image.Image, needed: tuple[int, int], data: bytes | None) ->
     return torch.from_numpy(np.asarray(upright(image))).permute(2, 0, 1)
 
 
-def _array(pixels_3SS: Tensor) -> NDArray[np.uint8]:
-    pixels: NDArray[np.uint8] = pixels_3SS.contiguous().numpy()
+def _array(pixels_3HW: Tensor) -> NDArray[np.uint8]:
+    pixels: NDArray[np.uint8] = pixels_3HW.contiguous().numpy()
     return pixels
 
 
@@ -99,16 +152,16 @@ def shown(width: int, height: int, fit: Fit, view: View | None) -> PartBox:
     return x, y, 1 - x, 1 - y
 
 
-def _coloured(pixels_3SS: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
+def _coloured(pixels_3HW: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
     """All four changes of colour as one product and one sum, since each is linear in the values."""
     if (view.brightness, view.contrast, view.saturation, view.hue) == (1, 1, 1, 0):
-        return pixels_3SS
+        return pixels_3HW
     turn = 2 * math.pi * view.hue
     i, q = view.saturation * math.cos(turn), view.saturation * math.sin(turn)
     change_33 = _RGB_33 @ np.array([[1, 0, 0], [0, i, -q], [0, q, i]]) @ _YIQ_33
-    values_3N = pixels_3SS.reshape(3, -1).astype(np.float32)
+    values_3N = pixels_3HW.reshape(3, -1).astype(np.float32)
     grey = float(_YIQ_33[0] @ values_3N.mean(1))
     mixed_3N = (view.contrast * view.brightness * change_33).astype(np.float32) @ values_3N
     mixed_3N += np.float32(view.brightness * (1 - view.contrast) * grey + 0.5)  # half: to round by cutting
     changed_3N: NDArray[np.uint8] = mixed_3N.clip(0, 255).astype(np.uint8)
-    return changed_3N.reshape(pixels_3SS.shape)
+    return changed_3N.reshape(pixels_3HW.shape)

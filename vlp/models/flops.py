@@ -13,7 +13,7 @@ from vlp.data.batch import collate
 from vlp.data.image import BothImages, PixelImages, RegionImages
 from vlp.models.image import images_of
 from vlp.models.model import Network
-from vlp.types import BothInput, Example, ImageInput, PixelInput, RegionInput
+from vlp.types import BothInput, Example, ImageInput, RegionInput
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,12 @@ def _blank(images: RegionImages | PixelImages | BothImages, regions: int) -> Ima
         case RegionImages():
             return _regions(images, regions)
         case PixelImages():
-            return _pixels(images)
+            return images.blank()
         case BothImages():
-            return BothInput(_regions(images.regions, regions), _pixels(images.pixels))
+            return BothInput(_regions(images.regions, regions), images.pixels.blank())
 
 
 def _regions(images: RegionImages, regions: int) -> RegionInput:
     rows = min(regions, images.max_regions) + images.whole
     features_RD = np.zeros((rows, images.feature_width), np.float32)
     return RegionInput(features_RD, np.zeros((rows, 4), np.float32), whole=images.whole)
-
-
-def _pixels(images: PixelImages) -> PixelInput:
-    return PixelInput(np.zeros((3, images.size, images.size), np.uint8), images.tokens_per_image)

@@ -133,14 +133,13 @@ def images_of(config: ImageConfig, *, sampled: bool = False) -> AnyImages:
 
 
 def _pixels_of(source: PixelSource | PatchSource, sampled: bool) -> PixelImages:
-    if isinstance(source, PatchSource):
-        return PixelImages(size=source.size, tokens_per_image=source.grid.tokens, fit=source.fit)
-    return PixelImages(
-        size=source.size,
-        tokens_per_image=grid_of(source).tokens,
-        sample=source.sample if sampled else None,
-        fit=source.fit,
-    )
+    sample = source.sample if sampled else None
+    if isinstance(source, PixelSource):
+        return PixelImages(source.size, grid_of(source).tokens, sample, source.fit)
+    tokens = source.grid.tokens
+    if source.fit == "keep":
+        return PixelImages(source.size, tokens, sample, shape=source.shape)
+    return PixelImages(source.size, tokens, sample, source.fit)
 
 
 class Tokens(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from vlp.config import Config
-from vlp.data.pixels import Fit
+from vlp.data.pixels import Fit, OwnShape
 from vlp.models.backbone import Grid, Triple
 from vlp.types import PixelBatch, RegionBatch
 
@@ -26,11 +26,18 @@ class PatchSource(Config):
 
     kind: Literal["patches"]
     size: int = Field(224, gt=0)
-    """Images are squares of size x size pixels."""
+    """Images are squares of size x size pixels; where they keep their shape, size is their shorter side."""
     patch: int = Field(16, gt=0)
     """A patch is patch x patch pixels; `size` must be divisible by it."""
-    fit: Fit = "squash"
-    """How an image becomes a square."""
+    fit: Fit | Literal["keep"] = "squash"
+    """How an image becomes a square (see `PixelSource`); `keep`: it keeps its shape, cut down to whole patches. A step
+    is then planned with the most patches that an image can have."""
+    longest: int | None = Field(None, gt=0)
+    """Longest side of an image that keeps its shape (default 1333/800 of `size`: the code of Kim et al. 2021, arXiv
+    2102.03334)."""
+    sample: int | None = Field(None, gt=0)
+    """Pre-training takes this many random patches of an image at most, drawn anew each epoch; everything else takes
+    all."""
     mean: Triple = (0.5, 0.5, 0.5)
     """Mean per channel that is subtracted."""
     std: tuple[Spread, Spread, Spread] = (0.5, 0.5, 0.5)
@@ -42,11 +49,26 @@ class PatchSource(Config):
             raise ValueError(f"size {self.size} is not divisible by patch {self.patch}")
         return self
 
+    @model_validator(mode="after")
+    def _longest_of_kept(self) -> Self:
+        if self.longest is not None and self.fit != "keep":
+            raise ValueError("longest is for fit: keep; squares have one size")
+        if self.longest is not None and self.longest < self.size:
+            raise ValueError(f"longest {self.longest} is less than size {self.size}, the shorter side")
+        return self
+
+    @property
+    def shape(self) -> OwnShape | None:
+        """How images keep their shape; None for squares."""
+        if self.fit != "keep":
+            return None
+        return OwnShape(self.size, self.longest or self.size * 1333 // 800, self.patch)
+
     @property
     def grid(self) -> Grid:
-        """The patches of one image."""
-        side = self.size // self.patch
-        return Grid(side, side, 0, 3 * self.patch**2)
+        """The patches of one image, or of the one that has the most."""
+        height, width = (self.size, self.size) if self.shape is None else self.shape.most
+        return Grid(height // self.patch, width // self.patch, 0, 3 * self.patch**2)
 
 
 class Patches:

@@ -134,7 +134,7 @@ def model(values: Values, inner_eps: float, where: str) -> ModelConfig:
     eps, both = values.get("layer_norm_eps", 1e-12), ["joint", "ffn"]
     text = bert.text(values, eps)
     text["layer"]["norm"] = "pre"
-    side = values["image_size"] // values["patch_size"]
+    side, drawn = values["image_size"] // values["patch_size"], values.get("max_image_length", -1)
     own_eps = {} if inner_eps == eps else {"eps": inner_eps}
     projections = {} if values.get("qkv_bias", True) else {"qkv_bias": False}
     encoder: list[dict[str, Any]] = [
@@ -153,7 +153,13 @@ def model(values: Values, inner_eps: float, where: str) -> ModelConfig:
         {
             "text": text,
             "image": {
-                "source": {"kind": "patches", "size": values["image_size"], "patch": values["patch_size"]},
+                "source": {
+                    "kind": "patches",
+                    "size": values["image_size"],
+                    "patch": values["patch_size"],
+                    "fit": "keep",
+                    "sample": drawn if drawn > 0 else None,
+                },
                 "parts": [{"kind": "feature"}, {"kind": "grid", "rows": side, "columns": side}],
                 "norm": False,
                 "cls": True,
@@ -185,6 +191,7 @@ AUTHORS_KEYS = {
     "num_hidden_layers": "num_layers",
     "num_attention_heads": "num_heads",
     "max_position_embeddings": "max_text_len",
+    "max_image_length": "max_image_len",
 }
 """What the authors' own config calls these."""
 
