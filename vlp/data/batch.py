@@ -192,7 +192,7 @@ def _padded(image: PixelInput, height: int, width: int) -> PixelInput:
     _, own_height, own_width = image.pixels_3HW.shape
     across, down = width * columns // own_width, height * rows // own_height
     own_K = np.arange(image.tokens) if image.kept_K is None else image.kept_K
-    pixels_3HW = np.zeros_like(image.pixels_3HW, shape=(3, height, width))
+    pixels_3HW: NDArray[Any] = np.zeros((3, height, width), image.pixels_3HW.dtype)
     pixels_3HW[:, :own_height, :own_width] = image.pixels_3HW
     kept_K = own_K // columns * across + own_K % columns
     return PixelInput(pixels_3HW, down * across, kept_K, image.grid)
