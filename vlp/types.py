@@ -218,6 +218,8 @@ class Example:
     targets: dict[str, Target] = field(default_factory=dict)
     segment_T: NDArray[np.int64] | None = None
     """Which of its texts a token belongs to, 0 or 1; None where there is one."""
+    causal: bool = False
+    """Whether the text is read from left to right: a word sees the image and the words before it, the image itself."""
 
     @property
     def tokens(self) -> int:
@@ -286,6 +288,8 @@ class TextBatch:
     segments_N: Tensor
     """int64: which of its example's texts a token belongs to, counted from 0."""
     packing: Packing
+    causal_B: Tensor | None = None
+    """bool: the texts that are read from left to right; None where all are read both ways."""
 
 
 @dataclass(slots=True)

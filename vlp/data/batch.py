@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -99,8 +99,17 @@ def collate(examples: Sequence[Example], image: ImageForm, targets: Mapping[str,
     )
 
 
+def with_texts(batch: Batch, examples: Sequence[Example], targets: Mapping[str, TargetForm]) -> Batch:
+    """The batch with the texts of other examples, whose images it holds already; targets are of words alone."""
+    text = _text(examples)
+    joint, joint_rows_J, split_rows_J = join(text.packing, batch.image.packing)
+    made = {name: _targets(name, form, examples, text.packing.starts_B1) for name, form in targets.items()}
+    return replace(batch, text=text, joint=joint, joint_rows_J=joint_rows_J, split_rows_J=split_rows_J, targets=made)
+
+
 def _text(examples: Sequence[Example]) -> TextBatch:
     packing = pack([len(example.token_ids_T) for example in examples])
+    causal = [example.causal for example in examples]
     ids = [example.token_ids_T for example in examples]
     segments = [np.zeros(len(e.token_ids_T), np.int64) if e.segment_T is None else e.segment_T for e in examples]
     return TextBatch(
@@ -108,6 +117,7 @@ def _text(examples: Sequence[Example]) -> TextBatch:
         positions_N=within(packing),
         segments_N=_tensor(_joined(segments, np.zeros(0, np.int64))),
         packing=packing,
+        causal_B=torch.tensor(causal) if any(causal) else None,
     )
 
 

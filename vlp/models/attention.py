@@ -25,6 +25,7 @@ def attend(
     keys: Packing,
     *,
     bias: Tensor | None = None,
+    may_look: Tensor | None = None,
     dropout: float = 0.0,
     implementation: Implementation = "sdpa",
 ) -> Tensor:
@@ -34,29 +35,38 @@ def attend(
         query_QAD: packed queries, [Q, A, D]; `queries` says which rows belong to which example.
         key_KAD, value_KAD: packed keys and values, [K, A, D], with `keys`.
         bias: added to the scores, [B, A, longest query, longest key].
+        may_look: False where a query does not see a key of its example, [B, 1, longest query, longest key].
         dropout: probability of dropping an attention weight.
         implementation: `sdpa` is torch's fused kernel; `reference` is the formula, for tests.
     Returns:
-        [Q, A, D]; zero for an example without keys.
+        [Q, A, D]; zero for a query that sees no key.
     """
     if queries.tokens == 0 or keys.tokens == 0:
         # Nothing to compute, but every parameter must stay in the graph: ZeRO counts on a gradient for each.
         unused = key_KAD.sum() + value_KAD.sum() + (0 if bias is None else bias.sum())
         return query_QAD * 0 + unused * 0
     padded = (_pad(query_QAD, queries), _pad(key_KAD, keys), _pad(value_KAD, keys))
-    out_BALD = _IMPLEMENTATIONS[implementation](*padded, _mask(keys, bias), dropout)
-    return _unpad(out_BALD, queries)
+    seeing = None
+    if may_look is not None:
+        # A query that sees nothing looks at everything, and what it finds is thrown away: no softmax over nothing.
+        seeing = may_look.any(-1, keepdim=True)
+        may_look = may_look | ~seeing
+    out_BALD = _IMPLEMENTATIONS[implementation](*padded, _mask(keys, bias, may_look), dropout)
+    return _unpad(out_BALD if seeing is None else out_BALD * seeing, queries)
 
 
-def _mask(keys: Packing, bias: Tensor | None) -> Tensor | None:
-    """True where a query may look, [B, 1, 1, L]; with a bias, that where it may look and -inf where not, [B, A, L, L].
+def _mask(keys: Packing, bias: Tensor | None, may_look: Tensor | None) -> Tensor | None:
+    """True where a query may look, [B, 1, 1 or L, L]; with a bias, that where it may look and -inf where not,
+    [B, A, L, L].
 
     A row without keys sees its padding, whose values are zero.
     """
-    if keys.valid_BL is None:
-        return bias
-    may_look = (keys.valid_BL | (keys.lengths_B == 0)[:, None])[:, None, None, :]
-    return may_look if bias is None else bias.masked_fill(~may_look, float("-inf"))
+    if keys.valid_BL is not None:
+        valid = (keys.valid_BL | (keys.lengths_B == 0)[:, None])[:, None, None, :]
+        may_look = valid if may_look is None else may_look & valid
+    if bias is None or may_look is None:
+        return may_look if bias is None else bias
+    return bias.masked_fill(~may_look, float("-inf"))
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from vlp.models.attention import permute
 from vlp.models.blocks import BlockConfig, Blocks, Layers, ModalityConfig, RelativeConfig, SublayerName, after, rows_of
+from vlp.models.causal import may_look
 from vlp.models.relative import RelativeBias, Side, distances
-from vlp.models.sublayers import AttentionSublayer, FeedForward, Habits, Norm
+from vlp.models.sublayers import AttentionSublayer, FeedForward, Habits, Looking, Norm
 from vlp.types import Batch, Packing, Stream
 
 
@@ -36,6 +37,7 @@ class States:
         self._apart: dict[Stream, Tensor] | None = {"text": text_NH, "image": image_MH}
         self._joint_JH: Tensor | None = None
         self._distances: dict[tuple[RelativeConfig, Side], Tensor] = {}
+        self._may_look: dict[tuple[Side, Side], Tensor | None] = {}
 
     def apart(self) -> dict[Stream, Tensor]:
         if self._apart is None:
@@ -66,6 +68,12 @@ class States:
         if key not in self._distances:
             self._distances[key] = distances(config, self.batch, side)
         return self._distances[key]
+
+    def may_look(self, queries: Side, keys: Side) -> Tensor | None:
+        """Which queries see which keys; the same for all blocks."""
+        if (queries, keys) not in self._may_look:
+            self._may_look[queries, keys] = may_look(self.batch, queries, keys)
+        return self._may_look[queries, keys]
 
 
 def interleave(apart: dict[Stream, Tensor], batch: Batch) -> Tensor:
@@ -109,14 +117,15 @@ class Sublayer(nn.Module):
         """The sublayer on rows that look at nothing but each other."""
         if self.name in ("ffn", "norm"):
             return module(x)  # type: ignore[no-any-return]
-        return module(x, packing, None, packing, self._bias(states, side))  # type: ignore[no-any-return]
+        return module(x, packing, None, packing, self._looking(states, side))  # type: ignore[no-any-return]
 
     def _apart(self, stream: Stream, states: States, before: dict[Stream, Tensor]) -> Tensor:
         x, packing, module = states.apart()[stream], states.packing(stream), self.of(stream)
         if self.name != "cross":
             return self._on(module, x, packing, states, stream)
         other = _other(stream)
-        return module(x, packing, before[other], states.packing(other))  # type: ignore[no-any-return]
+        looking = Looking(may_look=states.may_look(stream, other))
+        return module(x, packing, before[other], states.packing(other), looking)  # type: ignore[no-any-return]
 
     def _joint_apart(self, states: States) -> None:
         """Joint attention with projections per modality: one softmax over both, weights of each its own."""
@@ -127,15 +136,16 @@ class Sublayer(nn.Module):
         keys = {s: modules[s].attention.project_keys(entered[s]) for s in self.streams}
         key = interleave({s: keys[s][0] for s in self.streams}, batch)
         value = interleave({s: keys[s][1] for s in self.streams}, batch)
-        attended = modules["text"].attend(query, key, value, batch.joint, batch.joint, self._bias(states, None))
+        attended = modules["text"].attend(query, key, value, batch.joint, batch.joint, self._looking(states, None))
         sizes = [batch.text.packing.tokens, batch.image.packing.tokens]
         parts = dict(zip(self.streams, torch.split(permute(attended, batch.split_rows_J), sizes), strict=True))
         states.set_apart({s: modules[s].finish(x[s], parts[s]) for s in self.streams})
 
-    def _bias(self, states: States, side: Side) -> Tensor | None:
-        if self.relative is None:
-            return None
-        return self.relative(states.distances(self.relative.config, side))  # type: ignore[no-any-return]
+    def _looking(self, states: States, side: Side) -> Looking:
+        """How tokens of a side look at each other."""
+        relative = self.relative
+        bias = None if relative is None else relative(states.distances(relative.config, side))
+        return Looking(bias, states.may_look(side, side))
 
 
 def _made(name: SublayerName, stream: Stream, block: BlockConfig, layers: Layers, habits: Habits) -> nn.Module:

@@ -70,6 +70,16 @@ class Residual(nn.Module):
         return total if self.pre else self.norm(total)
 
 
+@dataclass(frozen=True, slots=True)
+class Looking:
+    """What decides about a query's look at a key beside their product."""
+
+    bias: Tensor | None = None
+    """Added to the scores, [B, A, longest query, longest key]."""
+    may_look: Tensor | None = None
+    """False where a query does not see a key, [B, 1, longest query, longest key]."""
+
+
 class AttentionSublayer(Residual):
     """Attention with its residual, for one modality or shared by both."""
 
@@ -80,17 +90,26 @@ class AttentionSublayer(Residual):
         self.inner_norm = nn.LayerNorm(inner, eps=layer.eps) if block.inner_norm else None
 
     def forward(
-        self, x: Tensor, packing: Packing, context: Tensor | None, context_packing: Packing, bias: Tensor | None = None
+        self, x: Tensor, packing: Packing, context: Tensor | None, context_packing: Packing, looking: Looking
     ) -> Tensor:
         """x [rows, H]; `context` is the other stream for a cross sublayer, None to look at x itself."""
         entered = self.enter(x)
         keys = self.attention.project_keys(entered if context is None else context)
         query = self.attention.project_query(entered)
-        return self.finish(x, self.attend(query, *keys, packing, context_packing, bias))
+        return self.finish(x, self.attend(query, *keys, packing, context_packing, looking))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, queries: Packing, keys: Packing, bias: Tensor | None) -> Tensor:
-        drop = self.habits.attention_dropout if self.training else 0.0
-        return attend(q, k, v, queries, keys, bias=bias, dropout=drop, implementation=self.habits.attention)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, queries: Packing, keys: Packing, looking: Looking) -> Tensor:
+        return attend(
+            q,
+            k,
+            v,
+            queries,
+            keys,
+            bias=looking.bias,
+            may_look=looking.may_look,
+            dropout=self.habits.attention_dropout if self.training else 0.0,
+            implementation=self.habits.attention,
+        )
 
     def finish(self, x: Tensor, attended_QAD: Tensor) -> Tensor:
         attended = attended_QAD.flatten(-2)

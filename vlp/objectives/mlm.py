@@ -33,12 +33,27 @@ from vlp.types import Example, Rows, Target, Targets
 _SPAN_END, _SPAN_LONGEST = 0.2, 10
 
 
-class MaskedLanguageConfig(SelfSupervisedConfig):
-    """Settings of masked language modelling; defaults are BERT's."""
+class MaskingConfig(SelfSupervisedConfig):
+    """How many words are targets, and what stands in their place; defaults are BERT's."""
 
-    kind: Literal["masked_language"] = "masked_language"
     probability: float = Field(0.15, gt=0, le=1)
     """Chance of each token (or word) to be a target, of spans the share of the tokens; at least one per text is."""
+    mask: float = Field(0.8, ge=0, le=1)
+    """Share of the targets that [MASK] stands for."""
+    random: float = Field(0.1, ge=0, le=1)
+    """Share of the targets that a random token stands for; the rest is kept."""
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        if self.mask + self.random > 1 + 1e-6:
+            raise ValueError(f"mask and random are {self.mask + self.random:g} together, they should be at most 1")
+        return self
+
+
+class MaskedLanguageConfig(MaskingConfig):
+    """Settings of masked language modelling."""
+
+    kind: Literal["masked_language"] = "masked_language"
     unit: Literal["token", "word", "span"] = "token"
     """What is hidden as one thing: a token; a word with all of its tokens (whole-word masking); a span of words (Joshi
     et al. 2020, arXiv 1907.10529). [MASK], random or kept is drawn once for it."""
@@ -46,17 +61,11 @@ class MaskedLanguageConfig(SelfSupervisedConfig):
     """Spans: chance to end after each word; lengths are geometric. 0.2 as in Joshi et al."""
     span_longest: int = Field(_SPAN_LONGEST, ge=1)
     """Spans: most words. 10 as in Joshi et al., for a mean of 3.8 words."""
-    mask: float = Field(0.8, ge=0, le=1)
-    """Share of the targets that [MASK] stands for."""
-    random: float = Field(0.1, ge=0, le=1)
-    """Share of the targets that a random token stands for; the rest is kept."""
     average: Average = "targets"
     """What the loss is a mean over."""
 
     @model_validator(mode="after")
-    def _shares(self) -> Self:
-        if self.mask + self.random > 1 + 1e-6:
-            raise ValueError(f"mask and random are {self.mask + self.random:g} together, they should be at most 1")
+    def _spans(self) -> Self:
         if self.unit != "span" and (self.span_end, self.span_longest) != (_SPAN_END, _SPAN_LONGEST):
             raise ValueError(f"span_end and span_longest are of spans, and unit is {self.unit}; say unit: span")
         return self
@@ -108,7 +117,7 @@ def mask_tokens(
     hidden: Hidden,
     chosen_K: NDArray[np.int64],
     unit_K: NDArray[np.int64],
-    config: MaskedLanguageConfig,
+    config: MaskingConfig,
     mask_id: int,
     random_ids: NDArray[np.int64],
     rng: np.random.Generator,

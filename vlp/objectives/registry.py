@@ -10,6 +10,7 @@ from pydantic import Field
 from vlp.objectives.itm import Matching, MatchingConfig
 from vlp.objectives.mlm import MaskedLanguage, MaskedLanguageConfig
 from vlp.objectives.objective import Facts, SelfSupervised
+from vlp.objectives.prefix import PrefixLanguage, PrefixLanguageConfig
 from vlp.objectives.question import QuestionAnswering, QuestionAnsweringConfig
 from vlp.objectives.region_class import RegionClass, RegionClassConfig
 from vlp.objectives.region_contrast import RegionContrast, RegionContrastConfig
@@ -23,7 +24,8 @@ AnyObjectiveConfig = Annotated[
     | RegionContrastConfig
     | MatchingConfig
     | AlignmentConfig
-    | QuestionAnsweringConfig,
+    | QuestionAnsweringConfig
+    | PrefixLanguageConfig,
     Field(discriminator="kind"),
 ]
 
@@ -35,6 +37,7 @@ _CLASSES: dict[str, Callable[[str, Any, Facts], SelfSupervised]] = {
     "matching": Matching,
     "word_region_alignment": Alignment,
     "question_answering": QuestionAnswering,
+    "prefix_language": PrefixLanguage,
 }
 
 

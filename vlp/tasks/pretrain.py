@@ -14,17 +14,19 @@ from typing_extensions import Self
 from vlp.data.index import Block
 from vlp.objectives.itm import Matching
 from vlp.objectives.objective import Facts, Hidden, SelfSupervised
+from vlp.objectives.prefix import PrefixLanguage
 from vlp.objectives.region_contrast import RegionContrast
 from vlp.objectives.regions import RegionHidingConfig, hide_regions, spare_regions
 from vlp.objectives.registry import AnyObjectiveConfig, make_objective
 from vlp.seeds import generator
+from vlp.tasks.captioning import exact_matches
 from vlp.tasks.grounding import probe_ids, word_accuracies
 from vlp.tasks.judge import Judge, Totals
 from vlp.tasks.module import TaskModule
 from vlp.tasks.task import Setting, Task, TaskConfig, check_name
 from vlp.types import Batch, Example, Loan, Losses, Pair, Sample, Slot, Stream
 
-_HIDING_WORDS = ("masked_language",)
+_HIDING_WORDS = ("masked_language", "prefix_language")
 
 
 class PretrainConfig(TaskConfig):
@@ -46,6 +48,8 @@ class PretrainConfig(TaskConfig):
     that tell or use a mismatch (matching, word-region alignment) stand in all pairs anyway."""
     probe: tuple[str, ...] = ()
     """Words that evaluation hides one by one, to be guessed with the right image and with a wrong one."""
+    captioned_images: int = Field(200, ge=0)
+    """With an objective of kind prefix_language, evaluation writes captions of so many images (the first)."""
 
     @model_validator(mode="after")
     def _drawable(self) -> Self:
@@ -193,6 +197,9 @@ class PretrainTask(Task):
                 for batch in step.micro_batches:
                     self._add(totals, name, batch, judge.run(batch, TaskModule.__call__))
         metrics = judge.averaged(totals.values)
+        for objective in self.objectives.values():
+            if isinstance(objective, PrefixLanguage) and self.config.captioned_images:
+                metrics |= exact_matches(self, objective, judge, self.config.captioned_images)
         return metrics | (word_accuracies(self, judge, self.config.probe) if self.config.probe else {})
 
     def _add(self, totals: Totals, name: str, batch: Batch, losses: Losses) -> None:
