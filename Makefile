@@ -1,6 +1,7 @@
 # make demo     the main job on a small rendered world, with a report in runs/demo
 # make test     the tests, but for the slow ones (make slow)
 # make bench PART=loader    a benchmark of tests/benchmarks (loader, order, shuffle, ...): a table, and JSON in runs/bench
+# make recipes  docs/recipes.md out of the configs
 # make lint     style, types and the floors of the house
 # PYTHON=python3.12 make test    with another interpreter (when .venv is made)
 
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test slow bench lint install clean
+.PHONY: demo test slow bench recipes lint install clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m tests.e2e.demo
@@ -22,6 +23,9 @@ slow: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -W ignore -m tests.benchmarks.$(PART)
+
+recipes: $(INSTALLED)
+	$(BIN)/python -m vlp.recipes > docs/recipes.md
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

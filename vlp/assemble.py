@@ -64,12 +64,14 @@ def assemble(config: RunConfig) -> Assembled:
     texts = config.task.texts
     cache = config.data.cache
     train = [open_dataset(entry.path, texts, text, cache, entry.text_only) for entry in config.data.train]
+    weights = _weights(config, train)
+    train, weights = _with_texts_alone(train, weights, config.data.text_only_share)
     val = open_dataset(config.data.val, texts, text, cache) if config.data.val else None
     _check_augment(config)
     model = fill_sizes(config.model, _sizes(config, text, [*train, *([val] if val else [])]))
     order = Order(
         [dataset.examples_S for dataset in train],
-        _weights(config, train),
+        weights,
         seed=config.run.seed,
         batch_size=config.batch.size,
         groups=config.data.groups,
@@ -114,6 +116,14 @@ def _weights(config: RunConfig, train: Sequence[Dataset]) -> list[float]:
     if config.data.temperature is None:
         return [1.0 if entry.weight is None else entry.weight for entry in config.data.train]
     return by_temperature([int(dataset.examples_S.sum()) for dataset in train], config.data.temperature)
+
+
+def _with_texts_alone(train: list[Dataset], weights: list[float], share: float) -> tuple[list[Dataset], list[float]]:
+    """The mixture, and beside each dataset its texts alone, so that these are the given share of all draws."""
+    if not share:
+        return train, weights
+    alone = [Dataset(each.index, each.texts, each.lengths, text_only=True) for each in train]
+    return [*train, *alone], [*weights, *(weight * share / (1 - share) for weight in weights)]
 
 
 def _check_augment(config: RunConfig) -> None:

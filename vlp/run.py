@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from copy import deepcopy
@@ -50,6 +51,8 @@ class DataConfig(Config):
     """A directory, or a list of directories or of {path, weight}."""
     temperature: float | None = Field(None, ge=1)
     """Instead of weights: each dataset gets examples ** (1 / temperature). 1 mixes by size, larger evens sizes out."""
+    text_only_share: float = Field(0.0, ge=0, lt=1)
+    """Share of each batch that is texts of these datasets without their images, beside the pairs."""
     val: str | None = None
     """A directory that evaluation reads."""
     groups: int = Field(1, ge=1)
@@ -116,7 +119,8 @@ class RunConfig(Config):
     """One run."""
 
     model: ModelConfig
-    """The name of a shipped config, a file, the directory of a trained model, or a mapping."""
+    """The name of a shipped config, a file, the directory of a trained model, or a mapping. In a file, `model.KEY: x`
+    beside it changes a key of what it stands for."""
     init: str | None = None
     """Directory of the trained model whose weights the run starts from; set by `model` when that is a directory."""
     tokenizer: str | None = None
@@ -178,7 +182,9 @@ def load_run(config: str, overrides: Sequence[str], command: Command) -> RunConf
     values = _anchored(values, path.parent)
     named = [o for o in overrides if not o.startswith("model.")]
     values = apply_overrides(values, named)
-    values = _with_model(values, [o for o in overrides if o.startswith("model.")], str(path))
+    # `model.KEY: value` of the file, beside a model's name, changes what the name stands for, as an override does.
+    changes = [f"{key}={json.dumps(values.pop(key))}" for key in list(values) if str(key).startswith("model.")]
+    values = _with_model(values, changes + [o for o in overrides if o.startswith("model.")], str(path))
     return RunConfig.parse(values, str(path))
 
 
