@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -20,7 +21,7 @@ from vlp.tasks.pretrain import PretrainConfig, PretrainTask
 from vlp.tasks.task import Setting
 from vlp.train.engine import Engine
 from vlp.train.optimizer import OptimizerConfig, make_optimizer
-from vlp.types import Batch, Example, Pair, Slot, Step
+from vlp.types import Batch, Example, Pair, Question, Slot, Step
 
 FAMILIES = ("uniter_tiny", "lxmert_tiny")
 STAGES = (0, 1, 2, 3)
@@ -30,7 +31,11 @@ OBJECTIVES = {
     "itm": {"kind": "matching", "weight": 0.5, "ratio": 2},
     "mrfr": {"kind": "region_feature", "tied": True, "ratio": 1},
     "mrc": {"kind": "region_class", "ratio": 1},
+    "wra": {"kind": "word_region_alignment", "along_with": "itm", "weight": 0.1},
+    "qa": {"kind": "question_answering", "answers": ["yes", "no"], "ratio": 1},
 }
+ALONE = {"lm": {"kind": "prefix_language", "ratio": 1}}
+"""What cannot stand in a step with the others."""
 # Fewer blocks than the shipped tiny models have, so that a step takes milliseconds; of the same kinds.
 BLOCKS = {
     "uniter_tiny": ("encoder.0.repeat=1",),
@@ -44,7 +49,8 @@ OPTIMIZER = OptimizerConfig(epsilon=1e-4, weight_decay=0.1)
 
 
 def task_of(family: str, combine: str, *overrides: str) -> PretrainTask:
-    config = PretrainConfig.parse({"name": "pretrain", "combine": combine, "objectives": OBJECTIVES})
+    objectives = OBJECTIVES | (ALONE if combine == "one" else {})
+    config = PretrainConfig.parse({"texts": "both", "combine": combine, "objectives": objectives})
     model = shipped(family, *SMALL, *BLOCKS[family], *overrides)
     return PretrainTask(config, Setting(model, Words(), seed=0))  # type: ignore[arg-type]
 
@@ -56,13 +62,16 @@ def module_of(task: PretrainTask) -> TaskModule:
 
 
 def example_of(task: PretrainTask, step: int, index: int) -> Example:
-    """An example of a global batch; every third is mismatched, so nothing is guessed in it, every seventh is bare."""
+    """An example of a global batch; every third is mismatched, so nothing is guessed in it, every seventh is bare, every
+    fifth a text without an image, every second a question."""
     number = step * BATCH + index
     sizes = generator(0, "sizes", number).integers((3, 1), (10, 6))
     record = sample(int(sizes[0]), int(sizes[1]) if number % 7 else 0, number)
+    record = replace(record, questions=(Question(record.captions[0], (("yes", "no")[number % 4 // 2],)),))
+    image = replace(record, regions=None) if number % 5 == 4 else record
     slot = Slot(step, index, dataset=0, epoch=0, block=0, group=0, example=number)
     pair = Pair(number, number, matched=number % 3 > 0)
-    return task.example(slot, pair, record, record, 0, generator(0, "example", number), step)
+    return task.example(slot, pair, image, record, number % 2, generator(0, "example", number), step)
 
 
 def batches_of(task: PretrainTask, step: int, parts: Sequence[Sequence[int]]) -> list[Batch]:
@@ -86,7 +95,7 @@ def engine_of(task: PretrainTask, stage: int, world: World) -> Engine:
 # ---------------------------------------------------------------------------------------- a step, however it is split
 
 ALL = list(range(BATCH))
-# Examples 0 and 3 are mismatched, so a micro-batch of them has a target of matching alone. None is in the global batch
+# Examples 0 and 3 are mismatched, so a micro-batch of them has targets of matching alone. None is in the global batch
 # twice; a rank has one list per micro-batch.
 SPLITS: dict[str, list[list[list[int]]]] = {
     "1 rank x 1": [[ALL]],
@@ -137,7 +146,7 @@ def test_the_splits_are_what_they_say() -> None:
         assert len({len(rank) for rank in parts}) == 1
     (whole, untargeted) = batches_of(task, 0, [ALL, [0, 3]])
     assert all(targets.count > 0 for targets in whole.targets.values())
-    assert [name for name, targets in untargeted.targets.items() if targets.count] == ["itm"]
+    assert [name for name, targets in untargeted.targets.items() if targets.count] == ["itm", "wra"]
     assert 0 in whole.image.packing.lengths
 
 
@@ -192,7 +201,7 @@ def plain_walk(family: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_objective_per_step_walks_as_a_plain_loop(family: str, stage: int) -> None:
     task = task_of(family, "one")
-    assert {name for number in range(STEPS) for name in task.active(number)} == set(OBJECTIVES)
+    assert {name for number in range(STEPS) for name in task.active(number)} == {*OBJECTIVES, *ALONE}
     found: dict[str, Any] = run_on_ranks(2, walk, family=family, stage=stage)[0]
     wanted = plain_walk(family)
     assert found.keys() == wanted.keys()
