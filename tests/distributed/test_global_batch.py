@@ -62,8 +62,8 @@ def module_of(task: PretrainTask) -> TaskModule:
 
 
 def example_of(task: PretrainTask, step: int, index: int) -> Example:
-    """An example of a global batch; every third is mismatched, so nothing is guessed in it, every seventh is bare, every
-    fifth a text without an image, every second a question."""
+    """An example of a global batch; every second asks a question; every third is mismatched, so nothing is guessed in
+    it; every fifth is a text without an image; every seventh is bare."""
     number = step * BATCH + index
     sizes = generator(0, "sizes", number).integers((3, 1), (10, 6))
     record = sample(int(sizes[0]), int(sizes[1]) if number % 7 else 0, number)
