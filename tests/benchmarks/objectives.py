@@ -1,0 +1,177 @@
+"""Does each objective teach by itself? One short run for each, on the shapes world, and one without the other modality.
+
+    python -m tests.benchmarks.objectives [NAME ...]
+
+Every run is `vlp pretrain` of a tiny model with one objective, judged on scenes that training has not seen. What is
+reachable without the other modality is the same run with `data.without`, unless the objective's pairs are drawn so that
+it is known: half of the pairs match, one of so many images is the right one. Data and runs lie in runs/objectives; the
+table comes as Markdown, and stands in docs/objectives.md.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_tools.world.scene import COLOURS
+from tests.benchmarks.results import save
+from vlp.distributed import world
+
+RUNS = Path("runs/objectives")
+WORLD = RUNS / "world"
+SCENES = 4000
+PLAIN = "task.combine=all model.dropout=0 model.attention_dropout=0 optimizer.betas=[0.9,0.98] log.every=100"
+HIDDEN = "probability: 0.3, mask: 1, random: 0"
+"""Captions are short, so more is hidden than usual."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One objective and how it is judged."""
+
+    title: str
+    """What is measured."""
+    objectives: str
+    """`task.objectives`, as on the command line."""
+    metric: str
+    settings: str = ""
+    model: str = "uniter_tiny"
+    steps: int = 600
+    without: str = ""
+    """The modality that the run to compare with lacks; or else that level is known:"""
+    level: float = 0.0
+    below: str = ""
+    """A second metric that is taken off the first."""
+
+
+TRIALS = {
+    "masked_language": Trial(
+        "hidden colour words",
+        f"{{mlm: {{kind: masked_language, {HIDDEN}}}}}",
+        "word_accuracy",
+        f"task.probe=[{','.join(COLOURS)}]",
+        steps=1000,
+        without="image",
+    ),
+    "whole_words": Trial(
+        "hidden colour words",
+        f"{{mlm: {{kind: masked_language, unit: word, {HIDDEN}}}}}",
+        "word_accuracy",
+        f"task.probe=[{','.join(COLOURS)}]",
+        steps=1000,
+        without="image",
+    ),
+    "region_class_soft": Trial(
+        "class of a hidden region", "{mrc: {kind: region_class}}", "mrc_accuracy", steps=600, without="text"
+    ),
+    "region_class_hard": Trial(
+        "class of a hidden region",
+        "{mrc: {kind: region_class, labels: hard}}",
+        "mrc_accuracy",
+        steps=600,
+        without="text",
+    ),
+    "matching": Trial("pairs told", "{itm: {kind: matching}}", "itm_accuracy", steps=1000, level=0.5),
+    "word_region_alignment": Trial(
+        "cost of a mismatched pair above that of a matched one",
+        "{itm: {kind: matching, weight: 0}, wra: {kind: word_region_alignment}}",
+        "wra_distance_mismatched",
+        steps=600,
+        below="wra_distance_matched",
+    ),
+    "question_answering": Trial(
+        "answers",
+        "{qa: {kind: question_answering}}",
+        "qa_accuracy",
+        "task.texts=questions",
+        steps=1000,
+        without="image",
+    ),
+    "prefix_language_next": Trial(
+        "captions written, word by word one of the scene's",
+        "{lm: {kind: prefix_language}}",
+        "caption_exact_match",
+        steps=1000,
+        without="image",
+    ),
+    "prefix_language_masked": Trial(
+        "captions written, word by word one of the scene's",
+        f"{{lm: {{kind: prefix_language, guess: masked, {HIDDEN}}}}}",
+        "caption_exact_match",
+        steps=1500,
+        without="image",
+    ),
+}
+
+
+def command(name: str, without: str = "") -> str:
+    """The run of a trial."""
+    trial = TRIALS[name]
+    run = RUNS / (name if not without else f"{name}-without-{without}")
+    lacking = f"data.without={without} " if without else ""
+    return (
+        f"pretrain {trial.model} data.train={WORLD}/train data.val={WORLD}/dev tokenizer={RUNS}/tokenizer "
+        f"run.dir={run} run.steps={trial.steps} {PLAIN} {lacking}{trial.settings} "
+        f"{shlex.quote('task.objectives=' + trial.objectives)}"
+    )
+
+
+def run(arguments: str) -> dict[str, Any]:
+    """The last evaluation of a run that is made here."""
+    from vlp.cli import app
+
+    words = shlex.split(arguments)
+    directory = Path(next(word for word in words if word.startswith("run.dir=")).removeprefix("run.dir="))
+    shutil.rmtree(directory, ignore_errors=True)
+    start = time.monotonic()
+    app(words, standalone_mode=False)
+    last = json.loads((directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    return {**last, "seconds": time.monotonic() - start}
+
+
+def measured(trial: Trial, found: dict[str, Any]) -> float:
+    value = float(found[f"eval/{trial.metric}"])
+    return value - float(found[f"eval/{trial.below}"]) if trial.below else value
+
+
+def material() -> None:
+    """The world and its tokenizer, made once."""
+    from data_tools.cli import app
+
+    if not (RUNS / "tokenizer").is_dir():
+        app(["shapes", "--out", str(WORLD), "--samples", str(SCENES)], standalone_mode=False)
+        tokenizer = ["tokenizer", str(WORLD / "train"), "--vocab-size", "200", "--out", str(RUNS / "tokenizer")]
+        app(tokenizer, standalone_mode=False)
+
+
+def main(names: Sequence[str]) -> None:
+    material()
+    rows, found = [], {}
+    with world():
+        for name in names or TRIALS:
+            trial = TRIALS[name]
+            own = run(command(name))
+            other = run(command(name, trial.without)) if trial.without else None
+            level = measured(trial, other) if other else trial.level
+            source = f"measured without {trial.without}" if other else "by construction"
+            found[name] = {"value": measured(trial, own), "level": level, "run": own, "without": other}
+            rows.append(
+                f"| `{name}` | {trial.title} | {measured(trial, own):.3f} | {level:.3f} ({source}) | {trial.steps} | "
+                f"{own['seconds']:.0f} s |"
+            )
+            print(rows[-1], flush=True)
+    print("| objective | what is judged | alone | without the other modality | steps | time |")
+    print("|---|---|---|---|---|---|")
+    print("\n".join(rows))
+    save("objectives", found)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
