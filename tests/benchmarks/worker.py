@@ -83,9 +83,8 @@ def main(config: str, *overrides: str) -> None:
     show(f"{config}: {examples} examples, {examples / total:,.0f} a second", ("part", "an example", "share"), rows)
     own = sum(clock.seconds[part] for part in ("masks", "negatives", "collation"))
     decoding = clock.seconds["reading"] + clock.seconds["decoding"]
-    print(
-        f"masks, negatives and collation: {100 * own / total:.1f} % of all, {own / decoding:.3f} of reading and decoding"
-    )
+    share, ratio = 100 * own / total, own / decoding
+    print(f"masks, negatives and collation: {share:.1f} % of all, {ratio:.3f} of reading and decoding")
     save(f"worker-{config}", {"examples": examples, "seconds": dict(clock.seconds)})
 
 
