@@ -136,6 +136,23 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
+def gather_rows(own: Tensor, where: World) -> Tensor:
+    """The rows of all ranks, [rows, ...], one rank after the other, on every rank; ranks may have different numbers."""
+    import torch
+    import torch.distributed as dist
+
+    if where.size == 1:
+        return own
+    counts = [torch.zeros(1, dtype=torch.int64, device=where.device) for _ in range(where.size)]
+    dist.all_gather(counts, torch.tensor([len(own)], device=where.device))
+    lengths = [int(count) for count in counts]
+    padded = own.new_zeros(max(lengths), *own.shape[1:])
+    padded[: len(own)] = own
+    parts = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+
 def barrier(where: World) -> None:
     """Wait for all ranks."""
     import torch

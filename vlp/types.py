@@ -220,6 +220,8 @@ class Example:
     """Which of its texts a token belongs to, 0 or 1; None where there is one."""
     causal: bool = False
     """Whether the text is read from left to right: a word sees the image and the words before it, the image itself."""
+    plain_T: NDArray[np.int64] | None = None
+    """`token_ids_T` before words were hidden, where an objective reads the text so too; None is the same."""
 
     @property
     def tokens(self) -> int:
@@ -252,6 +254,8 @@ class Targets:
     values: dict[str, Tensor]
     count: float
     """What the loss is divided by once it is summed over the global batch: the number of targets, or their weights."""
+    survey: dict[str, Tensor] = field(default_factory=dict)
+    """What a first pass over the global batch tells these rows (`vlp.train.survey`); empty where there was none."""
 
 
 @dataclass(slots=True)
@@ -363,6 +367,10 @@ class Batch:
     """int64 [J]: the inverse, for each row of [text_N ; image_M] its joint row."""
     targets: dict[str, Targets]
     ids: tuple[str, ...]
+    plain: Batch | None = None
+    """The texts before words were hidden, without their images; None where no objective reads them so too."""
+    rematched: Rematched | None = None
+    """Other texts that its images meet; given by a first pass over the global batch."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -382,6 +390,20 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         return pinned(self)
+
+
+@dataclass(slots=True)
+class Rematched:
+    """Pairs of a batch's images with texts from anywhere in the global batch, to be told from the matched ones."""
+
+    others: Batch
+    """The texts that are not the batch's own, without images."""
+    pairs: Batch
+    """How texts and images meet: packings alone, its image holds nothing to see."""
+    text_rows_N: Tensor
+    """int64: for each text row of `pairs` its row in [own texts ; others]."""
+    image_rows_M: Tensor
+    """int64: for each image row of `pairs` its row in the batch's own images."""
 
 
 @dataclass(slots=True)

@@ -182,7 +182,7 @@ def test_two_stages(shapes: Shapes, single: Path, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------- tasks
 
 
-CONTRAST = "task.contrast={group: 8, width: 16}"
+CONTRAST = "task.contrast={width: 16}"
 
 
 @pytest.mark.parametrize("kind", ["dual", "both"])

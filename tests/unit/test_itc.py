@@ -1,20 +1,22 @@
-"""Contrast of images and texts within groups."""
+"""Contrast of images and texts."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from tests.unit.task_making import SLOT, block, model_config, sample, text_encoder
-from vlp.data.batch import WEIGHT
-from vlp.errors import ConfigError, DataError
+from vlp.errors import ConfigError
 from vlp.models.heads import Contrast as Head
 from vlp.models.heads import ContrastHead
 from vlp.models.model import Network
-from vlp.objectives.itc import Contrast, ContrastConfig
+from vlp.objectives import gallery
+from vlp.objectives.itc import Contrast, ContrastConfig, image_number
 from vlp.seeds import generator
 from vlp.tasks.module import TaskModule
 from vlp.tasks.retrieval import CONTRAST, RetrievalConfig, RetrievalTask
@@ -22,17 +24,20 @@ from vlp.tasks.task import Setting
 from vlp.types import Batch, Targets
 
 
-def objective(group: int) -> Contrast:
-    return Contrast("itc", ContrastConfig(group=group, width=3))
+def objective(**config: object) -> Contrast:
+    return Contrast("itc", ContrastConfig.parse({"width": 3, **config}), model_config(), "task.objectives.itc")
 
 
-def targets(*images: int, group: int) -> Targets:
-    weight = torch.full((len(images),), 1 / group)
-    return Targets(torch.arange(len(images)), {"image": torch.tensor(images), WEIGHT: weight}, len(images) / group)
+def targets(*images: int, **survey: torch.Tensor) -> Targets:
+    values = {"place": torch.arange(len(images)), "image": torch.tensor(images, dtype=torch.int64)}
+    return Targets(torch.arange(len(images)), values, len(images), survey)
 
 
 def vectors(pairs: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(pairs, 6, generator=torch.Generator().manual_seed(seed))
+    """Vectors of text and image, and one over the temperature."""
+    made = torch.randn(pairs, 7, generator=torch.Generator().manual_seed(seed))
+    made[:, 6] = 5.0
+    return made
 
 
 def by_hand(scores: torch.Tensor, images: list[int]) -> float:
@@ -44,30 +49,75 @@ def by_hand(scores: torch.Tensor, images: list[int]) -> float:
             for other in range(len(images)):
                 if other == one or images[other] != images[one]:
                     text, image = rows(one, other)
-                    odds.append(float(scores[text, :3] @ scores[image, 3:]))
-            own = float(scores[one, :3] @ scores[one, 3:])
+                    odds.append(float(scores[text, :3] @ scores[image, 3:6]))
+            own = float(scores[one, :3] @ scores[one, 3:6])
             total += math.log(sum(math.exp(each) for each in odds)) - own
-    return total / (2 * len(images))
+    return total / 2
 
 
 def test_loss_by_hand() -> None:
     scores = vectors(6)
-    total, metrics = objective(3).loss(scores, targets(0, 1, 2, 5, 7, 5, group=3))
-    wanted = by_hand(scores[:3], [0, 1, 2]) + by_hand(scores[3:], [5, 7, 5])
-    assert float(total) == pytest.approx(wanted, rel=1e-5)
+    total, metrics = objective().loss(scores, targets(0, 1, 2, 5, 7, 5))
+    assert float(total) == pytest.approx(by_hand(scores, [0, 1, 2, 5, 7, 5]), rel=1e-5)
     assert metrics["itc_accuracy"][1] == 12
+    assert float(metrics["itc_temperature"][0]) == pytest.approx(6 / 5)
 
 
 def test_no_pairs_cost_nothing() -> None:
-    total, _ = objective(3).loss(vectors(0), targets(group=3))
+    total, _ = objective().loss(vectors(0), targets())
     assert total == 0
 
 
 def test_a_perfect_match_costs_little() -> None:
     unit = torch.eye(3)
-    total, metrics = objective(3).loss(torch.cat([50 * unit, unit], 1), targets(0, 1, 2, group=3))
+    total, metrics = objective().loss(torch.cat([50 * unit, unit, unit[:, :1]], 1), targets(0, 1, 2))
     assert float(total) < 1e-6
     assert float(metrics["itc_accuracy"][0]) == 6
+
+
+@pytest.mark.parametrize("chunk", [2, 100])
+def test_parts_of_a_batch_pull_as_the_whole_does(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gallery, "CHUNK", chunk)
+    images = [0, 1, 2, 5, 7, 5]
+    whole = vectors(6).requires_grad_()
+    total, _ = objective().loss(whole, targets(*images))
+    total.backward()
+    found = gallery.pulls(gallery.Gallery(whole[:, :3], whole[:, 3:6], torch.tensor(images)))
+    sums, parts = 0.0, vectors(6).requires_grad_()
+    for rows in ([4, 0], [], [1, 2, 3, 5]):
+        survey = {"loss": found.loss_G[rows], "right": found.right_G[rows]}
+        survey |= {"text_pull": found.text_GD[rows], "image_pull": found.image_GD[rows]}
+        part, metrics = objective().loss(parts[rows], targets(*(images[row] for row in rows), **survey))
+        assert metrics["itc_accuracy"][1] == 2 * len(rows)
+        sums += float(part.detach())
+        part.backward()
+    assert sums == pytest.approx(float(total), rel=1e-6)
+    assert parts.grad is not None
+    assert whole.grad is not None
+    torch.testing.assert_close(parts.grad, whole.grad)
+
+
+def test_a_slow_model_gives_part_of_the_targets() -> None:
+    own, slow, past = vectors(3), F.normalize(vectors(3, 1)[:, :6].reshape(-1, 3)).view(-1, 6), vectors(2, 2)[:, :6]
+    images, past_images = [0, 1, 0], [0, 9]
+    keys = torch.cat([slow, past])
+    survey = {
+        "text_gallery": keys[:, :3],
+        "image_gallery": keys[:, 3:],
+        "images": torch.tensor(images + past_images),
+        "rows": torch.arange(3),
+        "alpha": torch.tensor(0.4),
+    }
+    found, _ = objective().loss(own, targets(*images, **survey))
+    total = 0.0
+    for row in range(3):
+        left = [key for key in range(5) if key == row or (images + past_images)[key] != images[row]]
+        ways = ((own[row, :3], slow[row, :3], keys[left, 3:]), (5 * own[row, 3:6], slow[row, 3:], keys[left, :3]))
+        for mine, teacher, these in ways:
+            wanted = 0.4 * (5 * teacher @ these.T).softmax(0)
+            wanted[left.index(row)] += 0.6
+            total -= float((wanted * (mine @ these.T).log_softmax(0)).sum()) / 2
+    assert float(found) == pytest.approx(total, rel=1e-5)
 
 
 def test_the_heads_vectors() -> None:
@@ -75,8 +125,20 @@ def test_the_heads_vectors() -> None:
     text, image = torch.randn(3, 5), torch.randn(3, 7)
     both = head(text, image)
     assert torch.linalg.norm(both[:, :4], dim=1).tolist() == pytest.approx([10] * 3, rel=1e-5)
-    assert torch.linalg.norm(both[:, 4:], dim=1).tolist() == pytest.approx([1] * 3, rel=1e-5)
+    assert torch.linalg.norm(both[:, 4:8], dim=1).tolist() == pytest.approx([1] * 3, rel=1e-5)
+    assert both[:, 8].tolist() == pytest.approx([10] * 3, rel=1e-5)
     assert head.to(torch.bfloat16)(text.bfloat16(), image.bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("temperature", "seen"), [(1e-5, 1e-3), (0.1, 0.1), (9.0, 0.5)])
+def test_the_temperature_is_read_within_bounds_and_can_come_back(temperature: float, seen: float) -> None:
+    head = Head(ContrastHead(width=4), (5, 7))
+    torch.nn.init.constant_(head.log_scale, -math.log(temperature))
+    both = head(torch.randn(1, 5), torch.randn(1, 7))
+    assert float(1 / both[0, 8]) == pytest.approx(seen, rel=1e-4)
+    both[0, 8].backward()
+    assert head.log_scale.grad is not None
+    assert float(head.log_scale.grad) > 0
 
 
 # --------------------------------------------------------------------------------------------------- as a task's loss
@@ -84,22 +146,7 @@ def test_the_heads_vectors() -> None:
 
 def task(**config: object) -> RetrievalTask:
     setting = Setting(model_config(), text_encoder(), 0)
-    return RetrievalTask(RetrievalConfig.parse({"contrast": {"group": 4, "width": 6}, **config}), setting)
-
-
-def test_a_group_holds_pairs_of_different_images() -> None:
-    tables = block(2, 1, 3, 2, 1)
-    for seed in range(30):
-        pairs = task(ranking=None).pairs(SLOT, tables, generator(seed, "t"))
-        assert len(pairs) == 4
-        assert pairs[0].text == SLOT.example
-        assert len({pair.image for pair in pairs}) == 4
-        assert all(pair.matched and tables.sample_E[pair.text] == pair.image for pair in pairs)
-    # Where the block has fewer, some come twice, and are not contrasted with themselves.
-    pairs = task(ranking=None).pairs(SLOT, block(2, 1), generator(0, "t"))
-    assert [pair.image for pair in pairs] == [0, 1, 1, 1]
-    with pytest.raises(DataError, match=r"raise data\.block_shards"):
-        task(ranking=None).pairs(SLOT, block(2), generator(0, "t"))
+    return RetrievalTask(RetrievalConfig.parse({"contrast": {"width": 6}, **config}), setting)
 
 
 def batch_of(made: RetrievalTask, seeds: list[int]) -> Batch:
@@ -107,14 +154,14 @@ def batch_of(made: RetrievalTask, seeds: list[int]) -> Batch:
     words = ("red", "blue", "green", "circle", "square", "left", "of", "what", "colour")
     groups = []
     for seed in seeds:
-        pairs = made.pairs(SLOT, tables, generator(seed, "t"))
+        slot = replace(SLOT, index=seed, example=seed)
         text = sample(0, *words)
         groups.append(
             [
                 made.example(
-                    SLOT, pair, sample(pair.image, regions=1 + pair.image), text, pair.text, generator(0, "t"), 0
+                    slot, pair, sample(pair.image, regions=1 + pair.image), text, pair.text, generator(0, "t"), 0
                 )
-                for pair in pairs
+                for pair in made.pairs(slot, tables, generator(seed, "t"))
             ]
         )
     return made.collate(groups, 0)
@@ -123,21 +170,20 @@ def batch_of(made: RetrievalTask, seeds: list[int]) -> Batch:
 def test_both_losses_in_one_batch() -> None:
     made = task(negative_images=1, negative_texts=2)
     batch = batch_of(made, [1, 2])
-    assert len(batch) == 2 * (4 + 3)
-    assert (len(batch.targets["itm"].positions_K), len(batch.targets[CONTRAST].positions_K)) == (8, 8)
-    assert batch.targets["itm"].count == pytest.approx(2)
-    assert batch.targets[CONTRAST].count == pytest.approx(2)
+    assert len(batch) == 2 * 4
+    assert (len(batch.targets["itm"].positions_K), batch.targets["itm"].count) == (8, pytest.approx(2))
+    contrast = batch.targets[CONTRAST]
+    assert (contrast.positions_K.tolist(), contrast.values["place"].tolist(), contrast.count) == ([0, 4], [1, 2], 2)
+    assert contrast.values["image"].tolist() == [image_number(0, "s0"), image_number(0, "s1")]
+    alone = task(ranking=None)
+    assert [len(alone.pairs(SLOT, block(2, 1), generator(0, "t"))), len(batch_of(alone, [1, 2]))] == [1, 2]
 
 
-def test_the_loss_is_a_sum_over_groups_and_every_parameter_has_a_gradient() -> None:
+def test_every_parameter_has_a_gradient() -> None:
     made = task(negative_images=1, negative_texts=1)
     torch.manual_seed(0)
     module = TaskModule(Network(model_config().model_copy(update={"heads": made.heads})), made.objectives)
     module.eval()
-    whole = module(batch_of(made, [1, 2, 3])).sums
-    parts = [module(batch_of(made, seeds)).sums for seeds in ([1], [2, 3], [])]
-    for name in ("itm", CONTRAST):
-        assert float(whole[name]) == pytest.approx(sum(float(part[name]) for part in parts), rel=1e-5)
     for batch in (batch_of(made, [1]), batch_of(made, [])):
         module.zero_grad()
         sum(module(batch).sums.values()).backward()  # type: ignore[union-attr]
@@ -159,7 +205,7 @@ def test_pooling_of_images_without_tokens() -> None:
     bare.image = None
     batch = made.collate([[example], [bare]], 0)
     for pool in ("first", "mean"):
-        contrast = Contrast("itc", ContrastConfig(image=pool, group=2))  # type: ignore[arg-type]
+        contrast = objective(image=pool)
         pooled = contrast.reading(module.model.eval()(batch), batch).taps["image.pooled"]
         assert pooled[1].abs().sum() == 0
         states = module.model(batch).taps["image.unimodal"]

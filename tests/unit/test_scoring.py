@@ -132,7 +132,7 @@ def test_a_dual_encoder_compares_the_vectors_of_its_head(data: Dataset) -> None:
         batch.targets[CONTRAST].positions_K = torch.arange(len(texts))
         with torch.no_grad():
             vectors = module.scores(batch, CONTRAST)
-        np.testing.assert_allclose(found[i], (vectors[:, :6] * vectors[:, 6:]).sum(1).numpy(), atol=1e-5)
+        np.testing.assert_allclose(found[i], (vectors[:, :6] * vectors[:, 6:12]).sum(1).numpy(), atol=1e-5)
 
 
 def test_a_shortlist_of_everything_is_the_cross_encoder(data: Dataset) -> None:

@@ -9,7 +9,8 @@ Shape suffixes: K rows; H width of the stream; V vocabulary; D region feature wi
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -65,6 +66,10 @@ class FeatureHead(InnerConfig):
     """Project by the transpose of the image embedding's feature projection (Chen et al. 2020, arXiv 1909.11740)."""
 
 
+COLDEST, HOTTEST = 0.001, 0.5
+"""Bounds of the temperature. Source: Li et al. 2021 (arXiv 2107.07651), in their code."""
+
+
 class ContrastHead(Config):
     """Two vectors of an example that can be compared, one of its text alone and one of its image alone."""
 
@@ -73,7 +78,7 @@ class ContrastHead(Config):
     inner_of: None = None
     width: int = Field(256, gt=0)
     """Numbers of a vector."""
-    temperature: float = Field(0.07, gt=0)
+    temperature: float = Field(0.07, ge=COLDEST, le=HOTTEST)
     """What similarities are divided by at the start; it is learned."""
 
 
@@ -90,6 +95,9 @@ class Contrast(nn.Module):
         widths: of the text's and the image's states where they have not met.
     """
 
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {"log_scale": (-math.log(HOTTEST), -math.log(COLDEST))}
+    """Parameters that training keeps between two numbers (`vlp.train.bounds`)."""
+
     def __init__(self, config: ContrastHead, widths: tuple[int, int]) -> None:
         super().__init__()
         self.config = config
@@ -99,12 +107,17 @@ class Contrast(nn.Module):
         self.log_scale = nn.Parameter(torch.full((1,), -math.log(config.temperature)))
 
     def forward(self, text_KH: Tensor, image_KH: Tensor) -> Tensor:
-        """The two vectors side by side, [K, 2 width], in fp32; a text's product with any image is their score."""
+        """The two vectors and one over the temperature side by side, [K, 2 width + 1], in fp32.
+
+        A text's vector, which the temperature has divided, times any image's is their score.
+        """
         text_KD = nn.functional.normalize(self.text(text_KH).float(), dim=1)
         image_KD = nn.functional.normalize(self.image(image_KH).float(), dim=1)
-        # As in CLIP (Radford et al. 2021, 2.5): no more than 100, or training becomes unstable.
-        scale = self.log_scale.float().clamp(max=math.log(100)).exp()
-        return torch.cat([text_KD * scale, image_KD], dim=1)
+        log_scale = self.log_scale.float()
+        # The copy that forward reads may lie outside until the next step; the gradient is that at the bound.
+        low, high = self.bounds["log_scale"]
+        scale = (log_scale + (log_scale.clamp(low, high) - log_scale).detach()).exp()
+        return torch.cat([text_KD * scale, image_KD, scale.expand(len(text_KD), 1)], dim=1)
 
 
 class Head(nn.Module):

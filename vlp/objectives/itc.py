@@ -1,100 +1,171 @@
-"""Image-text contrast: the vector of a text is nearest to that of its image, and the other way round. Source: Radford
-et al. 2021 (arXiv 2103.00020), section 2.3; over unimodal states as in Li et al. 2021 (arXiv 2107.07651), 3.2.
+"""Image-text contrast: the vector of a text is nearest to that of its image, and the other way round. Sources: Radford
+et al. 2021 (arXiv 2103.00020), section 2.3; over unimodal states, with a momentum model and a queue, Li et al. 2021
+(arXiv 2107.07651), sections 3.2 and 3.3.
 
-Pairs are contrasted within groups that a task draws before anything is read. A group stays in one micro-batch, so the
-loss does not depend on how a step is split.
+Pairs are told from all others of the global batch. A first pass over it (`vlp.train.survey`) makes all vectors without
+a graph; then each micro-batch runs with its graph against them, so ranks and micro-batches change nothing. Without that
+pass, a batch is told apart within itself.
 
-Shape suffixes: K pairs, G groups, P pairs of a group, B examples, D width of a vector, H of a state.
+Shape suffixes: K pairs, G pairs that they are told from, B examples, D width of a vector, H of a state.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from hashlib import blake2b
 from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from vlp.data.batch import WEIGHT
-from vlp.models.heads import ContrastHead, HeadConfig
-from vlp.objectives.objective import Objective, ObjectiveConfig, empty_positions
+from vlp.config import Config
+from vlp.errors import ConfigError
+from vlp.models.halves import separable
+from vlp.models.heads import COLDEST, HOTTEST, ContrastHead, HeadConfig
+from vlp.models.model import ModelConfig
+from vlp.objectives.gallery import Gallery, best, both_ways, scores, soft_cross_entropy
+from vlp.objectives.objective import Hidden, ObjectiveConfig, SelfSupervised, SelfSupervisedConfig, empty_positions
 from vlp.types import Batch, Encoded, Packing, Rows, Target, Targets
 
 Pool = Literal["first", "mean"]
+PLAIN = "text.plain"
+"""The tap that holds the texts' unimodal states before words were hidden."""
 _SIDES = ("text", "image")
+
+
+class MomentumConfig(Config):
+    """A slow copy of the model makes the vectors that pairs are told from, and part of the targets. Source: Li et al.
+    2021 (arXiv 2107.07651), sections 3.2 (momentum contrast) and 3.3 (momentum distillation)."""
+
+    decay: float = Field(0.995, gt=0, lt=1)
+    """Share of the slow weights that stays at each step."""
+    queue: int = Field(65536, ge=0)
+    """Vectors of past steps that pairs are told from too; it is empty at the start."""
+    alpha: float = Field(0.4, ge=0, le=1)
+    """The slow model's share of the targets; 0 is contrast alone."""
+    ramp: int = Field(0, ge=0)
+    """Steps over which `alpha` rises from 0 (Li et al.: those of the first epoch)."""
 
 
 class ContrastConfig(ObjectiveConfig):
     """Settings of contrast."""
 
     kind: Literal["contrast"] = "contrast"
-    group: int = Field(64, ge=2)
-    """Pairs that are contrasted with each other."""
     width: int = Field(256, gt=0)
     """Numbers of a vector."""
-    temperature: float = Field(0.07, gt=0)
-    """What similarities are divided by at the start; it is learned."""
+    temperature: float = Field(0.07, ge=COLDEST, le=HOTTEST)
+    """What similarities are divided by at the start; it is learned, and stays between 0.001 and 0.5."""
     text: Pool = "first"
     """The text's state that makes its vector: that of its first token ([CLS]), or the mean of all."""
     image: Pool = "mean"
     """The image's, likewise."""
+    momentum: MomentumConfig | None = None
+    """Tell pairs from a slow model's vectors, past ones too; null tells them from the batch's own."""
 
 
-class Contrast(Objective):
-    """Cross entropy of each text's own image among those of its group, and of each image's own text."""
+class ContrastPretrainingConfig(ContrastConfig, SelfSupervisedConfig):
+    """Settings of contrast in pre-training."""
+
+
+class Contrast(SelfSupervised):
+    """Cross entropy of each text's own image among those of the global batch, and of each image's own text."""
 
     rows: Rows = "example"
+    pairs = "matched"
 
-    def __init__(self, name: str, config: ContrastConfig) -> None:
+    def __init__(self, name: str, config: ContrastConfig, model: ModelConfig, key: str) -> None:
         super().__init__(name)
+        if not separable(model):
+            raise ConfigError(
+                f"{key}: this model's text reads the image from the start (or the other way round), so neither has a "
+                "vector of its own; leave it out"
+            )
         self.config = config
 
     def head(self) -> HeadConfig:
         return ContrastHead(width=self.config.width, temperature=self.config.temperature)
 
     def empty(self) -> Target:
-        return Target(empty_positions(), {"image": np.zeros(0, np.int64), WEIGHT: np.zeros(0, np.float32)})
+        return Target(empty_positions(), {"place": np.zeros(0, np.int64), "image": np.zeros(0, np.int64)})
 
-    def target(self, image: int) -> Target:
-        """The target of one pair: a share of its group, so that the count is the number of groups.
+    def target(self, hidden: Hidden, rng: np.random.Generator) -> Target:
+        return self.target_of(hidden.place, hidden.image)
+
+    def target_of(self, place: int, image: int) -> Target:
+        """The target of one pair.
 
         Args:
-            image: a number of its image; pairs of one image are not contrasted with each other.
+            place: in the global batch; no two pairs have the same.
+            image: a number of its image; pairs of one image are not told from each other.
         """
-        weight = np.full(1, 1 / self.config.group, np.float32)
-        return Target(np.zeros(1, np.int64), {"image": np.full(1, image, np.int64), WEIGHT: weight})
+        return Target(np.zeros(1, np.int64), {"place": np.full(1, place), "image": np.full(1, image)})
 
     def reading(self, encoded: Encoded, batch: Batch) -> Encoded:
-        """With the pooled unimodal states as taps of their own, [B, H]."""
+        """With the pooled unimodal states as taps of their own, [B, H]; of texts before words were hidden."""
+        text_NH = encoded.taps.get(PLAIN, encoded.taps["text.unimodal"])
         pooled = {
-            "text.pooled": _pooled(encoded.taps["text.unimodal"], batch.text.packing, self.config.text),
+            "text.pooled": _pooled(text_NH, batch.text.packing, self.config.text),
             "image.pooled": _pooled(encoded.taps["image.unimodal"], batch.image.packing, self.config.image),
         }
         return replace(encoded, taps=encoded.taps | pooled)
 
     def scores(self, head: nn.Module | None, encoded: Encoded, targets: Targets) -> Tensor:
-        """Text and image vectors side by side, [K, 2 D]."""
+        """Text and image vectors and one over the temperature side by side, [K, 2 D + 1]."""
         text_KH, image_KH = (encoded.taps[f"{side}.pooled"].index_select(0, targets.positions_K) for side in _SIDES)
         assert head is not None
         return head(text_KH, image_KH)  # type: ignore[no-any-return]
 
     def loss(self, scores_K: Tensor, targets: Targets) -> tuple[Tensor, dict[str, tuple[Tensor, float]]]:
-        text_GPD, image_GPD = scores_K.view(-1, self.config.group, scores_K.shape[1]).chunk(2, dim=-1)
-        image_GP = targets.values["image"].view(-1, self.config.group)
-        same_GPP = image_GP[:, :, None] == image_GP[:, None, :]
-        own_PP = torch.eye(self.config.group, dtype=torch.bool, device=scores_K.device)
-        scores_GPP = (text_GPD @ image_GPD.transpose(1, 2)).masked_fill(same_GPP & ~own_PP, float("-inf"))
-        right_GP = torch.arange(self.config.group, device=scores_K.device).expand(len(scores_GPP), -1)
-        both = [scores_GPP, scores_GPP.transpose(1, 2)]
-        total = scores_K.new_zeros(())
-        for way_GPP in both:
-            total = total + F.cross_entropy(way_GPP.flatten(0, 1), right_GP.flatten(), reduction="sum")
-        found = sum((way_GPP.detach().argmax(-1) == right_GP).sum() for way_GPP in both)
-        metrics = {f"{self.name}_accuracy": (torch.as_tensor(found), 2.0 * right_GP.numel())}
-        return total / (2 * self.config.group), metrics
+        text_KD, image_KD, scale_K1 = self.parts(scores_K)
+        survey = targets.survey
+        if "text_pull" in survey:
+            total, right_K = _pulled(text_KD, image_KD, survey)
+        elif "text_gallery" in survey:
+            total, right_K = _distilled(text_KD, image_KD, scale_K1, survey)
+        else:
+            rows_K = torch.arange(len(text_KD), device=text_KD.device)
+            loss_K, right_K = both_ways(text_KD, image_KD, Gallery(text_KD, image_KD, targets.values["image"]), rows_K)
+            total = loss_K.sum()
+        pairs = float(len(scores_K))
+        return total, {
+            f"{self.name}_accuracy": (right_K.sum(), 2 * pairs),
+            f"{self.name}_temperature": ((1 / scale_K1.detach()).sum(), pairs),
+        }
+
+    def parts(self, scores_K: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What `scores` put side by side: text vectors, which the temperature has divided, images', and its inverse."""
+        text_KD, image_KD, scale_K1 = torch.split(scores_K, [self.config.width, self.config.width, 1], dim=1)
+        return text_KD, image_KD, scale_K1
+
+
+def _pulled(text_KD: Tensor, image_KD: Tensor, survey: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The losses of these pairs, with the gradient that all pairs' losses have for their vectors."""
+    pull = (text_KD * survey["text_pull"]).sum() + (image_KD * survey["image_pull"]).sum()
+    return survey["loss"].sum() + (pull - pull.detach()), survey["right"]
+
+
+def _distilled(text_KD: Tensor, image_KD: Tensor, scale_K1: Tensor, survey: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Losses against the slow model's vectors, whose scores are part of the targets."""
+    gallery = Gallery(survey["text_gallery"], survey["image_gallery"], survey["images"])
+    rows_K, alpha = survey["rows"], survey["alpha"]
+    images_K = gallery.images_G[rows_K]
+    teacher = {"text": gallery.text_GD[rows_K], "image": gallery.image_GD[rows_K]}
+    loss_K, right_K = text_KD.new_zeros(len(rows_K)), text_KD.new_zeros(len(rows_K))
+    ways = ((text_KD, teacher["text"], gallery.image_GD), (image_KD * scale_K1, teacher["image"], gallery.text_GD))
+    for query_KD, slow_KD, keys_GD in ways:
+        scores_KG = scores(query_KD, keys_GD, images_K, gallery.images_G, rows_K)
+        with torch.no_grad():
+            teacher_KG = scores(slow_KD * scale_K1, keys_GD, images_K, gallery.images_G, rows_K)
+        loss_K = loss_K + soft_cross_entropy(scores_KG, teacher_KG, rows_K, alpha) / 2
+        right_K = right_K + best(scores_KG, rows_K)
+    return loss_K.sum(), right_K
+
+
+def image_number(dataset: int, key: str) -> int:
+    """A number of a sample's image that is the same in every block, epoch and run."""
+    return int.from_bytes(blake2b(f"{dataset}/{key}".encode(), digest_size=8).digest(), "little") >> 1
 
 
 def _pooled(states_NH: Tensor, packing: Packing, pool: Pool) -> Tensor:

@@ -2,8 +2,10 @@
 section 3.1 (ITM); Tan and Bansal 2019 (arXiv 1908.07490), section 3.1.3; with two texts, Li et al. 2019 (arXiv
 1908.03557), section 3.3.
 
-The negative is drawn before anything is read (`mismatch`), from the example's own block, so that its length is known
-when a step is planned and no other shard is opened.
+A negative is drawn before anything is read (`mismatch`), from the example's own block, so that its length is known
+when a step is planned and no other shard is opened. Or it is a hard one, found among the global batch by what contrast
+makes of it (`vlp.objectives.negatives`): then each example gives three pairs. Source: Li et al. 2021 (arXiv
+2107.07651), section 3.2.
 """
 
 from __future__ import annotations
@@ -12,9 +14,11 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
-from torch import Tensor
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Self
 
 from vlp.data.index import Block
 from vlp.errors import ConfigError
@@ -29,13 +33,24 @@ from vlp.objectives.objective import (
     empty_positions,
     precise,
 )
-from vlp.types import Pair, Rows, Target, Targets
+from vlp.types import Encoded, Pair, Rows, Target, Targets
+
+REMATCHED = "rematched.pooled"
+"""The tap that holds the pooled vectors of pairs that a first pass over the global batch has found."""
+HARD_PAIRS = 3
+"""Pairs of an example with hard negatives: the matched one, its image with another text, its text with another image;
+its loss is their mean."""
 
 
 class MatchingConfig(SelfSupervisedConfig):
     """Settings of image-text matching."""
 
     kind: Literal["matching"] = "matching"
+    negatives: Literal["block", "hard"] = "block"
+    """Where mismatched pairs come from: the example's block, by chance; or the global batch, two for each matched pair,
+    its image with a text and its text with an image that contrast takes to be like its own. `hard` needs an objective
+    of kind contrast, and holds for training: evaluation draws from the block. Its pairs come on top of
+    `batch.micro_tokens`: two more of each example in the blocks where text and image meet."""
     replace: Literal["image", "text", "either", "second_text"] = "image"
     """What is replaced in a mismatched pair: its image, its text, or either of them at random. `second_text`: two texts
     stand one after the other; the first is the image's, the second another of the image's texts or, mismatched, one of
@@ -44,6 +59,12 @@ class MatchingConfig(SelfSupervisedConfig):
     """Chance of a pair to be mismatched."""
     matched_label: Literal[0, 1] = 1
     """The label of a matched pair; the other one is a mismatched pair's."""
+
+    @model_validator(mode="after")
+    def _one_text(self) -> Self:
+        if self.negatives == "hard" and self.replace == "second_text":
+            raise ValueError("negatives: hard replaces the image or the one text; take replace: second_text back")
+        return self
 
 
 class Matching(SelfSupervised):
@@ -98,10 +119,18 @@ class Matching(SelfSupervised):
             return self.empty()
         return Target(np.zeros(1, np.int64), {"matched": np.array([hidden.example.matched], np.int64)})
 
+    def scores(self, head: nn.Module | None, encoded: Encoded, targets: Targets) -> Tensor:
+        if "matched" not in targets.survey:
+            return super().scores(head, encoded, targets)
+        assert head is not None
+        pooled_PH = torch.cat([encoded.pooled_BH, encoded.taps[REMATCHED]])
+        return head(pooled_PH.index_select(0, targets.survey["rows"]))  # type: ignore[no-any-return]
+
     def loss(self, scores_K: Tensor, targets: Targets) -> tuple[Tensor, dict[str, tuple[Tensor, float]]]:
-        matched_K = targets.values["matched"]
+        hard = "matched" in targets.survey
+        matched_K = (targets.survey if hard else targets.values)["matched"]
         labels_K = matched_K if self.config.matched_label == 1 else 1 - matched_K
-        total = F.cross_entropy(precise(scores_K), labels_K, reduction="sum")
+        total = F.cross_entropy(precise(scores_K), labels_K, reduction="sum") / (HARD_PAIRS if hard else 1)
         return total, {f"{self.name}_accuracy": accuracy(scores_K, labels_K)}
 
 

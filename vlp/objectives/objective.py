@@ -57,6 +57,10 @@ class Hidden:
     """True at the regions that are to be guessed; None where there is none."""
     lent_KD: NDArray[np.float32] | None = None
     """Features of other images' regions."""
+    place: int = 0
+    """In the global batch."""
+    image: int = 0
+    """A number of the image, the same in every block, epoch and run."""
 
 
 class Objective(ABC):

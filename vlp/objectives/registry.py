@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from vlp.objectives.itc import Contrast, ContrastPretrainingConfig
 from vlp.objectives.itm import Matching, MatchingConfig
 from vlp.objectives.mlm import MaskedLanguage, MaskedLanguageConfig
 from vlp.objectives.objective import Facts, SelfSupervised
@@ -25,7 +26,8 @@ AnyObjectiveConfig = Annotated[
     | MatchingConfig
     | AlignmentConfig
     | QuestionAnsweringConfig
-    | PrefixLanguageConfig,
+    | PrefixLanguageConfig
+    | ContrastPretrainingConfig,
     Field(discriminator="kind"),
 ]
 
@@ -38,6 +40,7 @@ _CLASSES: dict[str, Callable[[str, Any, Facts], SelfSupervised]] = {
     "word_region_alignment": Alignment,
     "question_answering": QuestionAnswering,
     "prefix_language": PrefixLanguage,
+    "contrast": lambda name, config, facts: Contrast(name, config, facts.model, f"task.objectives.{name}"),
 }
 
 

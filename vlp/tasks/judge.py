@@ -70,8 +70,8 @@ class Judge:
             yield step
 
     def metrics(self, task: Task) -> dict[str, float]:
-        """What the task measures, and how many examples could not be read, if any."""
-        return task.evaluate(self) | self._unreadable()
+        """What the task measures, and how many examples could not be read, if any; on every rank."""
+        return self.shared(task.evaluate(self) | self._unreadable())[0]
 
     def judged(self, task: Task) -> Judgement:
         """The same, with what became of each example."""

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
+from vlp.models.halves import joined, unimodal
 from vlp.models.model import Network
+from vlp.objectives.itc import PLAIN, Contrast
+from vlp.objectives.itm import REMATCHED
 from vlp.objectives.objective import Objective
-from vlp.types import Batch, Encoded, Losses
+from vlp.types import Batch, Encoded, Losses, Rematched
 
 
 class TaskModule(nn.Module):
@@ -23,9 +27,22 @@ class TaskModule(nn.Module):
         self.model = model
         self.objectives = dict(objectives)
 
+    @property
+    def contrast(self) -> Contrast | None:
+        """The objective that tells pairs of the global batch apart, if there is one."""
+        return next((each for each in self.objectives.values() if isinstance(each, Contrast)), None)
+
     def forward(self, batch: Batch) -> Losses:
+        # First, so that its dropout is drawn as `vectors` draws it.
+        plain = self._plain(batch)
         encoded: Encoded = self.model(batch)
-        tie = sum(states[:0].sum() for states in (encoded.text_NH, encoded.image_MH, encoded.pooled_BH))
+        encoded.taps |= plain
+        unread = [encoded.text_NH, encoded.image_MH, encoded.pooled_BH]
+        if batch.rematched is not None:
+            pairs = self._rematched(encoded, batch.rematched)
+            encoded.taps[REMATCHED] = pairs.pooled_BH
+            unread += [pairs.text_NH, pairs.image_MH, pairs.pooled_BH]
+        tie = sum(states[:0].sum() for states in (*unread, *plain.values()))
         sums: dict[str, Tensor] = {}
         metrics: dict[str, tuple[Tensor, float | Tensor]] = {}
         for name, objective in self.objectives.items():
@@ -45,3 +62,25 @@ class TaskModule(nn.Module):
     def _head(self, name: str) -> nn.Module | None:
         """The objective's head, if it has one."""
         return None if self.objectives[name].head() is None else self.model.heads[name]
+
+    def vectors(self, batch: Batch) -> Tensor:
+        """What contrast makes of the pairs (see its `scores`), by the blocks before text and image meet alone; the
+        same as `forward` makes of them, dropout included, where the random generator starts alike."""
+        contrast = self.contrast
+        assert contrast is not None
+        taps = self._plain(batch)
+        text_NH, image_MH = unimodal(self.model, batch)
+        taps |= {"text.unimodal": text_NH, "image.unimodal": image_MH}
+        encoded = contrast.reading(Encoded(text_NH, image_MH, text_NH[:0], taps), batch)
+        return contrast.scores(self.model.heads[contrast.name], encoded, batch.targets[contrast.name])
+
+    def _plain(self, batch: Batch) -> dict[str, Tensor]:
+        """The unimodal states of the texts before words were hidden, if those are asked for."""
+        return {} if batch.plain is None else {PLAIN: unimodal(self.model, batch.plain)[0]}
+
+    def _rematched(self, encoded: Encoded, found: Rematched) -> Encoded:
+        """Images of the batch with other texts: what a text alone decides is made anew, what an image does is not."""
+        own_NH = encoded.taps.get(PLAIN, encoded.taps["text.unimodal"])
+        text_NH = torch.cat([own_NH, unimodal(self.model, found.others)[0]]).index_select(0, found.text_rows_N)
+        image_MH = encoded.taps["image.unimodal"].index_select(0, found.image_rows_M)
+        return joined(self.model, text_NH, image_MH, found.pairs)

@@ -11,7 +11,9 @@ import numpy as np
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
+from vlp.data.batch import collate
 from vlp.data.index import Block
+from vlp.objectives.itc import Contrast, image_number
 from vlp.objectives.itm import Matching
 from vlp.objectives.objective import Facts, Hidden, SelfSupervised
 from vlp.objectives.prefix import PrefixLanguage
@@ -20,6 +22,7 @@ from vlp.objectives.regions import RegionHidingConfig, hide_regions, spare_regio
 from vlp.objectives.registry import AnyObjectiveConfig, make_objective
 from vlp.seeds import generator
 from vlp.tasks.captioning import exact_matches
+from vlp.tasks.contrasting import contrast_metrics
 from vlp.tasks.grounding import probe_ids, word_accuracies
 from vlp.tasks.judge import Judge, Totals
 from vlp.tasks.module import TaskModule
@@ -78,7 +81,22 @@ class PretrainConfig(TaskConfig):
                 raise ValueError(
                     f"objectives.{name}.along_with: '{config.along_with}' is no objective with steps of its own"
                 )
+        self._check_contrast()
         return self
+
+    def _check_contrast(self) -> None:
+        contrasts = {name: config for name, config in self.objectives.items() if config.kind == "contrast"}
+        if len(contrasts) > 1:
+            raise ValueError("objectives can hold one of kind contrast, since a step has one first pass")
+        for name, config in self.objectives.items():
+            if config.kind != "matching" or config.negatives == "block":
+                continue
+            together = self.combine == "all" or config.along_with in contrasts
+            if not (contrasts and together and all(c.from_step <= config.from_step for c in contrasts.values())):
+                raise ValueError(
+                    f"objectives.{name}.negatives: hard ones are found by what contrast makes of the same step: add an "
+                    "objective of kind contrast that begins no later, and say combine: all or along_with its name"
+                )
 
     @property
     def hides_both(self) -> bool:
@@ -130,7 +148,7 @@ class PretrainTask(Task):
         (pair,) = super().pairs(slot, block, rng)
         for name in active:
             objective = self.objectives[name]
-            if isinstance(objective, Matching):
+            if isinstance(objective, Matching) and (self._only or objective.config.negatives == "block"):
                 pair = objective.mismatch(slot.example, block, rng)
         return (replace(pair, loans=self._loans(active, pair, block, rng)),)
 
@@ -152,7 +170,14 @@ class PretrainTask(Task):
         active = self.active(slot.step)
         streams = self._hidden(active, rng)
         hidden = self._hide_regions(example, image, rng) if "image" in streams else Hidden(example, None)
-        hidden = replace(hidden, question=self.question_of(text, text_number))
+        hidden = replace(
+            hidden,
+            question=self.question_of(text, text_number),
+            place=slot.index,
+            image=image_number(slot.dataset, image.key),
+        )
+        if self._reads_plain(active):
+            example.plain_T = example.token_ids_T
         for name, objective in self.objectives.items():
             # Hide in mismatched pairs too, whether or not it is guessed there: a mask must not tell a match.
             if name in active and objective.hides in {None, *streams}:
@@ -188,15 +213,30 @@ class PretrainTask(Task):
         alone = example.image is None and self.setting.without != "image"
         return not alone and (example.matched or objective.pairs == "all")
 
+    def _reads_plain(self, active: tuple[str, ...]) -> bool:
+        """Whether contrast reads texts whose words may be hidden in the same step."""
+        return "text" in self._hiding(active) and any(isinstance(self.objectives[name], Contrast) for name in active)
+
+    def collate(self, examples: list[list[Example]], step: int) -> Batch:
+        batch = super().collate(examples, step)
+        if not self._reads_plain(self.active(step)):
+            return batch
+        plain = [_plain(each) for group in examples for each in group]
+        return replace(batch, plain=collate(plain, self.images.form, {}))
+
     def evaluate(self, judge: Judge) -> dict[str, float]:
         """Loss and metrics of each objective alone, and the grounding probe if the config names words."""
         totals = Totals()
-        for name in self.objectives:
+        recalls: dict[str, float] = {}
+        for name, objective in self.objectives.items():
             view = self.only(name)
+            if isinstance(objective, Contrast):
+                recalls |= contrast_metrics(view, objective, judge)
+                continue
             for step in judge.batches(view):
                 for batch in step.micro_batches:
                     self._add(totals, name, batch, judge.run(batch, TaskModule.__call__))
-        metrics = judge.averaged(totals.values)
+        metrics = judge.averaged(totals.values) | recalls
         for objective in self.objectives.values():
             if isinstance(objective, PrefixLanguage) and self.config.captioned_images:
                 metrics |= exact_matches(self, objective, judge, self.config.captioned_images)
@@ -207,6 +247,12 @@ class PretrainTask(Task):
         for metric, (value, count) in losses.metrics.items():
             if metric.startswith(f"{name}_"):
                 totals.add(metric, float(value), float(count))
+
+
+def _plain(example: Example) -> Example:
+    """Its text before words were hidden, alone."""
+    plain_T = example.token_ids_T if example.plain_T is None else example.plain_T
+    return replace(example, token_ids_T=plain_T, image=None, targets={}, causal=False)
 
 
 @lru_cache(maxsize=4)

@@ -15,11 +15,10 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from vlp.data.index import Block
-from vlp.errors import ConfigError, DataError
 from vlp.metrics.recall import median_rank, ranks_of_matches
 from vlp.metrics.shortlist import best, reranked
 from vlp.models.halves import separable
-from vlp.objectives.itc import Contrast, ContrastConfig
+from vlp.objectives.itc import Contrast, ContrastConfig, image_number
 from vlp.objectives.itm import other_sample, other_text
 from vlp.objectives.objective import Objective
 from vlp.objectives.ranking import Ranking, RankingConfig
@@ -48,7 +47,7 @@ class RetrievalConfig(TaskConfig):
     negative_texts: int = Field(1, ge=0)
     """Mismatched texts per matched pair."""
     contrast: ContrastConfig | None = None
-    """The dual encoder's loss, over what text and image are before they meet; null for a cross-encoder alone."""
+    """The dual encoder's loss over the matched pairs of the global batch; null for a cross-encoder alone."""
     judged_images: int = Field(1000, ge=1)
     """Images of the validation set that are ranked, with all their texts (the first ones in index order)."""
     folds: int = Field(1, ge=1)
@@ -70,7 +69,7 @@ class RetrievalConfig(TaskConfig):
 
 
 class RetrievalTask(Task):
-    """Groups of a matched pair and its negatives, or of matched pairs; evaluation ranks some images and their texts."""
+    """Groups of a matched pair and its negatives; evaluation ranks some images and their texts."""
 
     def __init__(self, config: RetrievalConfig, setting: Setting) -> None:
         super().__init__(config, setting)
@@ -78,12 +77,8 @@ class RetrievalTask(Task):
         self.apart = separable(setting.model)
         group = 1 + config.negative_images + config.negative_texts
         self.ranking = None if config.ranking is None else Ranking(config.head, config.ranking, group)
-        self.contrast = None if config.contrast is None else Contrast(CONTRAST, config.contrast)
-        if self.contrast and not self.apart:
-            raise ConfigError(
-                "task.contrast: this model's text reads the image from the start (or the other way round), so neither "
-                "has a vector of its own; leave contrast out"
-            )
+        contrast = config.contrast
+        self.contrast = None if contrast is None else Contrast(CONTRAST, contrast, setting.model, "task.contrast")
         made: list[Objective] = [each for each in (self.ranking, self.contrast) if each is not None]
         self.objectives = {objective.name: objective for objective in made}
 
@@ -95,8 +90,7 @@ class RetrievalTask(Task):
     def pairs(self, slot: Slot, block: Block, rng: np.random.Generator) -> tuple[Pair, ...]:
         sample = int(block.sample_E[slot.example])
         matched = Pair(sample, slot.example)
-        negatives = self._negatives(matched, block, rng) if self.ranking else []
-        return (matched, *negatives, *self._others(matched, block, rng))
+        return (matched, *(self._negatives(matched, block, rng) if self.ranking else ()))
 
     def _negatives(self, matched: Pair, block: Block, rng: np.random.Generator) -> list[Pair]:
         images = [other_sample(matched.image, block, rng) for _ in range(self.config.negative_images)]
@@ -109,31 +103,15 @@ class RetrievalTask(Task):
             *(Pair(matched.image, text, matched=False) for text in texts if text is not None),
         ]
 
-    def _others(self, matched: Pair, block: Block, rng: np.random.Generator) -> list[Pair]:
-        """The matched pairs that this one is contrasted with, of other images as far as the block has them."""
-        if self.contrast is None:
-            return []
-        wanted = self.contrast.config.group - 1
-        candidates = np.flatnonzero(block.sample_E != matched.image)
-        if not len(candidates):
-            raise DataError(
-                "task.contrast: a block of the training shards has one image with texts, so there is nothing to "
-                "contrast it with; raise data.block_shards"
-            )
-        # One text of each of some images: the candidates in a random order, the first of each image.
-        drawn = rng.permutation(candidates)
-        _, first = np.unique(block.sample_E[drawn], return_index=True)
-        texts = rng.permutation(drawn[first])
-        return [Pair(int(block.sample_E[text]), int(text)) for text in np.resize(texts, wanted)]
-
     def example(
         self, slot: Slot, pair: Pair, image: Sample, text: Sample, text_number: int, rng: np.random.Generator, step: int
     ) -> Example:
         example = self.bare_example(image, self.text_of(text, text_number), pair.matched)
-        if self.ranking and (not pair.matched or pair.text == slot.example):
+        if self.ranking:
             example.targets[self.ranking.name] = self.ranking.target()
         if self.contrast and pair.matched:
-            example.targets[self.contrast.name] = self.contrast.target(pair.image)
+            number = image_number(slot.dataset, image.key)
+            example.targets[self.contrast.name] = self.contrast.target_of(slot.index, number)
         return example
 
     # --------------------------------------------------------------------------------------------------- evaluation

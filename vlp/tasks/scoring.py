@@ -58,7 +58,7 @@ class Scorer:
         own_texts = range(self._judge.world.rank, len(self._texts), self._judge.world.size)
         texts = self._vectors(objective, own_texts, self._text, self._text_length)
         images = self._vectors(objective, self._own, self._alone, self._image_length)
-        return np.asarray(images[:, width:] @ texts[:, :width].T, np.float32)
+        return np.asarray(images[:, width : 2 * width] @ texts[:, :width].T, np.float32)
 
     def matches(self, objective: Ranking, texts_I: Sequence[NDArray[np.int64]]) -> NDArray[np.float32] | None:
         """What a cross-encoder makes of each image with some of the texts, [I, T], on rank 0; NaN for other pairs.
@@ -100,7 +100,9 @@ class Scorer:
         """The head's vectors of all texts or all images, on every rank; this one makes `own`."""
 
         def made(numbers: list[int]) -> NDArray[np.float32]:
-            examples = [_with_target(example(number), objective.name, objective.target(number)) for number in numbers]
+            examples = [
+                _with_target(example(number), objective.name, objective.target_of(number, number)) for number in numbers
+            ]
             batch = self._task.collate([[each] for each in examples], 0)
             vectors: Tensor = self._judge.run(batch, lambda module, moved: module.scores(moved, objective.name))
             return vectors.cpu().numpy()

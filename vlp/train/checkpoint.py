@@ -31,7 +31,8 @@ from vlp.train.checkpointfiles import (
     write_state,
     write_tensors,
 )
-from vlp.train.ema import KIND as EMA
+from vlp.train.ema import KINDS as MEANS
+from vlp.train.queue import KIND as QUEUE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -193,13 +194,14 @@ class Checkpoints:
                 )
         _compare_shapes(path, state["parameters"], engine.shapes())
         with Reader(path, list(state["files"])) as reader:
-            averaged = bool(reader.names(EMA))
+            kept = {kind for kind in MEANS if reader.names(kind)}
             for piece in engine.pieces():
                 for kind, values in piece.values.items():
                     # A mean that the run did not keep before starts at the weights.
-                    source = "weight" if kind == EMA and not averaged else kind
+                    source = "weight" if kind in MEANS and kind not in kept else kind
                     values.copy_(reader.range(source, piece.name, piece.start, piece.length))
-            engine.set_untrained({name: reader.whole("kept", name) for name in engine.untrained_names()})
+            engine.set_queue({name: reader.whole(QUEUE, name) for name in reader.names(QUEUE)})
+            engine.untrained.set({name: reader.whole("kept", name) for name in engine.untrained.names()})
         engine.states.set_steps(state["adam_steps"])
         engine.states.refresh_working_weights()
         engine.skipped_steps = state["skipped_steps"]
@@ -223,9 +225,10 @@ def _own_tensors(engine: Engine, world: World) -> dict[str, Tensor]:
     for index, piece in enumerate(engine.pieces()):
         if engine.stage > 0 or index % world.size == world.rank:
             own |= {f"{kind}/{piece.name}@{piece.start}": values for kind, values in piece.values.items()}
-    kept = engine.untrained()
+    kept = engine.untrained.values()
     if world.is_main:
         own |= {f"kept/{name}@0": tensor for name, tensor in kept.items()}
+        own |= {f"{QUEUE}/{name}@0": tensor for name, tensor in engine.queue().items()}
     return own
 
 

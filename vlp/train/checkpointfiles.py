@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlp.data.build import checksum_of
 from vlp.errors import CheckpointError
-from vlp.train.ema import KIND as EMA
+from vlp.train.ema import EMA
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,4 +1,7 @@
-"""A running mean of the weights, kept by each rank for the pieces of parameters that it holds."""
+"""Running means of the weights, kept by each rank for the pieces of parameters that it holds.
+
+One that evaluation and export use (`ema`), and one that a momentum model is (`vlp.train.survey`).
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,9 @@ from vlp.train.states import States
 if TYPE_CHECKING:
     from torch import Tensor
 
-KIND = "ema"
-"""Name of the mean among the values of a piece, in checkpoints."""
+EMA, MOMENTUM = "ema", "momentum"
+"""Names of the means among the values of a piece, in checkpoints."""
+KINDS = (EMA, MOMENTUM)
 
 
 class EmaConfig(Config):
@@ -27,14 +31,16 @@ class EmaConfig(Config):
     """Take min(decay, (1 + step) / (10 + step)) instead, so that a short run does not average in its random start."""
 
 
-class Ema:
-    """The mean of the fp32 weights after every applied step, at every ZeRO stage: memory is one more shard of weights.
+class Mean:
+    """A mean of the fp32 weights after every applied step, at every ZeRO stage: memory is one more shard of weights.
 
     Args:
+        kind: its name among the values of a piece.
         states: of the engine; the mean starts at the weights it holds now.
     """
 
-    def __init__(self, config: EmaConfig, states: States) -> None:
+    def __init__(self, kind: str, config: EmaConfig, states: States) -> None:
+        self.kind = kind
         self._config = config
         self._states = states
         self.values: dict[str, Tensor] = {

@@ -21,14 +21,16 @@ from torch import Tensor, nn
 from vlp.distributed import World, share, sum_over_ranks
 from vlp.errors import ConfigError, DataError, TrainingError
 from vlp.seeds import derive
-from vlp.train.ema import KIND as EMA
-from vlp.train.ema import Ema, EmaConfig
+from vlp.train.bounds import Bounds
+from vlp.train.ema import EMA, EmaConfig, Mean
 from vlp.train.forward import Forward, Metrics, Root
 from vlp.train.optimizer import OptimizerConfig, make_optimizer, set_rate
 from vlp.train.penalty import Penalty, PenaltyConfig
 from vlp.train.quiet import import_deepspeed
 from vlp.train.scaler import scaler_state, set_scaler_state
 from vlp.train.states import Piece, States
+from vlp.train.survey import momentum_of, survey_of
+from vlp.train.untrained import Untrained
 from vlp.train.zero import Precision, engine_config, stage_of
 
 if TYPE_CHECKING:
@@ -123,7 +125,20 @@ class Engine:
         )
         trained = {name: p for name, p in self._root.task.named_parameters() if p.requires_grad}
         self.states = States(self._engine, trained)
-        self._ema = Ema(ema, self.states) if ema is not None else None
+        self.untrained = Untrained(task, self.stage)
+        self._bounds = Bounds(task, self.states)
+        self._ema = Mean(EMA, ema, self.states) if ema is not None else None
+        momentum = momentum_of(task, self.states)
+        self._means = [mean for mean in (self._ema, momentum) if mean is not None]
+        self._survey = survey_of(
+            task,
+            momentum,
+            run=self._without_graph,
+            seeded=self._seed_dropout,
+            to_device=self.to_device,
+            world=world,
+            seed=seed,
+        )
 
     @property
     def task(self) -> nn.Module:
@@ -141,11 +156,18 @@ class Engine:
         """
         self._root.eval()
         try:
-            with torch.no_grad():
-                result: tuple[T] = self._root(lambda task: (call(task),))
-                return result[0]
+            return self._without_graph(call)
         finally:
             self._root.train()
+
+    def _without_graph(self, call: Callable[[nn.Module], T]) -> T:
+        with torch.no_grad():
+            result: tuple[T] = self._root(lambda task: (call(task),))
+            return result[0]
+
+    def _seed_dropout(self, step: int, micro_batch: int) -> None:
+        """Before each forward, so that nothing of a random generator is part of a run's state."""
+        torch.manual_seed(derive(self.seed, "dropout", step, self.world.rank, micro_batch))
 
     def train_step(self, step: Step, learning_rate: float, *, stop: bool = False, save: bool = False) -> StepResult:
         """One optimizer step on a global batch; collective.
@@ -162,9 +184,9 @@ class Engine:
         scales_O = self._scales(agreed.counts)
         sums_O = torch.zeros(len(self._weights), dtype=torch.float64, device=self.world.device)
         metrics = Metrics()
-        for index, batch in enumerate(step.micro_batches):
-            # Seeded before each forward, so nothing of a random generator is part of a run's state.
-            torch.manual_seed(derive(self.seed, "dropout", step.number, self.world.rank, index))
+        surveyed = self._survey is not None and agreed.counts[self._survey.name] > 0
+        for index, batch in enumerate(self._survey.look(step) if self._survey and surveyed else step.micro_batches):
+            self._seed_dropout(step.number, index)
             self._engine.set_gradient_accumulation_boundary(index == len(step.micro_batches) - 1)
             last = index == len(step.micro_batches) - 1
             penalty = self._penalty if last else None
@@ -175,8 +197,7 @@ class Engine:
             metrics.add(measured)
         grad_norm, applied = self._update(learning_rate)
         self.skipped_steps += not applied
-        if self._ema is not None and applied:
-            self._ema.update(self.states.steps)
+        self._follow(applied)
         means_O, measures = self._report(sums_O, agreed.counts, metrics)
         losses = {name: mean for name, mean in means_O.items() if agreed.counts[name] > 0}
         return StepResult(
@@ -256,6 +277,15 @@ class Engine:
         norm = self._engine.get_global_grad_norm()  # None, a float or a tensor, depending on the stage
         return (float(norm) if norm is not None else math.nan), applied
 
+    def _follow(self, applied: bool) -> None:
+        """All that changes with the weights."""
+        if applied:
+            self._bounds.apply()
+            for mean in self._means:
+                mean.update(self.states.steps)
+        if self._survey is not None:
+            self._survey.end(applied)
+
     def _report(
         self, sums_O: Tensor, counts: Mapping[str, float], metrics: Metrics
     ) -> tuple[dict[str, float], dict[str, float]]:
@@ -279,8 +309,17 @@ class Engine:
     def pieces(self) -> Iterator[Piece]:
         """What this rank holds of the trained parameters, with all that a checkpoint keeps of them."""
         for piece in self.states.pieces():
-            mean = {EMA: self._ema.values[piece.name]} if self._ema is not None else {}
-            yield replace(piece, values=piece.values | mean)
+            means = {mean.kind: mean.values[piece.name] for mean in self._means}
+            yield replace(piece, values=piece.values | means)
+
+    def queue(self) -> dict[str, Tensor]:
+        """The queue of contrast's momentum model, by part; empty where there is none."""
+        return {} if self._survey is None or not self._survey.momentum else self._survey.queue.tensors()
+
+    def set_queue(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set what `queue` gave; from nothing it stays empty."""
+        if self._survey is not None:
+            self._survey.queue.set(tensors)
 
     @property
     def scaler(self) -> dict[str, float]:
@@ -302,47 +341,8 @@ class Engine:
             full = self.states.full_weight(parameter)
             if self.world.is_main:
                 weights[name] = full.detach().float().cpu().clone()
-        kept = self.untrained()
+        kept = self.untrained.values()
         return weights | {name: tensor.cpu().clone() for name, tensor in kept.items()} if self.world.is_main else {}
-
-    def untrained_names(self) -> list[str]:
-        """Names of frozen parameters and persistent buffers."""
-        return list(self._frozen()) + list(self._buffers())
-
-    def untrained(self) -> dict[str, Tensor]:
-        """Frozen parameters and persistent buffers (frozen batch statistics, ...) by name; collective."""
-        frozen = {}
-        for name, parameter in self._frozen().items():
-            with self._gathered(parameter):
-                frozen[name] = parameter.detach().clone()
-        return frozen | self._buffers()
-
-    def set_untrained(self, values: Mapping[str, Tensor]) -> None:
-        """Set what `untrained` gave; collective."""
-        for name, parameter in self._frozen().items():
-            with self._gathered(parameter, write=True), torch.no_grad():
-                parameter.copy_(values[name])
-        for name, buffer in self._buffers().items():
-            buffer.copy_(values[name])
-
-    def _frozen(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self._root.task.named_parameters() if not p.requires_grad}
-
-    def _buffers(self) -> dict[str, Tensor]:
-        parameters = {name for name, _ in self._root.task.named_parameters(remove_duplicate=False)}
-        state = self._root.task.state_dict(keep_vars=True)
-        return {name: tensor for name, tensor in state.items() if name not in parameters}
-
-    def _gathered(self, parameter: nn.Parameter, write: bool = False) -> AbstractContextManager[None]:
-        """Within it a parameter is whole on every rank; what rank 0 writes reaches all."""
-        if self.stage != 3:
-            return nullcontext()
-        import deepspeed
-
-        gathered: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(
-            [parameter], modifier_rank=0 if write else None
-        )
-        return gathered
 
     def close(self) -> None:
         """Release DeepSpeed's hooks and buffers."""

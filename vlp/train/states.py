@@ -129,13 +129,13 @@ class States:
                 parameter.data.copy_(master.data)
 
     def _refresh_partitions(self) -> None:
-        import deepspeed
-        import torch
-
-        for parameter in self.parameters.values():
-            weight = self.full_weight(parameter)
-            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
-                parameter.copy_(weight)
+        """As DeepSpeed does at the end of a step: each rank copies its own, and only what stays whole is sent."""
+        self._optimizer._partition_all_parameters()
+        for group in range(len(self._optimizer.fp16_partitioned_groups_flat)):
+            self._optimizer._reassign_or_swap_out_partitioned_parameters(group)
+        whole = self._optimizer.persistent_parameters
+        if whole:
+            whole[0].all_gather(whole)
 
     def full_weight(self, parameter: nn.Parameter) -> Tensor:
         """The whole fp32 weight of a trainable parameter, on every rank; collective."""
