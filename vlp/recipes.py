@@ -11,6 +11,7 @@ from vlp import resources
 from vlp.models.embeddings import SegmentConfig
 from vlp.models.image import RegionSource
 from vlp.models.imageparts import BoxConfig, FeatureConfig, ImagePositionConfig
+from vlp.objectives.itc import ContrastPretrainingConfig
 from vlp.objectives.itm import MatchingConfig
 from vlp.objectives.mlm import MaskedLanguageConfig
 from vlp.objectives.objective import SelfSupervisedConfig
@@ -68,6 +69,8 @@ def _label(run: RunConfig) -> str:
 
 def _replaced(run: RunConfig) -> str:
     own = _matching(run)
+    if own is not None and own.negatives == "hard":
+        return "image and text, each by a hard one"
     return "-" if own is None else f"{own.replace.replace('_', ' ')}, {_percent(own.probability)} %"
 
 
@@ -98,8 +101,7 @@ def _masked_regions(run: RunConfig) -> str:
 
 def _whole(run: RunConfig) -> str:
     source = run.model.image.source
-    assert isinstance(source, RegionSource)
-    if not source.whole:
+    if not isinstance(source, RegionSource) or not source.whole:
         return "no"
     left_out = {"guessed": "masked and kept ones", "hidden": "masked ones"}[_task(run).region_hiding.whole_without]
     return f"first, mean without {left_out}"
@@ -139,6 +141,15 @@ def _combined(run: RunConfig) -> str:
 def _mismatched(run: RunConfig) -> str:
     task = _task(run)
     return "guessed" if task.on_mismatched else "-" if _matching(run) is None else "not guessed"
+
+
+def _contrast(run: RunConfig) -> str:
+    for own in _task(run).objectives.values():
+        if isinstance(own, ContrastPretrainingConfig):
+            slow = own.momentum
+            momentum = f"; momentum {slow.decay:g}, queue {slow.queue:,}, distilled {slow.alpha:g}" if slow else ""
+            return f"{own.width} numbers, temperature from {own.temperature:g}{momentum}"
+    return "no"
 
 
 def _questions(run: RunConfig) -> str:
@@ -231,6 +242,7 @@ FACTS: dict[str, Callable[[RunConfig], str]] = {
     "masked regions: zeros / random / kept": _masked_regions,
     "region targets": _region_targets,
     "objectives": _combined,
+    "contrast": _contrast,
     "questions": _questions,
     "text only": _text_only,
     "whole image as a region": _whole,

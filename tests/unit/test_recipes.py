@@ -61,6 +61,8 @@ def test_the_card_is_what_the_configs_say(root: Path) -> None:
         ("text only", {family: "50 % of a batch" if family == "vl_bert" else "no" for family in FAMILIES}),
         ("words and regions of mismatched pairs", {"uniter": "not guessed", "lxmert": "guessed", "vl_bert": "-"}),
         ("starts from", {"lxmert": "scratch", "uniter": "bert-base-cased", "vilbert": "bert-base-uncased"}),
+        ("contrast", {"albef": "256 numbers, temperature from 0.07; momentum 0.995, queue 65,536, distilled 0.4"}),
+        ("replaced", {"albef": "image and text, each by a hard one"}),
         ("clipped norm", {"uniter": "5", "vl_bert": "10", "lxmert": "1"}),
     ],
 )
