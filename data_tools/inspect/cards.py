@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from html import escape
 
 import numpy as np
 from PIL import Image
 
+from data_tools.inspect.summary import class_name
 from vlp.data.imagefile import ImageFault, open_image, upright
 from vlp.data.index import Index
 from vlp.data.shards import BadSample, ShardReader
@@ -40,8 +42,12 @@ ul { margin: .6rem 0 0; padding-left: 1.1rem; } .answer { color: #0f6b3a; } .mor
 """
 
 
-def cards(index: Index, pictures: int) -> list[str]:
-    """So many samples as HTML, at even distances."""
+def cards(index: Index, pictures: int, class_names: Sequence[str] = ()) -> list[str]:
+    """So many samples as HTML, at even distances.
+
+    Args:
+        class_names: of the region classes, by their number.
+    """
     ends = np.cumsum([entry.samples for entry in index.manifest.shards])
     total = int(ends[-1]) if len(ends) else 0
     chosen = np.unique(np.linspace(0, total - 1, min(pictures, total)).astype(int)).tolist()
@@ -52,19 +58,19 @@ def cards(index: Index, pictures: int) -> list[str]:
         row = number - (int(ends[shard - 1]) if shard else 0)
         try:
             sample = reader.read(shard, row, image=True, regions=True, texts=True)
-            made.append(_card(index.manifest.shards[shard].name, sample))
+            made.append(_card(index.manifest.shards[shard].name, sample, class_names))
         except BadSample as bad:
             made.append(f'<div class="sample"><p class="bad">{escape(str(bad))}</p></div>')
     reader.close()
     return made
 
 
-def _card(shard: str, sample: Sample) -> str:
+def _card(shard: str, sample: Sample, class_names: Sequence[str]) -> str:
     lines = _listed([_text(caption) for caption in sample.captions])
     lines += _listed([_question(question) for question in sample.questions])
     texts = f"<ul>{lines}</ul>" if lines else '<p class="more">no text</p>'
     name = f"{escape(shard.removesuffix('.tar'))}/{escape(sample.key)}"
-    return f'<div class="sample"><h3>{name}</h3>{_picture(sample)}{texts}</div>'
+    return f'<div class="sample"><h3>{name}</h3>{_picture(sample, class_names)}{texts}</div>'
 
 
 def _listed(lines: list[str]) -> str:
@@ -82,8 +88,8 @@ def _question(question: Question) -> str:
     return f'{_text(question.text)} <span class="answer">{escape(shown) or "(no answer)"}</span>'
 
 
-def _picture(sample: Sample) -> str:
-    boxes, legend = _boxes(sample.regions) if sample.regions is not None else ("", "")
+def _picture(sample: Sample, class_names: Sequence[str]) -> str:
+    boxes, legend = _boxes(sample.regions, class_names) if sample.regions is not None else ("", "")
     if sample.image is None:
         return f'<div class="picture" style="aspect-ratio:1">{boxes}</div>{legend}' if boxes else ""
     try:
@@ -100,7 +106,7 @@ def _picture(sample: Sample) -> str:
     return f'<div class="picture{" small" if small else ""}"><img alt="" src="{data}">{boxes}</div>{legend}'
 
 
-def _boxes(regions: Regions) -> tuple[str, str]:
+def _boxes(regions: Regions, class_names: Sequence[str]) -> tuple[str, str]:
     """The surest boxes as a drawing to lay over the picture, and what is known of each."""
     order = range(len(regions))
     if regions.confidence_R is not None:
@@ -109,7 +115,7 @@ def _boxes(regions: Regions) -> tuple[str, str]:
     for number, row in enumerate(list(order)[:_BOXES]):
         x1, y1, x2, y2 = (float(value) * 100 for value in regions.boxes_R4[row])
         place = f'x="{x1:.2f}" y="{y1:.2f}" width="{x2 - x1:.2f}" height="{y2 - y1:.2f}"'
-        colour, name = _COLOURS[number], escape(_told(regions, row))
+        colour, name = _COLOURS[number], escape(_told(regions, row, class_names))
         drawn.append(
             f'<rect class="under" {place}/><rect class="over" {place} stroke="{colour}"><title>{name}</title></rect>'
         )
@@ -119,13 +125,13 @@ def _boxes(regions: Regions) -> tuple[str, str]:
     return drawing, f'<div class="legend">{"".join(told)}{more}</div>'
 
 
-def _told(regions: Regions, row: int) -> str:
+def _told(regions: Regions, row: int, class_names: Sequence[str]) -> str:
     """A region in a few words: its class, if known, and how sure the detector is."""
     words = []
     if regions.class_probs_RC is not None:
-        words.append(f"class {int(regions.class_probs_RC[row].argmax())}")
+        words.append(class_name(int(regions.class_probs_RC[row].argmax()), class_names))
     elif regions.classes_R is not None:
-        words.append(f"class {int(regions.classes_R[row])}")
+        words.append(class_name(int(regions.classes_R[row]), class_names))
     words = words or [f"region {row}"]
     if regions.confidence_R is not None:
         words.append(f"{float(regions.confidence_R[row]):.2f}")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from data_tools.options import Workers
+from data_tools.options import Workers, existing_file
+from vlp.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,6 +26,12 @@ def inspect(
         str | None,
         typer.Option("--tokenizer", help="Directory or hub id: also count tokens, and how well it covers the texts."),
     ] = None,
+    class_names: Annotated[
+        Path | None,
+        typer.Option(
+            "--class-names", metavar="FILE", help="Names of the region classes, one a line from number 0: shown too."
+        ),
+    ] = None,
     workers: Workers = None,
 ) -> None:
     """Show what shards hold: counts, lengths, vocabulary, image sizes, regions, answers, classes and their maker."""
@@ -34,14 +41,27 @@ def inspect(
     from vlp.data.index import open_index
 
     index = open_index(directory)
-    summary = _summary(index, tokenizer, workers)
+    names = _class_names(class_names, index) if class_names is not None else ()
+    summary = _summary(index, tokenizer, names, workers)
     _show(summary, index.directory, Console())
     if html is not None:
         write_page(html, index, summary, pictures)
         typer.echo(f"wrote {html}")
 
 
-def _summary(index: Index, tokenizer: str | None, workers: int | None) -> Summary:
+def _class_names(path: Path, index: Index) -> tuple[str, ...]:
+    from data_tools.importers.textfile import text_lines
+
+    names = tuple(line.strip() for _, line in text_lines(existing_file(path, "--class-names"), blank=True))
+    classes = index.manifest.class_count or index.manifest.class_ids or 0
+    if len(names) < classes:
+        raise ConfigError(
+            f"--class-names {path}: has {len(names)} lines where regions have {classes} classes; give each a line"
+        )
+    return names
+
+
+def _summary(index: Index, tokenizer: str | None, class_names: tuple[str, ...], workers: int | None) -> Summary:
     from data_tools.bar import Bar
     from data_tools.inspect.counting import Counts, Source, count_shard, load_encoder
     from data_tools.inspect.summary import Summary
@@ -57,7 +77,7 @@ def _summary(index: Index, tokenizer: str | None, workers: int | None) -> Summar
     with Pool(source, processes(workers, len(shards)), bar.show) as pool, bar:
         for part in pool.ordered(count_shard, shards):
             counts.add(part)
-    return Summary(manifest, counts, source.encoder)
+    return Summary(manifest, counts, source.encoder, class_names)
 
 
 def _show(summary: Summary, directory: Path | str, console: Console) -> None:

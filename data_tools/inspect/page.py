@@ -23,7 +23,7 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1240px; 
   color: var(--ink); background: #fff; }
 h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 1rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.1rem; margin: 2.2rem 0 .7rem; } h3 { font-size: .95rem; margin: 0 0 .5rem; }
-.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 1.4rem 2.4rem; }
+.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 260px), 1fr)); gap: 1.4rem 2.4rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; }
 td, th { border-bottom: 1px solid var(--line); padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; }
@@ -77,7 +77,7 @@ def write_page(path: Path, index: Index, summary: Summary, pictures: int) -> Non
             ]
         ),
         '<h2>Samples</h2><div class="samples">',
-        *cards(index, pictures),
+        *cards(index, pictures, summary.class_names),
         "</div></body></html>",
     ]
     write_whole(path, "\n".join(parts).encode(errors="backslashreplace"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,8 @@ class Summary:
     manifest: Manifest
     counts: Counts
     encoder: TextEncoder | None = None
+    class_names: tuple[str, ...] = ()
+    """Of the region classes, by their number; nothing where they have only that."""
 
     def overview(self) -> list[Row]:
         """How much there is."""
@@ -110,7 +112,13 @@ class Summary:
         """The region classes of the largest share of all probability; the count is of regions they are the top of."""
         mass, top = self.counts.class_mass, self.counts.class_top
         ranked = sorted(mass.items(), key=lambda item: (-item[1], item[0]))[:most]
-        return [(f"class {number}", top[number], share / max(1, mass.total())) for number, share in ranked]
+        total, names = max(1, mass.total()), self.class_names
+        return [(class_name(number, names), top[number], share / total) for number, share in ranked]
+
+
+def class_name(number: int, names: Sequence[str]) -> str:
+    """What a region class is called."""
+    return names[number] if number < len(names) and names[number] else f"class {number}"
 
 
 def spread(values: Counter[int], unit: int = 1) -> tuple[str, ...]:

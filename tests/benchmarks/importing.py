@@ -14,10 +14,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tests.benchmarks.material import photo_files
-from tests.benchmarks.results import interleaved, rate, save, show, spread
+from tests.benchmarks.results import rate, save, show, spread
 
 REPEATS = 5
 SHARD = 100
@@ -42,6 +44,17 @@ def main(workers: list[int]) -> None:
     rows = [(name, spread(rates[name]), f"{milliseconds[name]:.2f}") for name in runs]
     show(f"import of {what}", ("", "images/s, median (slowest to fastest)", "CPU ms/image"), rows)
     save("importing", {"what": what, "images_per_second": rates, "cpu_ms_per_image": milliseconds})
+
+
+def interleaved(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each run, each as often, in turn, so that what else the machine does meets all of them alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            begun = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - begun)
+    return seconds
 
 
 class _Import:

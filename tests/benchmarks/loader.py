@@ -50,6 +50,8 @@ Batches = Callable[[], Iterable[int]]
 class Plain:
     """A task that does nothing but what is measured: the image made ready, and a text of five tokens."""
 
+    draws_pairs = False
+
     def __init__(self, images: PixelImages | RegionImages) -> None:
         self.images = images
         self.wants_image, self.wants_regions = images.wants_image, images.wants_regions

@@ -32,21 +32,22 @@ def test_data() -> Path | None:
 
 def photo_shards(folder: Path) -> str:
     """Shards of photos with one caption each; says what they hold."""
-    photos, what = _photos()
+    photos, what = photo_bytes()
     _write(folder, [[("jpg", photo), ("json", texts(WORDS))] for photo in photos])
     return what
 
 
 def photo_files(folder: Path) -> tuple[str, int]:
     """The same photos as loose files; says what they are, and how many."""
-    photos, what = _photos()
+    photos, what = photo_bytes()
     folder.mkdir()
     for number, photo in enumerate(photos):
         (folder / f"{number:06}.jpg").write_bytes(photo)
     return what, len(photos)
 
 
-def _photos() -> tuple[list[bytes], str]:
+def photo_bytes() -> tuple[list[bytes], str]:
+    """The photos as files hold them, and what they are."""
     data = test_data()
     files = sorted((data / "uit_viic" / "images").glob("*.jpg"))[:PHOTOS] if data else []
     photos = [file.read_bytes() for file in files] or list(_drawn(PHOTOS))

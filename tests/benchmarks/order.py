@@ -84,7 +84,7 @@ def _table(samples: int, random: np.random.Generator) -> ShardTable:
 class Planned:
     """A task of plain pairs of pixels and captions; nothing is read."""
 
-    wants_image, wants_regions = True, False
+    wants_image, wants_regions, draws_pairs = True, False, False
 
     def pairs(self, slot: Slot, block: object, rng: np.random.Generator) -> tuple[Pair, ...]:
         return (Pair(int(block.sample_E[slot.example]), slot.example),)  # type: ignore[attr-defined]

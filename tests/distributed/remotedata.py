@@ -42,7 +42,7 @@ def opened(url: str, cache: Path, *, shards: int = 100, **settings: Any) -> Data
 class Plain:
     """Pairs as they are."""
 
-    wants_image = False
+    wants_image = draws_pairs = False
     wants_regions = True
 
     def pairs(self, slot: Slot, block: Block, rng: np.random.Generator) -> tuple[Pair, ...]:

@@ -85,7 +85,7 @@ class FakePreparer:
     is looked at stands in the tokens."""
 
     wants_image = False
-    wants_regions = True
+    wants_regions = draws_pairs = True
     form = {"mlm": TargetForm("text", Target(np.zeros(0, np.int64), {"token": np.zeros(0, np.int64)}))}
 
     def __init__(self, negatives: int = 0, unusable: str = "", error: Exception | None = None) -> None:

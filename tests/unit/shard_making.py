@@ -68,14 +68,18 @@ def texts(*captions: str, **more: Any) -> bytes:
     return json.dumps({"captions": list(captions), **more}).encode()
 
 
-def region_members(key: str, **changes: Any) -> list[tuple[str, bytes]]:
-    """The `.npy` members of a sample with two regions; `features=...` and so on replaces one, None drops it."""
-    regions = some_regions(2)
-    arrays = {
+def some_arrays(number: int) -> dict[str, Any]:
+    """The arrays of `some_regions` by the names of their members."""
+    regions = some_regions(number)
+    return {
         "features": regions.features_RD,
         "boxes": regions.boxes_R4,
         "confidence": regions.confidence_R,
         "class_probs": regions.class_probs_RC,
-        **changes,
     }
+
+
+def region_members(key: str, **changes: Any) -> list[tuple[str, bytes]]:
+    """The `.npy` members of a sample with two regions; `features=...` and so on replaces one, None drops it."""
+    arrays = {**some_arrays(2), **changes}
     return [(f"{key}.{name}.npy", npy_bytes(array)) for name, array in arrays.items() if array is not None]

@@ -30,6 +30,7 @@ class Looker:
     """Takes every member of a sample, the picture's pixels too."""
 
     wants_image = wants_regions = True
+    draws_pairs = False
 
     def pairs(self, slot: Slot, block: Block, rng: np.random.Generator) -> tuple[Pair, ...]:
         return (Pair(int(block.sample_E[slot.example]), slot.example),)

@@ -1,10 +1,11 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.loader_making import FakeDataset, FakePreparer
 from vlp.data.loader import EvaluationLoader
-from vlp.types import Step
+from vlp.types import Sample, Step
 
 
 def evaluation(dataset: FakeDataset, **options: object) -> list[Step]:
@@ -40,6 +41,27 @@ def test_evaluation_leaves_bad_samples_out_and_records_them() -> None:
     names = [name for step in found for name in step.micro_batches[0].ids]
     assert names == [f"d0/k{e // 2}#{e % 2}" for e in range(10) if e // 2 != 2]
     assert [line["key"] for step in found for line in step.quarantined] == ["k2", "k2"]
+
+
+def test_evaluation_reads_a_sample_once_for_all_its_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, real = [], FakeDataset.read
+
+    def noted(dataset: FakeDataset, shard: int, row: int, **members: bool) -> Sample:
+        read.append((shard, row))
+        return real(dataset, shard, row, **members)
+
+    monkeypatch.setattr(FakeDataset, "read", noted)
+    assert sum(step.examples for step in evaluation(FakeDataset([9, 4]))) == 13
+    assert read == [(0, 0), (0, 1), (0, 2), (0, 3), (0, 4), (1, 0), (1, 1)]
+
+
+def test_a_task_that_draws_no_pairs_is_not_asked_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = evaluation(FakeDataset([9, 4]))
+    monkeypatch.setattr(FakePreparer, "draws_pairs", False)
+    monkeypatch.setattr(FakePreparer, "pairs", None)
+    for step, same in zip(asked, evaluation(FakeDataset([9, 4])), strict=True):
+        assert step.micro_batches[0].ids == same.micro_batches[0].ids
+        assert step.micro_batches[0].text.ids_N.tolist() == same.micro_batches[0].text.ids_N.tolist()
 
 
 def test_evaluation_of_a_part() -> None:

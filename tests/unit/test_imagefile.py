@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from tests.unit.pictures import encoded, found, marked, png, ramps
-from vlp.data.imagefile import ImageFault, checked_image, image_size, open_image, upright
+from vlp.data.imagefile import ImageFault, checked_image, image_size, open_image, plain_jpeg_size, upright
 
 CORNER = (0.0, 0.0, 0.25, 0.25)
 HELD = {
@@ -94,3 +94,30 @@ def test_a_header_that_claims_too_many_pixels_is_refused_without_a_warning(side:
         warnings.simplefilter("error")
         with pytest.raises(ImageFault, match="pixels"):
             open_image(png(side, side, 8, 2, []))
+
+
+def test_a_usual_jpeg_is_known_by_its_header_alone() -> None:
+    data = encoded(ramps(60, 41))
+    assert plain_jpeg_size(data) == (60, 41) == open_image(data).size
+    header = data[: data.index(b"\xff\xda") + 12]
+    assert plain_jpeg_size(header) == (60, 41)
+    assert plain_jpeg_size(header[:-12]) is None
+
+
+def test_what_pillow_has_to_look_at_is_no_usual_jpeg() -> None:
+    picture, exif = ramps(60, 41), Image.Exif()
+    exif[0x0112] = 6
+    unusual = {
+        "png": encoded(picture, "PNG"),
+        "grey": encoded(picture.convert("L")),
+        "four colours": encoded(picture.convert("CMYK")),
+        "progressive": encoded(picture, progressive=True),
+        "turned": encoded(picture, exif=exif.tobytes()),
+        "none": b"",
+    }
+    assert [name for name, data in unusual.items() if plain_jpeg_size(data)] == []
+    data = encoded(picture)
+    place = data.index(b"\xff\xc0") + 5
+    for height, width in ((0, 60), (50_000, 50_000)):
+        changed = data[:place] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + data[place + 4 :]
+        assert plain_jpeg_size(changed) is None

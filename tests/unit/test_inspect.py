@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import sys
+import re
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -8,26 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_tools.cli import main
 from data_tools.inspect.counting import Counts, Source, count_shard
 from data_tools.inspect.summary import Summary, spread
 from data_tools.tokenizer import save, train
 from data_tools.writer import ShardWriter
+from tests.unit.import_running import vlp_data
 from tests.unit.shard_making import CLASSES, photo, some_regions, texts, write_samples, write_tar
 from vlp.data.index import build_index, open_index
 from vlp.data.text import TextEncoder
 from vlp.types import Question, Regions
-
-
-def run(*arguments: object) -> int:
-    before, sys.argv = sys.argv, ["vlp-data", *map(str, arguments)]
-    try:
-        main()
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    finally:
-        sys.argv = before
-    return 0
 
 
 def summary(directory: Path, encoder: TextEncoder | None = None) -> Summary:
@@ -52,7 +41,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_what_the_terminal_shows(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("inspect", data, "--workers", 2) == 0
+    assert vlp_data("inspect", data, "--workers", 2) == 0
     said = capsys.readouterr().out
     for told in (
         "4 (2 different)",
@@ -92,7 +81,7 @@ class Tags(HTMLParser):
 
 def test_the_page_is_whole_and_escaped(data: Path, tmp_path: Path) -> None:
     page = tmp_path / "new" / "page.html"
-    assert run("inspect", data, "--html", page) == 0
+    assert vlp_data("inspect", data, "--html", page) == 0
     text = page.read_text()
     tags = Tags()
     tags.feed(text)
@@ -114,7 +103,7 @@ def test_few_boxes_and_texts_are_shown_of_a_sample_with_many(tmp_path: Path) -> 
     with ShardWriter(tmp_path / "data") as writer:
         writer.write("k", photo(), "jpg", some_regions(30), [f"caption {n}" for n in range(40)])
     build_index(tmp_path / "data")
-    run("inspect", tmp_path / "data", "--html", tmp_path / "page.html")
+    vlp_data("inspect", tmp_path / "data", "--html", tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
     assert text.count('class="over"') == 8
     assert "and 22 more regions" in text
@@ -124,7 +113,7 @@ def test_few_boxes_and_texts_are_shown_of_a_sample_with_many(tmp_path: Path) -> 
 def test_samples_that_cannot_be_read_are_counted_and_named(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = data / "shard-000000.tar"
     path.write_bytes(path.read_bytes().replace(b'["c"]', b'["c",'))
-    assert run("inspect", data) == 0
+    assert vlp_data("inspect", data) == 0
     assert "1: shard-000000.tar/bad (json is" in capsys.readouterr().out
 
 
@@ -187,6 +176,21 @@ def test_region_classes_are_ranked_by_probability(tmp_path: Path) -> None:
     assert len(ranked) == CLASSES
 
 
+def test_region_classes_have_the_names_that_are_given(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("a <cat>\na dog\n\n" + "more\n" * (CLASSES - 3))
+    assert vlp_data("inspect", data, "--class-names", names, "--html", tmp_path / "page.html") == 0
+    said = capsys.readouterr().out
+    assert "a <cat>" in said
+    assert "class 2 " in said  # its line is blank
+    assert re.search(r"<title>(a &lt;cat&gt;|a dog) ", (tmp_path / "page.html").read_text())
+    names.write_text("a cat\n")
+    assert vlp_data("inspect", data, "--class-names", names) == 2
+    assert f"has 1 lines where regions have {CLASSES} classes" in capsys.readouterr().err
+
+
 def test_packed_regions_are_counted_too(tmp_path: Path) -> None:
     regions = some_regions(2)
     packed = tmp_path / "r.npz"
@@ -201,11 +205,10 @@ def test_packed_regions_are_counted_too(tmp_path: Path) -> None:
 def test_numbers_of_real_data(tmp_path: Path, test_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = test_data / "daquar"
     given = ("--qa", source / "qa.894.raw.train.format_triple", "--images", source / "images", "--out", tmp_path / "d")
-    assert run("daquar", *given) == 0
+    assert vlp_data("daquar", *given) == 0
     capsys.readouterr()
-    assert (
-        run("inspect", tmp_path / "d", "--html", tmp_path / "page.html", "--tokenizer", test_data / "bert_vocab") == 0
-    )
+    more = ("--html", tmp_path / "page.html", "--tokenizer", test_data / "bert_vocab")
+    assert vlp_data("inspect", tmp_path / "d", *more) == 0
     said = capsys.readouterr().out
     assert "6,795 answers, 968 different" in said
     assert "│ 2       │   272 │" in said  # the most frequent one, as the data's README tells

@@ -44,8 +44,37 @@ def test_a_jpeg_is_never_shrunk_below_the_size_of_what_is_seen(
     asked = []
     monkeypatch.setattr(Image.Image, "draft", lambda image, mode, size: asked.append(size))
     monkeypatch.setattr("PIL.JpegImagePlugin.JpegImageFile.draft", lambda image, mode, size: asked.append(size))
-    read_square(encoded(ramps(400, 300)), 50, view=view)
+    read_square(encoded(ramps(600, 520)), 50, view=view)
     assert asked == ([(50, 50)] if view is None else [(251, 251)])
+
+
+def test_pairs_of_one_image_share_what_was_decoded() -> None:
+    data, mirrored = encoded(ramps()), View(mirrored=True)
+    made = read_square(data, 32)
+    assert read_square(data, 32) is made
+    assert not made.flags.writeable
+    others = [read_square(data, 16), read_square(data, 32, "crop"), read_square(data, 32, view=mirrored)]
+    assert [other.shape for other in others] == [(3, 16, 16), (3, 32, 32), (3, 32, 32)]
+    assert (others[2] == made[:, :, ::-1]).all()
+    assert (others[2] != made).any()
+    assert read_square(encoded(ramps().rotate(90)), 32).tobytes() != made.tobytes()
+    for number in range(20):
+        read_square(encoded(ramps(40 + number, 30)), 32)
+    assert read_square(data, 32) is not made, "a few are kept, not all"
+
+
+@pytest.mark.parametrize("fit", ["squash", "crop"])
+@pytest.mark.parametrize("view", [None, View(box=(0.1, 0.2, 0.9, 0.8), mirrored=True, brightness=1.2)])
+@pytest.mark.parametrize("size", [(60, 40), (41, 67), (200, 60)])
+def test_a_usual_jpeg_gives_the_same_without_pillow(
+    size: tuple[int, int], view: View | None, fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = encoded(ramps(*size))
+    with monkeypatch.context() as patch:
+        patch.setattr("vlp.data.pixels.open_image", None)
+        made = read_square(data, 32, fit, view)
+    monkeypatch.setattr("vlp.data.pixels.plain_jpeg_size", lambda data: None)
+    np.testing.assert_array_equal(made, read_square(bytes(bytearray(data)), 32, fit, view))
 
 
 def test_cropping_takes_the_square_in_the_middle() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.unit.shard_making import photo, region_members, some_regions, texts, write_samples, write_tar
+from tests.unit.shard_making import photo, region_members, some_arrays, some_regions, texts, write_samples, write_tar
 from vlp.data.index import Index, build_index, open_index
 from vlp.data.shards import BadSample, ShardReader
 from vlp.types import Question, Sample
@@ -81,14 +81,7 @@ def test_packed_regions_are_read_in_both_namings(tmp_path: Path, naming: str) ->
 
 
 def _with(array: str, value: float, row: int = 1) -> dict[str, Any]:
-    regions = some_regions(2)
-    arrays = {
-        "features": regions.features_RD,
-        "boxes": regions.boxes_R4,
-        "confidence": regions.confidence_R,
-        "class_probs": regions.class_probs_RC,
-    }
-    changed = np.array(arrays[array])
+    changed = np.array(some_arrays(2)[array])
     changed[row, ...] = value
     return {array: changed}
 

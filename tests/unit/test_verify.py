@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_tools.cli import main
 from data_tools.verify.directory import Verdict, check_directory
 from data_tools.verify.findings import DAMAGE
+from tests.unit.import_running import vlp_data
 from tests.unit.shard_making import WIDTH, photo, region_members, texts, write_samples, write_tar
 from vlp.data.index import build_index, open_index
 from vlp.data.lengths import token_lengths
@@ -26,17 +25,6 @@ def data(tmp_path: Path) -> Path:
     index = open_index(tmp_path / "data")
     token_lengths(index, lambda lines: [len(line.split()) for line in lines], "words", 9)
     return tmp_path / "data"
-
-
-def run(*arguments: object) -> int:
-    before, sys.argv = sys.argv, ["vlp-data", *map(str, arguments)]
-    try:
-        main()
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    finally:
-        sys.argv = before
-    return 0
 
 
 def check(directory: Path, workers: int = 1) -> Verdict:
@@ -59,12 +47,12 @@ def change(path: Path, old: bytes, new: bytes, count: int = 1) -> None:
 
 
 def test_whole_data_exit_with_0_indexed_or_not(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("verify", data, "--workers", 2) == 0
+    assert vlp_data("verify", data, "--workers", 2) == 0
     assert "3 shards, 9 samples: all is well" in capsys.readouterr().out
     for path in sorted((data / INDEX).rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
     (data / INDEX).rmdir()
-    assert run("verify", data) == 0
+    assert vlp_data("verify", data) == 0
     said = capsys.readouterr().out
     assert "all is well" in said
     assert "no index" in said
@@ -75,7 +63,7 @@ def test_damage_is_told_by_kind_and_place_and_exits_with_1(data: Path, capsys: p
     change(data / "shard-000001.tar", photo(4)[-400:-360], bytes(40))
     (data / "shard-000002.tar").unlink()
     report = data.parent / "new" / "report.json"
-    assert run("verify", data, "--report", report, "--workers", 2) == 1
+    assert vlp_data("verify", data, "--report", report, "--workers", 2) == 1
     said = capsys.readouterr().out
     assert "text: shard-000000.tar: sample 's1': json is not UTF-8" in said
     assert "missing: shard-000002.tar: is not there" in said
@@ -200,7 +188,7 @@ def test_what_is_no_damage_is_noted(tmp_path: Path, capsys: pytest.CaptureFixtur
     write_tar(tmp_path / "x.tar", [("a.jpg", photo()), ("a.txt", b"c"), ("b.jpg", photo(1)), ("c.txt", b"c")])
     write_tar(tmp_path / "y.tar", [("a.png", photo(2)), ("a.txt", b"c"), ("d.jpg", photo()), ("d.txt", b"c")])
     build_index(tmp_path)
-    assert run("verify", tmp_path) == 0
+    assert vlp_data("verify", tmp_path) == 0
     said = capsys.readouterr().out
     assert "no image: x.tar: sample 'c': has neither an image nor regions" in said
     assert "no text: x.tar: sample 'b': has neither a caption nor a question" in said
@@ -235,13 +223,13 @@ def test_an_index_without_a_checksum_is_taken(data: Path) -> None:
 def test_wrong_use_exits_with_2(data: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(data.parent)
     Path("empty").mkdir()
-    assert run("verify", *arguments) == 2
+    assert vlp_data("verify", *arguments) == 2
 
 
 def test_a_repair_onto_shards_is_wrong_use(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_samples(data.parent / "other")
     before = (data.parent / "other" / "shard-000000.tar").read_bytes()
-    assert run("verify", data, "--repair", data.parent / "other") == 2
+    assert vlp_data("verify", data, "--repair", data.parent / "other") == 2
     assert "holds shards or an index already" in capsys.readouterr().err
     assert (data.parent / "other" / "shard-000000.tar").read_bytes() == before
 
@@ -252,8 +240,8 @@ def test_a_repair_onto_shards_is_wrong_use(data: Path, capsys: pytest.CaptureFix
 def mend(data: Path, code: int = 1) -> tuple[Path, dict[str, Any]]:
     """A repaired copy, checked to be clean, and its report by shard."""
     copy = data.parent / "copy"
-    assert run("verify", data, "--repair", copy, "--workers", 2) == code
-    assert run("verify", copy) == 0
+    assert vlp_data("verify", data, "--repair", copy, "--workers", 2) == code
+    assert vlp_data("verify", copy) == 0
     return copy, {shard["shard"]: shard for shard in json.loads((copy / "repair_report.json").read_text())["shards"]}
 
 
@@ -347,7 +335,7 @@ def test_lost_shards_are_told(data: Path) -> None:
 
 def test_nothing_left_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tar(tmp_path / "data" / "x.tar", [("a.jpg", b"no")])
-    assert run("verify", tmp_path / "data", "--repair", tmp_path / "copy") == 1
+    assert vlp_data("verify", tmp_path / "data", "--repair", tmp_path / "copy") == 1
     assert "not one sample is good" in capsys.readouterr().err
 
 

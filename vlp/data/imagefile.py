@@ -55,6 +55,37 @@ def image_size(data: bytes) -> tuple[int, int]:
     return upright_size(open_image(data))
 
 
+def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG of the usual kind: baseline, three colours of 8 bits, without EXIF block or Adobe's
+    marker, of no more pixels than we take. None for all else, which `open_image` looks at: that takes five times as
+    long, and a tenth of what a small photo takes to decode.
+    """
+    if data[:2] != b"\xff\xd8":
+        return None
+    size, place = None, 2
+    for _ in range(_MAX_SEGMENTS):
+        segment = data[place : place + 10]
+        if len(segment) < 10 or segment[0] != 0xFF:
+            return None
+        marker = segment[1]
+        if marker == _SCAN:
+            return size
+        if marker == _BASELINE and segment[4] == 8 and segment[9] == 3 and size is None:
+            size = int.from_bytes(segment[7:9], "big"), int.from_bytes(segment[5:7], "big")
+            if not 0 < size[0] * size[1] <= MAX_PIXELS:
+                return None
+        elif marker not in _HARMLESS:
+            return None
+        place += 2 + int.from_bytes(segment[2:4], "big")
+    return None
+
+
+_BASELINE, _SCAN = 0xC0, 0xDA
+_MAX_SEGMENTS = 100
+_HARMLESS = frozenset((0xC4, 0xDB, 0xDD, 0xE0, 0xE2, 0xED, 0xFE))
+"""Markers of segments that change neither the size nor the sense of a picture: tables, JFIF, colour profiles, texts."""
+
+
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height as `upright` has them."""
     width, height = image.size

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlp.data.imagefile import ImageFault, open_image, orientation, upright, upright_size
+from vlp.data.imagefile import ImageFault, open_image, orientation, plain_jpeg_size, upright, upright_size
 from vlp.data.samples import Fault
 from vlp.types import View
 
@@ -52,64 +52,111 @@ class OwnShape:
         return self.size(self.longest, self.shortest)
 
 
+Frame = Callable[[int, int], tuple[PartBox, tuple[int, int]]]
+"""Of a picture's width and height: the part that is taken, and the height and width that it is scaled to."""
+
+_RECENT = 8
+"""Pictures that are kept as read: a matched pair and the negatives of its image stand in one slot."""
+_recent: tuple[tuple[bytes, object, NDArray[np.uint8]], ...] = ()
+
+
 def read_square(data: bytes, size: int, fit: Fit = "squash", view: View | None = None) -> NDArray[np.uint8]:
     """The pixels of an image file, [3, size, size].
+
+    The array cannot be written to: pairs of one image, which stand together, share it.
 
     Raises:
         Fault: the bytes are no image, do not decode, or hold too many pixels.
     """
-    return _read(data, lambda image: square(image, size, fit, view, data))
+    return _read(data, (size, fit, view), _square(size, fit, view), view)
 
 
 def read_shaped(data: bytes, shape: OwnShape, view: View | None = None) -> NDArray[np.uint8]:
-    """The pixels of an image file that keeps its shape, [3, height, width].
+    """The pixels of an image file that keeps its shape, [3, height, width]; not to be written to either.
 
     Raises:
         Fault: as `read_square`.
     """
-    return _read(data, lambda image: shaped(image, shape, view, data))
+    return _read(data, (shape, view), _shape(shape, view), view)
 
 
-def _read(data: bytes, make: Callable[[Image.Image], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+def _read(data: bytes, how: object, frame: Frame, view: View | None) -> NDArray[np.uint8]:
+    global _recent
+    for seen, before, pixels_3HW in _recent:
+        if seen is data and before == how:
+            return pixels_3HW
     try:
-        return make(open_image(data))
+        plain_3HW = _plain(data, frame, view)
+        pixels_3HW = _framed(open_image(data), frame, view, data) if plain_3HW is None else plain_3HW
     except ImageFault as error:
         raise Fault("image", str(error)) from None
     except Exception as error:  # Pillow's parsers raise whatever they stumble over
         raise Fault("image", f"does not decode ({error})") from error
+    pixels_3HW.flags.writeable = False
+    _recent = ((data, how, pixels_3HW), *_recent[: _RECENT - 1])
+    return pixels_3HW
 
 
-def square(
-    image: Image.Image, size: int, fit: Fit = "squash", view: View | None = None, data: bytes | None = None
-) -> NDArray[np.uint8]:
-    """The pixels of a picture, [3, size, size]: turned upright, cut as `view` or else `fit` says, antialiased to size.
+def square(image: Image.Image, size: int, fit: Fit = "squash") -> NDArray[np.uint8]:
+    """The pixels of a picture, [3, size, size]: turned upright, cut as `fit` says, antialiased to size.
 
     A JPEG that is not decoded yet is shrunk by 2, 4 or 8 as it is, never below size.
-
-    Args:
-        data: the bytes of the file that `image` was opened from.
     """
-    return _scaled(image, shown(*upright_size(image), fit, view), (size, size), view, data)
+    return _framed(image, _square(size, fit, None), None)
 
 
-def shaped(
-    image: Image.Image, shape: OwnShape, view: View | None = None, data: bytes | None = None
-) -> NDArray[np.uint8]:
-    """The pixels of a picture, or of the part that `view` shows, in its own shape, [3, height, width]."""
-    width, height = upright_size(image)
-    x1, y1, x2, y2 = part = shown(width, height, "squash", view)
-    return _scaled(image, part, shape.size((x2 - x1) * width, (y2 - y1) * height), view, data)
+def shaped(image: Image.Image, shape: OwnShape) -> NDArray[np.uint8]:
+    """The pixels of a picture in its own shape, [3, height, width]."""
+    return _framed(image, _shape(shape, None), None)
 
 
-def _scaled(
-    image: Image.Image, part: PartBox, size: tuple[int, int], view: View | None, data: bytes | None
-) -> NDArray[np.uint8]:
-    """A part of a picture at a height and width."""
-    x1, y1, x2, y2 = part
-    needed = math.ceil(size[1] / (x2 - x1)), math.ceil(size[0] / (y2 - y1))
+def _square(size: int, fit: Fit, view: View | None) -> Frame:
+    return lambda width, height: (shown(width, height, fit, view), (size, size))
+
+
+def _shape(shape: OwnShape, view: View | None) -> Frame:
+    def frame(width: int, height: int) -> tuple[PartBox, tuple[int, int]]:
+        x1, y1, x2, y2 = part = shown(width, height, "squash", view)
+        return part, shape.size((x2 - x1) * width, (y2 - y1) * height)
+
+    return frame
+
+
+def _plain(data: bytes, frame: Frame, view: View | None) -> NDArray[np.uint8] | None:
+    """A usual JPEG that is too small to be shrunk while it is decoded, without Pillow; None of all else."""
+    found = plain_jpeg_size(data)
+    if found is None:
+        return None
+    part, size = frame(*found)
+    across, down = _needed(part, size)
+    if found[0] >= 2 * across and found[1] >= 2 * down:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of read-only bytes
+        whole_3HW = _torchvision(data)
+    return None if whole_3HW is None else _scaled(whole_3HW, part, size, view)
+
+
+def _framed(image: Image.Image, frame: Frame, view: View | None, data: bytes | None = None) -> NDArray[np.uint8]:
+    """Any picture; `data` are the bytes of the file that it was opened from."""
+    whole = upright_size(image)
+    part, size = frame(*whole)
+    needed = _needed(part, size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd palettes and EXIF blocks, torch of read-only arrays
-        whole_3HW = _decoded(image, needed if image.size == upright_size(image) else needed[::-1], data)
+        whole_3HW = _decoded(image, needed if image.size == whole else needed[::-1], data)
+    return _scaled(whole_3HW, part, size, view)
+
+
+def _needed(part: PartBox, size: tuple[int, int]) -> tuple[int, int]:
+    """Pixels of the whole picture, across and down, of which a part comes to this height and width."""
+    x1, y1, x2, y2 = part
+    return math.ceil(size[1] / (x2 - x1)), math.ceil(size[0] / (y2 - y1))
+
+
+def _scaled(whole_3HW: Tensor, part: PartBox, size: tuple[int, int], view: View | None) -> NDArray[np.uint8]:
+    """A part of a picture at a height and width, in the view's colours."""
+    x1, y1, x2, y2 = part
     height, width = whole_3HW.shape[1:]
     left, top = min(round(x1 * width), width - 1), min(round(y1 * height), height - 1)
     part_3hw = whole_3HW[:, top : max(top + 1, round(y2 * height)), left : max(left + 1, round(x2 * width))]
@@ -126,14 +173,21 @@ def _decoded(image: Image.Image, needed: tuple[int, int], data: bytes | None) ->
     image.draft("RGB", needed)
     # A JPEG that cannot be shrunk: torchvision's decoder gives the same numbers in three quarters of the time.
     if data is not None and image.format == "JPEG" and image.size == size_before and orientation(image) == 1:
-        from torchvision.io import ImageReadMode, decode_jpeg
-
-        try:
-            decoded: Tensor = decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
+        decoded = _torchvision(data)
+        if decoded is not None:
             return decoded
-        except RuntimeError:
-            pass  # Pillow has the last word on what does not decode
     return torch.from_numpy(np.asarray(upright(image))).permute(2, 0, 1)
+
+
+def _torchvision(data: bytes) -> Tensor | None:
+    """All pixels of a JPEG; None if it does not decode: Pillow has the last word on that."""
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    try:
+        decoded: Tensor = decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
+    except RuntimeError:
+        return None
+    return decoded
 
 
 def _array(pixels_3HW: Tensor) -> NDArray[np.uint8]:

@@ -19,6 +19,8 @@ from vlp.data.shards import BadSample
 from vlp.seeds import generator
 from vlp.types import Batch, Example, Pair, Sample, Slot
 
+_RECENT_SAMPLES = 8
+
 ImageTokens = Callable[[int], int]
 """Image tokens that the model makes of a sample with so many regions (`vlp.data.image`: `.tokens`)."""
 
@@ -33,6 +35,10 @@ class Preparer(Protocol):
     @property
     def wants_regions(self) -> bool:
         """Whether `example` needs the regions."""
+
+    @property
+    def draws_pairs(self) -> bool:
+        """Whether slots have other pairs than their own image and text; where not, `pairs` is not asked."""
 
     def pairs(self, slot: Slot, block: Block, rng: np.random.Generator) -> tuple[Pair, ...]:
         """The pairs of one slot, at least one; they stay in one micro-batch, in this order."""
@@ -115,6 +121,8 @@ class SlotReader:
         self._preparer = preparer
         self._image_tokens = image_tokens
         self._blocks = Recent(self._open, open_blocks)
+        # Evaluation takes the texts of an image one after the other.
+        self._samples = Recent(self._read_sample, _RECENT_SAMPLES)
         self._last: tuple[tuple[int, int, int, int], OpenBlock] | None = None
         self._augment = augment
 
@@ -126,7 +134,10 @@ class SlotReader:
 
     def pairs(self, slot: Slot) -> tuple[Pair, ...]:
         """The pairs that the task draws for a slot."""
-        return self._preparer.pairs(slot, self.block(slot).tables, self._generator("pairs", slot))
+        tables = self.block(slot).tables
+        if not self._preparer.draws_pairs:  # every rank asks this of every slot, and a generator costs most of it
+            return (Pair(tables.sample_E.item(slot.example), slot.example),)
+        return self._preparer.pairs(slot, tables, self._generator("pairs", slot))
 
     def tokens(self, slot: Slot, pairs: Sequence[Pair]) -> int:
         """Tokens of a slot's pairs, known before anything is read."""
@@ -177,14 +188,8 @@ class SlotReader:
         images = {pair.image for pair in pairs}
         samples = {}
         for row in sorted(images | texts):
-            shown = row in images
-            samples[row] = dataset.read(
-                tables.shard_S.item(row),
-                tables.row_S.item(row),
-                image=shown and self._preparer.wants_image,
-                regions=shown and self._preparer.wants_regions,
-                texts=row in texts,
-            )
+            place = slot.dataset, tables.shard_S.item(row), tables.row_S.item(row)
+            samples[row] = self._samples[place, row in images, row in texts]
         found = []
         for number, pair in enumerate(pairs):
             row, text_number = tables.sample_E.item(pair.text), tables.text_E.item(pair.text)
@@ -241,6 +246,13 @@ class SlotReader:
         """Seeded by what the example is, not by where it stands: groups, ranks and batch size do not move a mask."""
         identity = self.block(slot).identity(slot.example)
         return generator(self._places.seed, purpose, slot.dataset, slot.epoch, *identity, *more)
+
+    def _read_sample(self, which: tuple[tuple[int, int, int], bool, bool]) -> Sample:
+        (dataset, shard, row), image, texts = which
+        wanted = self._preparer
+        return self._datasets[dataset].read(
+            shard, row, image=image and wanted.wants_image, regions=image and wanted.wants_regions, texts=texts
+        )
 
     def _open(self, which: tuple[int, int, int, int]) -> OpenBlock:
         dataset, epoch, group, block = which

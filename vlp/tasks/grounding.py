@@ -34,6 +34,10 @@ class _Probe(Task):
         self.wrong = wrong
         self.word_ids = probe_ids(words, task.setting.text)
 
+    @property
+    def draws_pairs(self) -> bool:
+        return True
+
     def pairs(self, slot: Slot, block: Block, rng: np.random.Generator) -> tuple[Pair, ...]:
         sample = int(block.sample_E[slot.example])
         other = other_sample(sample, block, rng) if self.wrong else None

@@ -143,6 +143,10 @@ class PretrainTask(Task):
         drawn = tuple(own)[_drawn(self.setting.seed, step, tuple(own.values()))]
         return tuple(name for name in names if drawn in (name, configs[name].along_with))
 
+    @property
+    def draws_pairs(self) -> bool:
+        return True
+
     def pairs(self, slot: Slot, block: Block, rng: np.random.Generator) -> tuple[Pair, ...]:
         active = self.active(slot.step)
         (pair,) = super().pairs(slot, block, rng)

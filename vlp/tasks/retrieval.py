@@ -87,6 +87,10 @@ class RetrievalTask(Task):
         given = {self.config.head: self.config.ranking, CONTRAST: self.config.contrast}
         return {name: config.weight for name, config in given.items() if config is not None}
 
+    @property
+    def draws_pairs(self) -> bool:
+        return True
+
     def pairs(self, slot: Slot, block: Block, rng: np.random.Generator) -> tuple[Pair, ...]:
         sample = int(block.sample_E[slot.example])
         matched = Pair(sample, slot.example)

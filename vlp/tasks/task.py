@@ -90,6 +90,11 @@ class Task(ABC):
     def wants_regions(self) -> bool:
         return self.images.wants_regions and self.setting.without != "image"
 
+    @property
+    def draws_pairs(self) -> bool:
+        """Whether slots have other pairs than their own; a task that overrides `pairs` says so."""
+        return False
+
     def image_tokens(self, regions: int) -> int:
         """Tokens of an image of so many regions."""
         return self.images.form.framed(0) if self.setting.without == "image" else self.images.tokens(regions)
