@@ -48,6 +48,13 @@ class Words:
         special_T = ids_T < 2
         return ids_T, special_T, np.where(special_T, -1, np.arange(len(ids_T)))
 
+    def encode_two(
+        self, first: str, second: str
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
+        ids_T, special_T, _ = self.encode(f"{first} {SEP} {second}")
+        segment_T = np.repeat([0, 1], [len(first.split()) + 2, len(second.split()) + 1])
+        return ids_T, special_T, np.where(special_T, -1, np.arange(len(ids_T))), segment_T
+
 
 def shipped(name: str, *overrides: str, sizes: Sizes = SIZES) -> ModelConfig:
     """A shipped model config with overrides, its sizes filled in."""

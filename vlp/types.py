@@ -183,6 +183,13 @@ class PixelInput:
     """Tokens that the model sees, in their order, where it does not see all."""
     grid: tuple[int, int] | None = None
     """Rows and columns of patches that hold the image, where images have shapes of their own; the rest is padding."""
+    hidden_K: NDArray[np.bool_] | None = None
+    """True where a token that the model sees is hidden; None for none."""
+
+    @property
+    def places_K(self) -> NDArray[np.int64]:
+        """The tokens that the model sees, by their places among all."""
+        return np.arange(self.tokens) if self.kept_K is None else self.kept_K
 
     def __len__(self) -> int:
         return self.tokens if self.kept_K is None else len(self.kept_K)
@@ -320,6 +327,8 @@ class PixelBatch:
     """int64: the tokens that are seen, as rows of all tokens [P * L]; None for all of them."""
     grids_P2: Tensor | None = None
     """int64: rows and columns of patches that hold an image, where images differ in shape; the rest is padding."""
+    hidden_M: Tensor | None = None
+    """bool: the tokens that are hidden; None where no objective hides any."""
 
 
 @dataclass(slots=True)
@@ -430,6 +439,8 @@ class Encoded:
     text_NH: Tensor
     image_MH: Tensor
     pooled_BH: Tensor
+    source_MD: Tensor | None = None
+    """What an image backbone made of the pixels, before anything was hidden and without a graph; None without one."""
     taps: dict[str, Tensor] = field(default_factory=dict)
     """Named states on the way: `text.unimodal`, `image.unimodal`, and the layers that were asked for."""
 

@@ -144,3 +144,33 @@ def test_questions_alone_may_be_the_texts() -> None:
 def test_a_contradiction_is_refused(config: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         PretrainConfig.parse(config)
+
+
+# ---------------------------------------------------------------------------------------------- in another's steps
+
+ALIGNED = {**HIDING, "wra": {"kind": "word_region_alignment", "along_with": "itm"}}
+
+
+def test_an_objective_may_stand_in_another_s_steps() -> None:
+    made = task(objectives=ALIGNED, combine="one")
+    drawn = [made.active(step) for step in range(300)]
+    assert {names for names in drawn if "wra" in names} == {("itm", "wra")}
+    assert ("itm",) not in drawn
+    assert within_3_sigma(sum("wra" in names for names in drawn), 300, 1 / 4)  # its own ratio draws nothing
+    assert made.only("wra").active(0) == ("itm", "wra")
+    assert made.only("itm").active(0) == ("itm",)
+
+
+def test_alignment_judges_mismatched_pairs_too() -> None:
+    for matched in (True, False):
+        asked = example(task(objectives=ALIGNED), matched=matched).targets
+        assert asked["wra"].values["matched"].tolist() == [int(matched)]
+        assert ("mlm" in asked) == matched
+
+
+def test_one_that_follows_nobody_is_refused() -> None:
+    for leader in ("nobody", "wra", "late"):
+        objectives = {**ALIGNED, "late": {"kind": "region_class", "along_with": "wra"}}
+        objectives["wra"] = {**objectives["wra"], "along_with": leader if leader != "late" else "itm"}
+        with pytest.raises(ConfigError, match=r"along_with: '(nobody|wra)' is no objective with steps of its own"):
+            PretrainConfig.parse({"objectives": objectives})

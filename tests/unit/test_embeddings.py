@@ -33,7 +33,7 @@ def model_of(
 
 
 def text_of(model: Network) -> torch.Tensor:
-    _, features, regions = model.image(BATCH.image, BATCH.text, model.text.tables)
+    _, features, regions, _ = model.image(BATCH.image, BATCH.text, model.text.tables)
     return model.text(BATCH.text, features, regions)  # type: ignore[no-any-return]
 
 

@@ -50,7 +50,7 @@ def image_of(model: Network, batch: Batch) -> Tensor:
 
 
 def text_of(model: Network, batch: Batch) -> Tensor:
-    _, features, regions = model.image(batch.image, batch.text, model.text.tables)
+    _, features, regions, _ = model.image(batch.image, batch.text, model.text.tables)
     return model.text(batch.text, features, regions)  # type: ignore[no-any-return]
 
 

@@ -205,3 +205,10 @@ def test_shards_without_attributes_are_refused() -> None:
         RegionClass("attr", RegionClassConfig(of="attribute", labels="hard"), facts())
     with pytest.raises(ConfigError, match="of: attribute needs labels: hard"):
         RegionClassConfig.parse({"of": "attribute"})
+
+
+def test_regions_without_a_class_do_not_count_for_accuracy() -> None:
+    targets = Targets(torch.arange(3), {"class": torch.tensor([1, -1, 0])}, 3.0)
+    scores = torch.eye(CLASSES)[[1, 1, 1]]
+    _, metrics = made_with(labels="hard").loss(scores, targets)
+    assert [int(value) for value in metrics["obj_accuracy"]] == [1, 2]

@@ -6,6 +6,7 @@ import torch
 
 from tests.unit.shard_making import WIDTH
 from tests.unit.task_making import PIXELS, example, facts
+from vlp.data.batch import ImageForm, collate
 from vlp.errors import ConfigError
 from vlp.models.heads import FeatureHead
 from vlp.objectives.objective import Hidden
@@ -62,3 +63,17 @@ def test_its_head() -> None:
 def test_pixels_have_no_regions_to_guess() -> None:
     with pytest.raises(ConfigError, match=r"^task\.objectives\.mrfr: guesses regions, but model\.image\.source reads"):
         RegionFeature("mrfr", RegionFeatureConfig(), facts(PIXELS))
+
+
+def test_the_mean_may_be_over_all_regions() -> None:
+    made, total, shown = objective(average="regions"), 0.0, []
+    for regions in (8, 3, 0):
+        one = example(regions=regions)
+        case = hide_regions(one, RegionHidingConfig(probability=0.4, at_least_one=False), generator(regions, "t"))
+        one.targets["mrfr"] = made.target(case, generator(1, "t"))
+        shown.append(one)
+        total += regions
+    assert not len(shown[1].targets["mrfr"].positions)  # none is hidden, and still it has three regions
+    batch = collate(shown, ImageForm("regions", WIDTH), {"mrfr": made.form()})
+    assert batch.targets["mrfr"].count == total == 11
+    assert len(batch.targets["mrfr"].positions_K) == len(batch.targets["mrfr"].values["feature"]) == 2

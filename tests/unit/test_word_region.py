@@ -8,7 +8,23 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor
 
-from vlp.objectives.word_region import alignment_costs, alignment_distances, alignment_loss, transport_plans
+from tests.unit.task_making import example as an_example
+from tests.unit.task_making import facts, hidden, model_config
+from vlp.data.batch import ImageForm, TargetForm, collate
+from vlp.data.image import with_whole
+from vlp.errors import ConfigError
+from vlp.models.model import ModelConfig
+from vlp.objectives.objective import Facts
+from vlp.objectives.word_region import (
+    Alignment,
+    AlignmentConfig,
+    alignment_costs,
+    alignment_distances,
+    alignment_loss,
+    transport_plans,
+)
+from vlp.seeds import generator
+from vlp.types import Batch, Encoded, Example, RegionInput
 
 WORDS_B, REGIONS_B = (5, 2, 3), (3, 4, 1)
 
@@ -101,3 +117,113 @@ def test_no_examples_and_examples_without_regions() -> None:
     assert (alignment_distances(cost, transport_plans(cost, words, regions)) == 0).all()
     cost = alignment_costs(text[:0], image[:0], words[:0], regions[:0])
     assert alignment_distances(cost, transport_plans(cost, words[:0], regions[:0])).shape == (0,)
+
+
+# ------------------------------------------------------------------------------------------------------- the objective
+
+SIZES = ((3, 4, True), (6, 2, False), (4, 0, True), (2, 5, False))
+"""Words, regions, and whether they belong together."""
+
+
+def examples_of(made: Alignment, whole: bool = False) -> list[Example]:
+    examples = []
+    for words, regions, matched in SIZES:
+        one = an_example(words, regions, matched)
+        assert isinstance(one.image, RegionInput)
+        if whole and regions:
+            one.image = with_whole(one.image)
+        one.targets["wra"] = made.target(hidden(one), generator(0, "t"))
+        examples.append(one)
+    return examples
+
+
+def encoded_of(examples: list[Example], made: Alignment, **frame: bool) -> tuple[Encoded, Batch]:
+    """States that are drawn by example, so that a batch of fewer examples has the same, and rows around an image."""
+    batch = collate(examples, ImageForm("regions", 6, **frame), {"wra": TargetForm(made.rows, made.empty())})
+    text, image = [], []
+    for one in examples:
+        draw = torch.Generator().manual_seed(len(one.token_ids_T))
+        rows = len(one.image) if one.image is not None else 0
+        own = torch.randn(len(one.token_ids_T) + rows, 8, generator=draw)
+        first, last = frame.get("first", False) and rows > 0, frame.get("last", False)
+        text.append(own[: len(one.token_ids_T)])
+        extra = torch.full((1, 8), 9.0)
+        image += [extra] * first + [own[len(one.token_ids_T) :]] + [extra] * last
+    return Encoded(torch.cat(text).requires_grad_(), torch.cat(image), torch.zeros(len(examples), 8)), batch
+
+
+def alignment(**config: object) -> Alignment:
+    return Alignment("wra", AlignmentConfig.parse(config), facts())
+
+
+def distances_of(made: Alignment, examples: list[Example], **frame: bool) -> Tensor:
+    encoded, batch = encoded_of(examples, made, **frame)
+    return made.scores(None, made.reading(encoded, batch), batch.targets["wra"])
+
+
+def test_pairs_with_regions_are_judged_as_the_functions_judge_them() -> None:
+    made = alignment()
+    examples = examples_of(made)
+    encoded, batch = encoded_of(examples, made)
+    targets = batch.targets["wra"]
+    assert targets.positions_K.tolist() == [0, 1, 3]  # the third has no region
+    found = made.scores(None, made.reading(encoded, batch), targets)
+    text = encoded.text_NH.split(list(batch.text.packing.lengths))
+    image = encoded.image_MH.split(list(batch.image.packing.lengths))
+    wanted = []
+    for row in (0, 1, 3):
+        sides = text[row][None], image[row][None], torch.ones(1, len(text[row])) > 0, torch.ones(1, len(image[row])) > 0
+        cost = alignment_costs(*sides)
+        wanted.append(alignment_distances(cost, transport_plans(cost, *sides[2:])))
+    torch.testing.assert_close(found, torch.cat(wanted))
+    loss, metrics = made.loss(found, targets)
+    torch.testing.assert_close(loss, found[0] - found[1] - found[2])
+    assert (targets.count, made.head()) == (3.0, None)
+    torch.testing.assert_close(metrics["wra_distance_matched"], (found.detach()[0], torch.tensor(1)))
+    torch.testing.assert_close(metrics["wra_distance_mismatched"], (found.detach()[1:].sum(), torch.tensor(2)))
+    loss.backward()
+    assert encoded.text_NH.grad is not None
+    assert encoded.text_NH.grad.any()
+
+
+def test_rows_that_are_no_regions_do_not_count() -> None:
+    made = alignment()
+    plain = distances_of(made, examples_of(made))
+    for frame in ({"first": True}, {"last": True}, {"first": True, "last": True}):
+        torch.testing.assert_close(distances_of(made, examples_of(made), **frame), plain)
+    seen = distances_of(made, examples_of(made, whole=True), first=True)
+    assert seen.shape == plain.shape
+    examples = examples_of(made, whole=True)
+    encoded, batch = encoded_of(examples, made)
+    encoded.image_MH.data[batch.image.packing.starts_B1[:-1].long()[[0, 1, 3]]] = 5  # the whole image
+    torch.testing.assert_close(made.reading(encoded, batch).taps["wra"], seen)
+
+
+def test_special_tokens_may_be_left_out() -> None:
+    made = alignment(specials=False)
+    encoded, batch = encoded_of(examples_of(made), made)
+    found = made.reading(encoded, batch).taps["wra"]
+    starts = batch.text.packing.starts_B1.long()
+    with torch.no_grad():
+        encoded.text_NH[starts[:-1]] = 5
+        encoded.text_NH[starts[1:] - 1] = -5
+    torch.testing.assert_close(made.reading(encoded, batch).taps["wra"], found)
+    assert (alignment().reading(encoded, batch).taps["wra"] != found).all()
+
+
+def test_a_batch_without_a_pair_costs_nothing_and_keeps_the_graph() -> None:
+    made = alignment()
+    examples = [an_example() for _ in range(2)]
+    encoded, batch = encoded_of(examples, made)
+    loss, _ = made.loss(made.scores(None, made.reading(encoded, batch), batch.targets["wra"]), batch.targets["wra"])
+    loss.backward()
+    assert float(loss.detach()) == 0
+
+
+def test_streams_of_different_widths_are_refused() -> None:
+    values = model_config().plain()
+    values["image"]["layer"] = {"width": 12, "heads": 2, "ffn": 16}
+    values["encoder"] = [{"stream": "both", "sublayers": ["cross", "ffn"]}]
+    made = Facts(ModelConfig.parse(values), facts().text)
+    with pytest.raises(ConfigError, match=r"task\.objectives\.wra: compares words with regions, .* 8 and 12 wide"):
+        Alignment("wra", AlignmentConfig(), made)

@@ -177,13 +177,17 @@ def _pixels(given: Sequence[ImageInput | None], size: int) -> PixelBatch:
     kept = None
     if any(image.kept_K is not None for image in images):
         starts = np.cumsum([0, *(image.tokens for image in images)])
-        all_of = [np.arange(image.tokens) if image.kept_K is None else image.kept_K for image in images]
-        kept = _tensor(np.concatenate([rows + start for rows, start in zip(all_of, starts, strict=False)]))
+        kept = _tensor(np.concatenate([image.places_K + start for image, start in zip(images, starts, strict=False)]))
+    hidden = None
+    if any(image.hidden_K is not None for image in images):
+        rows = [np.zeros(len(image), np.bool_) if image.hidden_K is None else image.hidden_K for image in images]
+        hidden = _tensor(np.concatenate(rows))
     return PixelBatch(
         pixels_P3HW=_tensor(pixels_P3HW),
         packing=_image_packing(given),
         kept_M=kept,
         grids_P2=_grids(images),
+        hidden_M=hidden,
     )
 
 

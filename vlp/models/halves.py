@@ -28,7 +28,7 @@ def separable(config: ModelConfig) -> bool:
 
 def unimodal(model: Network, batch: Batch) -> tuple[Tensor, Tensor]:
     """The states where text and image meet, [N, H] and [M, H]. Examples may lack an image; their texts may be empty."""
-    image_MH, features_RH, regions = model.image(batch.image, batch.text, model.text.tables)
+    image_MH, features_RH, regions, _ = model.image(batch.image, batch.text, model.text.tables)
     text_NH = model.text(batch.text, features_RH, regions)
     return model.encoder.unimodal(text_NH, image_MH, batch)
 

@@ -157,12 +157,16 @@ class Tokens(nn.Module):
         self.text_norm = config.norm == "text"
         self.combine = Combine(config.combine, layer.width, layer.eps, dropout, norm=config.norm is True)
 
-    def forward(self, image: RegionBatch | PixelBatch, reading: Reading) -> tuple[Tensor, Tensor]:
-        """Packed tokens [M, H], and their feature vectors before any norm, [M, H]."""
+    def forward(self, image: RegionBatch | PixelBatch, reading: Reading) -> tuple[Tensor, Tensor, Tensor]:
+        """Packed tokens [M, H]; their feature vectors before any norm, [M, H]; the source's own features, [M, D]."""
         regions = self._as_regions(image) if isinstance(image, PixelBatch) else image
+        source_MD = regions.features_MD
+        if isinstance(image, PixelBatch) and image.hidden_M is not None:
+            shown_MD = source_MD.masked_fill(image.hidden_M[:, None], 0)
+            regions = replace(regions, features_MD=shown_MD, hidden_M=image.hidden_M)
         shown_MH, features_MH = self.parts["feature"](regions, reading)
         vectors = {kind: shown_MH if kind == "feature" else part(regions, reading) for kind, part in self.parts.items()}
-        return self._combined(vectors, reading), features_MH
+        return self._combined(vectors, reading), features_MH, source_MD
 
     def _combined(self, vectors: dict[str, Tensor], reading: Reading) -> Tensor:
         return self.combine(vectors, reading.tables.norm if self.text_norm else None)  # type: ignore[no-any-return]
@@ -225,20 +229,21 @@ class ImageEmbedding(Tokens):
 
     def forward(  # type: ignore[override]  # of all sources, where the base is of one
         self, image: ImageBatch, text: TextBatch, tables: TextTables
-    ) -> tuple[Tensor, Tensor, Packing]:
-        """Packed tokens [M, H]; the source's feature vectors before any norm, packed as the third value says."""
+    ) -> tuple[Tensor, Tensor, Packing, Tensor]:
+        """Packed tokens [M, H]; the source's feature vectors before any norm, packed as the third value says; and what
+        the source itself gave, before anything of a backbone's was hidden, likewise."""
         reading = Reading(text, tables)
         inner = image.tokens if isinstance(image, FramedBatch) else image
         source = inner.regions if isinstance(inner, BothBatch) else inner
-        tokens_MH, features_MH = super().forward(source, reading)
+        tokens_MH, features_MH, source_MD = super().forward(source, reading)
         if isinstance(inner, BothBatch):
             assert self.grid is not None
-            grid_MH, _ = self.grid(inner.pixels, reading)
+            grid_MH, _, _ = self.grid(inner.pixels, reading)
             tokens_MH = permute(torch.cat([tokens_MH, grid_MH]), inner.rows_M)
         if isinstance(image, FramedBatch):
             rows = [self._extra_rows(extra, reading) for extra in extras(image) if extra.side in self.extra]
             tokens_MH = permute(torch.cat([tokens_MH, *rows]), image.rows_M)
-        return tokens_MH, features_MH, source.packing
+        return tokens_MH, features_MH, source.packing, source_MD
 
     def _extra_rows(self, extra: Extra, reading: Reading) -> Tensor:
         vectors = {"extra": self.extra[extra.side](len(extra.example_E))}

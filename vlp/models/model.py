@@ -17,6 +17,7 @@ from typing_extensions import Self
 
 from vlp.config import Config
 from vlp.errors import CheckpointError, ConfigError
+from vlp.models.backbone import Backbone
 from vlp.models.blocks import LayerConfig, Line, after, check_blocks, rows_of
 from vlp.models.embeddings import Vectors
 from vlp.models.encoder import Encoder
@@ -214,10 +215,11 @@ class Network(nn.Module):
 
     def forward(self, batch: Batch) -> Encoded:
         """Encode a batch; its tensors must be on the model's device and its inputs of the model's dtype."""
-        image_MH, features_RH, regions = self.image(batch.image, batch.text, self.text.tables)
+        image_MH, features_RH, regions, source_MD = self.image(batch.image, batch.text, self.text.tables)
         text_NH = self.text(batch.text, features_RH, regions)
         text_NH, image_MH, taps = self.encoder(text_NH, image_MH, batch)
-        return Encoded(text_NH, image_MH, self.pooler(text_NH, image_MH, batch), taps)
+        made = source_MD.detach() if isinstance(self.image.backbone, Backbone) else None
+        return Encoded(text_NH, image_MH, self.pooler(text_NH, image_MH, batch), source_MD=made, taps=taps)
 
     def save_pretrained(self, directory: Path) -> None:
         """Write `config.json` and `model.safetensors`, in fp32."""

@@ -54,7 +54,7 @@ class Hidden:
     question: Question | None = None
     """The question that the text is, if it is one."""
     guessed_R: NDArray[np.bool_] | None = None
-    """True at the regions that are to be guessed; None where there is none."""
+    """True at the image tokens (regions or patches) that are to be guessed; None where there is none."""
     lent_KD: NDArray[np.float32] | None = None
     """Features of other images' regions."""
     place: int = 0

@@ -11,6 +11,7 @@ from vlp.objectives.itc import Contrast, ContrastPretrainingConfig
 from vlp.objectives.itm import Matching, MatchingConfig
 from vlp.objectives.mlm import MaskedLanguage, MaskedLanguageConfig
 from vlp.objectives.objective import Facts, SelfSupervised
+from vlp.objectives.patch_feature import PatchFeature, PatchFeatureConfig
 from vlp.objectives.prefix import PrefixLanguage, PrefixLanguageConfig
 from vlp.objectives.question import QuestionAnswering, QuestionAnsweringConfig
 from vlp.objectives.region_class import RegionClass, RegionClassConfig
@@ -23,6 +24,7 @@ AnyObjectiveConfig = Annotated[
     | RegionFeatureConfig
     | RegionClassConfig
     | RegionContrastConfig
+    | PatchFeatureConfig
     | MatchingConfig
     | AlignmentConfig
     | QuestionAnsweringConfig
@@ -36,6 +38,7 @@ _CLASSES: dict[str, Callable[[str, Any, Facts], SelfSupervised]] = {
     "region_feature": RegionFeature,
     "region_class": RegionClass,
     "region_contrast": RegionContrast,
+    "patch_feature": PatchFeature,
     "matching": Matching,
     "word_region_alignment": Alignment,
     "question_answering": QuestionAnswering,

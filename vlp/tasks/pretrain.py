@@ -13,9 +13,12 @@ from typing_extensions import Self
 
 from vlp.data.batch import collate
 from vlp.data.index import Block
+from vlp.models.image import RegionSource
 from vlp.objectives.itc import Contrast, image_number
 from vlp.objectives.itm import Matching
 from vlp.objectives.objective import Facts, Hidden, SelfSupervised
+from vlp.objectives.patch_feature import source_grid
+from vlp.objectives.patches import PatchHidingConfig, hide_patches
 from vlp.objectives.prefix import PrefixLanguage
 from vlp.objectives.region_contrast import RegionContrast
 from vlp.objectives.regions import RegionHidingConfig, hide_regions, spare_regions
@@ -46,6 +49,8 @@ class PretrainConfig(TaskConfig):
     example, and the other modality has no target there. Null is conditional with one and joint with all."""
     region_hiding: RegionHidingConfig = RegionHidingConfig()
     """How regions are hidden, for all objectives that guess regions."""
+    patch_hiding: PatchHidingConfig = PatchHidingConfig()
+    """How image tokens of a pixel model are hidden, likewise."""
     on_mismatched: bool = False
     """Whether words and regions are guessed in mismatched pairs too; they are hidden there in either case. Objectives
     that tell or use a mismatch (matching, word-region alignment) stand in all pairs anyway."""
@@ -116,6 +121,8 @@ class PretrainTask(Task):
         self.objectives: dict[str, SelfSupervised] = {
             name: make_objective(name, own, facts) for name, own in config.objectives.items()
         }
+        source = setting.model.image.source
+        self._prefix = 0 if isinstance(source, RegionSource) else source_grid(source).prefix
         self._only: str | None = None
         if config.probe:
             probe_ids(config.probe, setting.text)  # refuses words that cannot be probed before any work is done
@@ -173,7 +180,7 @@ class PretrainTask(Task):
         example = self.bare_example(image, self.text_of(text, text_number), pair.matched, rng, text.second)
         active = self.active(slot.step)
         streams = self._hidden(active, rng)
-        hidden = self._hide_regions(example, image, rng) if "image" in streams else Hidden(example, None)
+        hidden = self._hide_image(example, image, rng) if "image" in streams else Hidden(example, None)
         hidden = replace(
             hidden,
             question=self.question_of(text, text_number),
@@ -192,7 +199,9 @@ class PretrainTask(Task):
                 objective.target(hidden, rng)  # hides, and asks nothing in this step
         return example
 
-    def _hide_regions(self, example: Example, image: Sample, rng: np.random.Generator) -> Hidden:
+    def _hide_image(self, example: Example, image: Sample, rng: np.random.Generator) -> Hidden:
+        if not self.images.wants_regions:
+            return hide_patches(example, self.config.patch_hiding, self._prefix, rng)
         lent_KD = None if image.lent_KD is None else image.lent_KD.astype(np.float32, copy=False)
         return hide_regions(example, self.config.region_hiding, rng, lent_KD)
 

@@ -202,7 +202,7 @@ def multitask(fixture: Fixture, model: Network, seen: Seen) -> Results:
     longest_T = max(fixture["e2e.text"].shape[1], fixture["e2e.aux_text"].shape[1])
     regions_B = torch.cat([real(fixture).sum(1), torch.zeros(len(fixture["e2e.aux_text"]), dtype=torch.int64)])
     words = words_everywhere(model, seen, longest, longest_T)
-    _, features, packing = model.image(seen.batch.image, seen.batch.text, model.text.tables)
+    _, features, packing, _ = model.image(seen.batch.image, seen.batch.text, model.text.tables)
     results = {
         "out.multitask.embedding_output": seen.joint(seen.text_NH, seen.image_MH, longest),
         "out.multitask.pooled": Ours(seen.encoded.pooled_BH),

@@ -1,0 +1,49 @@
+"""Hiding patches and cells of pixel models: which ones. What they would have shown is taken away in the model, behind
+the cutting into patches or behind the backbone, as a region's feature is behind its detector.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from pydantic import Field
+
+from vlp.config import Config
+from vlp.objectives.objective import Hidden
+from vlp.objectives.words import choose
+from vlp.types import Example, PixelInput
+
+
+class PatchHidingConfig(Config):
+    """How image tokens made of pixels are hidden. A token of a convolutional or attending backbone has been seen by its
+    neighbours before."""
+
+    probability: float = Field(0.15, gt=0, le=1)
+    """Chance of each token to be a target."""
+    at_least_one: bool = True
+    """Whether one token of each image is a target in any case."""
+    zero: float = Field(1.0, gt=0, le=1)
+    """Share of the targets whose feature is replaced by zeros, and marked by a model with a mask embedding
+    (`image.parts`: `feature.hidden`); the rest keeps it and is guessed all the same."""
+
+
+def hide_patches(example: Example, config: PatchHidingConfig, prefix: int, rng: np.random.Generator) -> Hidden:
+    """Hide some of an example's image tokens in place; examples without pixels stay as they are.
+
+    Args:
+        prefix: tokens of the whole image that the source puts before its cells; they are never hidden.
+    """
+    image = example.image
+    if not isinstance(image, PixelInput):
+        return Hidden(example, None)
+    places_K = np.flatnonzero(image.places_K >= prefix)
+    if config.at_least_one:
+        chosen_K = choose(places_K, config.probability, rng)
+    else:
+        chosen_K = places_K[rng.random(len(places_K)) < config.probability]
+    guessed_K, hidden_K = np.zeros(len(image), np.bool_), np.zeros(len(image), np.bool_)
+    guessed_K[chosen_K] = True
+    hidden_K[chosen_K] = rng.random(len(chosen_K)) < config.zero
+    example.image = replace(image, hidden_K=hidden_K)
+    return Hidden(example, None, guessed_R=guessed_K)
