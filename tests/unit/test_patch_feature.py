@@ -154,6 +154,25 @@ def test_a_class_token_shifts_the_cells() -> None:
     torch.testing.assert_close(pixels[0, :, 0, 0], (corner - torch.tensor(source.mean)) / torch.tensor(source.std))
 
 
+def test_images_that_keep_their_shape_are_hidden_and_guessed_alike() -> None:
+    source = {**PATCHES, "fit": "keep", "longest": 24}
+    made, examples, rng = objective(source), [], np.random.default_rng(0)
+    for number, (rows, columns) in enumerate(((3, 5), (6, 3))):
+        image = PixelInput(
+            rng.integers(0, 256, (3, 4 * rows, 4 * columns)).astype(np.uint8), rows * columns, grid=(rows, columns)
+        )
+        one = example(5, image, number)
+        hidden = hide_patches(one, PatchHidingConfig(probability=0.5, zero=0.6), 0, generator(number, "t"))
+        one.targets["mpf"] = made.target(hidden, generator(0, "u"))
+        examples.append(one)
+    batch = batch_of(made, examples)
+    cut = Patches(made.source).cut(batch.image).features_MD  # type: ignore[arg-type]
+    targets = batch.targets["mpf"]
+    torch.testing.assert_close(targets.values["pixels"], cut[targets.positions_K], atol=1e-6, rtol=1e-5)
+    wanted = np.concatenate([one.image.hidden_K for one in examples])  # type: ignore[union-attr]
+    assert batch.image.hidden_M.tolist() == wanted.tolist()  # type: ignore[union-attr]
+
+
 # ------------------------------------------------------------------------------------------------------ loss, model
 
 

@@ -205,11 +205,10 @@ def _padded(image: PixelInput, height: int, width: int) -> PixelInput:
     rows, columns = image.grid
     _, own_height, own_width = image.pixels_3HW.shape
     across, down = width * columns // own_width, height * rows // own_height
-    own_K = np.arange(image.tokens) if image.kept_K is None else image.kept_K
     pixels_3HW: NDArray[Any] = np.zeros((3, height, width), image.pixels_3HW.dtype)
     pixels_3HW[:, :own_height, :own_width] = image.pixels_3HW
-    kept_K = own_K // columns * across + own_K % columns
-    return PixelInput(pixels_3HW, down * across, kept_K, image.grid)
+    kept_K = image.places_K // columns * across + image.places_K % columns
+    return PixelInput(pixels_3HW, down * across, kept_K, image.grid, image.hidden_K)
 
 
 def _grids(images: Sequence[PixelInput]) -> Tensor | None:
