@@ -161,7 +161,8 @@ class PretrainTask(Task):
             objective = self.objectives[name]
             if isinstance(objective, Matching) and (self._only or objective.config.negatives == "block"):
                 pair = objective.mismatch(slot.example, block, rng)
-        return (replace(pair, loans=self._loans(active, pair, block, rng)),)
+        loans = self._loans(active, pair, block, rng)
+        return (replace(pair, loans=loans) if loans else pair,)
 
     def _loans(self, active: tuple[str, ...], pair: Pair, block: Block, rng: np.random.Generator) -> tuple[Loan, ...]:
         """Regions of other samples, where some are to stand in for hidden ones or to be told from them."""
