@@ -439,10 +439,10 @@ class Encoded:
     text_NH: Tensor
     image_MH: Tensor
     pooled_BH: Tensor
-    source_MD: Tensor | None = None
-    """What an image backbone made of the pixels, before anything was hidden and without a graph; None without one."""
     taps: dict[str, Tensor] = field(default_factory=dict)
     """Named states on the way: `text.unimodal`, `image.unimodal`, and the layers that were asked for."""
+    source_MD: Tensor | None = None
+    """What an image backbone made of the pixels, before anything was hidden and without a graph; None without one."""
 
 
 @dataclass  # without slots: ZeRO-3 looks at what a module returns with vars()

@@ -219,7 +219,7 @@ class Network(nn.Module):
         text_NH = self.text(batch.text, features_RH, regions)
         text_NH, image_MH, taps = self.encoder(text_NH, image_MH, batch)
         made = source_MD.detach() if isinstance(self.image.backbone, Backbone) else None
-        return Encoded(text_NH, image_MH, self.pooler(text_NH, image_MH, batch), source_MD=made, taps=taps)
+        return Encoded(text_NH, image_MH, self.pooler(text_NH, image_MH, batch), taps, made)
 
     def save_pretrained(self, directory: Path) -> None:
         """Write `config.json` and `model.safetensors`, in fp32."""
