@@ -15,11 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from tests.distributed.ranks import run_on_ranks
-from tests.distributed.test_global_batch import module_of, plain_loss
+from tests.distributed.test_global_batch import module_of as bare_module_of
+from tests.distributed.test_global_batch import plain_loss
 from tests.examples import REGION_WIDTH, SMALL, Words, sample, shipped
 from tests.unit.pictures import encoded
 from vlp.distributed import World
 from vlp.seeds import generator
+from vlp.tasks.module import TaskModule
 from vlp.tasks.pretrain import PretrainConfig, PretrainTask
 from vlp.tasks.task import Setting
 from vlp.train.engine import Engine
@@ -30,7 +32,7 @@ STAGES = (0, 1, 2, 3)
 BATCH = 8
 TORN, BARE, SHORT = (0, 3, 6), 5, (1, 4)
 """Examples with a mismatched pair; without an image; with one region, which stays in sight, or without pixels."""
-SEED = 0
+SEED = 3
 """Of draws that leave it in sight."""
 
 # Weights move by g / (|g| + 1) in the first step of AdamW, so equal weights are equal gradients.
@@ -96,6 +98,16 @@ def example_of(task: PretrainTask, number: int) -> Example:
 
 def batches_of(task: PretrainTask, parts: Sequence[Sequence[int]]) -> list[Batch]:
     return [task.collate([[example_of(task, number)] for number in part], 0) for part in parts]
+
+
+def module_of(task: PretrainTask) -> TaskModule:
+    """With biases that are not 0: the norm of a hidden feature's projection would multiply what is left by 1e6."""
+    module, draw = bare_module_of(task), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name.endswith("bias") and parameter.requires_grad:
+                parameter += 0.3 * torch.randn(parameter.shape, generator=draw)
+    return module
 
 
 def one_step(world: World, model: str, parts: list[list[list[int]]], stage: int) -> tuple[float, dict[str, Tensor]]:

@@ -215,7 +215,7 @@ def test_a_hidden_patch_is_not_seen_and_a_kept_one_is(source: dict[str, Any]) ->
     made = objective(source)
     torch.manual_seed(0)
     model = Network(config_of(source)).eval()
-    one = masked(made, zero=0.5)
+    one = masked(made, 1, probability=1, zero=0.5)
     batch = batch_of(made, [one])
     image: Any = batch.image
     hidden = image.hidden_M
@@ -245,7 +245,7 @@ def test_every_parameter_takes_part_and_no_target_is_fine() -> None:
     [
         ({"kind": "regions", "width": 6}, {}, "reads regions; remove it"),
         (PATCHES, {"of": "features"}, "has no backbone"),
-        ({**CELLS, "size": 40, "level": -1}, {"of": "pixels"}, "do not divide"),
+        ({**CELLS, "size": 112, "level": -1}, {"of": "pixels"}, "do not divide"),
         (CELLS, {"of": "pixels", "tied": True}, "not pixels"),
     ],
 )

@@ -67,13 +67,15 @@ def test_pixels_have_no_regions_to_guess() -> None:
 
 def test_the_mean_may_be_over_all_regions() -> None:
     made, total, shown = objective(average="regions"), 0.0, []
-    for regions in (8, 3, 0):
+    for regions, probability in ((8, 0.5), (3, 1e-9), (0, 0.5)):
         one = example(regions=regions)
-        case = hide_regions(one, RegionHidingConfig(probability=0.4, at_least_one=False), generator(regions, "t"))
+        config = RegionHidingConfig(probability=probability, at_least_one=False)
+        case = hide_regions(one, config, generator(regions, "t"))
         one.targets["mrfr"] = made.target(case, generator(1, "t"))
         shown.append(one)
         total += regions
     assert not len(shown[1].targets["mrfr"].positions)  # none is hidden, and still it has three regions
     batch = collate(shown, ImageForm("regions", WIDTH), {"mrfr": made.form()})
     assert batch.targets["mrfr"].count == total == 11
-    assert len(batch.targets["mrfr"].positions_K) == len(batch.targets["mrfr"].values["feature"]) == 2
+    hidden = len(shown[0].targets["mrfr"].positions)
+    assert 0 < hidden == len(batch.targets["mrfr"].positions_K) == len(batch.targets["mrfr"].values["feature"])

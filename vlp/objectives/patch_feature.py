@@ -147,8 +147,7 @@ class PatchFeature(SelfSupervised):
             guessed_KD, wanted_KD = scores_K.chunk(2, dim=1)
         wanted_KD = precise(wanted_KD)
         if self.config.standardise:
-            variance_K1 = wanted_KD.var(dim=1, keepdim=True, correction=0)
-            wanted_KD = (wanted_KD - wanted_KD.mean(dim=1, keepdim=True)) / (variance_K1 + _SMALLEST).sqrt()
+            wanted_KD = F.layer_norm(wanted_KD, (self.width,), eps=_SMALLEST)
         distance = F.mse_loss if self.config.distance == "mse" else F.smooth_l1_loss
         return distance(precise(guessed_KD), wanted_KD, reduction="sum") / self.width, {}
 
