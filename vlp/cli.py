@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -198,6 +199,8 @@ def _finish(outcome: Any) -> None:
 
 def main() -> None:
     """Run the command line; a user's mistake gives one sentence and exit code 2 or 1, no traceback."""
+    # A request for a checkpoint that comes before the first step must not end the process, as it would by default.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
         app(prog_name="vlp")
     except VlpError as error:

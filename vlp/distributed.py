@@ -127,6 +127,35 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
+class Board:
+    """Where each rank says what it does, and reads what the others said without their help.
+
+    It lies in the store by which the ranks met, which rank 0 or torchrun keeps: a process that hangs there answers
+    nobody, and then `read` does not return.
+    """
+
+    def __init__(self, where: World) -> None:
+        import torch.distributed as dist
+
+        self._rank, self._size = where.rank, where.size
+        self._store = dist.PrefixStore("board", dist.distributed_c10d._get_default_store())  # type: ignore[attr-defined]
+
+    def post(self, text: str) -> None:
+        self._store.set(str(self._rank), text)
+
+    def read(self) -> dict[int, str]:
+        """By rank; those that have said nothing yet are missing."""
+        ranks = [rank for rank in range(self._size) if self._store.check([str(rank)])]
+        return {rank: self._store.get(str(rank)).decode() for rank in ranks}
+
+
+def is_broken(error: RuntimeError) -> bool:
+    """Whether a collective failed because another rank is gone."""
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or "gloo" in str(error)  # gloo raises plain RuntimeErrors
+
+
 def sum_over_ranks(values: Tensor) -> Tensor:
     """The tensor, summed over ranks in place."""
     import torch.distributed as dist

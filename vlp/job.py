@@ -2,42 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
-import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from vlp.assemble import Assembled, assemble, make_module, model_summary
-from vlp.config import write_yaml
-from vlp.data.dataset import Dataset
 from vlp.data.loader import StepLoader
-from vlp.distributed import World, barrier, world
+from vlp.distributed import Board, World, barrier, world
 from vlp.errors import ConfigError
-from vlp.export import CONFIG_FILE, FACTS_FILE, MODEL_DIRECTORY, TOKENIZER_DIRECTORY, model_weights
+from vlp.export import CONFIG_FILE, MODEL_DIRECTORY, model_weights
 from vlp.models.heights import heights
 from vlp.run import Command, load_run
-from vlp.tasks.card import DataFacts, Training, shown
+from vlp.rundirectory import changeable, describe, identity, saved_task, training_record
 from vlp.tasks.judge import Judge
-from vlp.tasks.saved import SavedTask, save_trained
+from vlp.tasks.saved import save_trained
 from vlp.train.checkpoint import Checkpoints
 from vlp.train.checkpointfiles import CHECKPOINTS
 from vlp.train.engine import Engine
 from vlp.train.evaluation import Evaluation
 from vlp.train.guard import Guard
 from vlp.train.hooks import Hook
-from vlp.train.logs import Logs
+from vlp.train.logs import METRICS_FILE, Logs
 from vlp.train.profiler import Profiler
 from vlp.train.quarantine import Quarantine
 from vlp.train.saver import Saver
 from vlp.train.trainer import Outcome, Trainer
 from vlp.train.watchdog import Watchdog
 from vlp.train.zero import read_zero, zero_file
-
-PACKAGES = ("torch", "torchvision", "timm", "transformers", "deepspeed", "webdataset", "vlp")
 
 
 def train(config: str, overrides: Sequence[str], command: Command, *, resume: bool) -> Outcome:
@@ -50,10 +40,11 @@ def train(config: str, overrides: Sequence[str], command: Command, *, resume: bo
     run = load_run(config, overrides, command)
     directory = Path(run.run.dir)
     _check_directory(directory, resume)
-    with world() as ranks:
+    with world(timeout_minutes=2 * run.guard.step_minutes) as ranks:  # the watchdog speaks first, and names ranks
         assembled = assemble(run)
         barrier(ranks)  # rank 0 must not write before the others have looked
-        return _train(assembled, directory, ranks, resume)
+        with Watchdog(run.guard.step_minutes, ranks.rank, Board(ranks)) as watchdog:
+            return _train(assembled, directory, ranks, resume, watchdog)
 
 
 def _check_directory(directory: Path, resume: bool) -> None:
@@ -65,7 +56,7 @@ def _check_directory(directory: Path, resume: bool) -> None:
         )
 
 
-def _train(assembled: Assembled, directory: Path, ranks: World, resume: bool) -> Outcome:
+def _train(assembled: Assembled, directory: Path, ranks: World, resume: bool, watchdog: Watchdog) -> Outcome:
     run = assembled.config
     notes: list[str] = []
     module = make_module(assembled, notes.append)
@@ -82,8 +73,10 @@ def _train(assembled: Assembled, directory: Path, ranks: World, resume: bool) ->
         penalty=run.penalty,
         log_file=directory / "deepspeed.log",
     )
-    checkpoints = Checkpoints(directory / CHECKPOINTS, run.checkpoint, ranks, _fingerprints(assembled))
-    state = checkpoints.load_newest(engine)
+    checkpoints = Checkpoints(
+        directory / CHECKPOINTS, run.checkpoint, ranks, identity(assembled), changeable(assembled)
+    )
+    state = checkpoints.load_newest(engine, lambda said: print(said, flush=True))
     done = state.step if state else 0
     loader = StepLoader(
         assembled.train,
@@ -100,7 +93,7 @@ def _train(assembled: Assembled, directory: Path, ranks: World, resume: bool) ->
         augment=run.data.augment,
     )
     if ranks.is_main:
-        _describe(assembled, directory, ranks)
+        describe(assembled, directory, ranks, done)
     evaluation = _evaluation(assembled, engine)
     with Logs(directory, run.log, ranks, steps=assembled.steps, resume_from=done) as logs:
         logs.note(_headline(assembled, ranks, done))
@@ -110,22 +103,22 @@ def _train(assembled: Assembled, directory: Path, ranks: World, resume: bool) ->
             logs.note(f"{directory} holds no checkpoint to resume from; this is the first step")
         if evaluation is not None and state is not None:
             evaluation.restore(state.facts)
-        with Watchdog(run.guard.step_minutes, ranks.rank) as watchdog:
-            trainer = Trainer(
-                engine,
-                loader,
-                steps=assembled.steps,
-                schedule=run.schedule,
-                learning_rate=run.optimizer.learning_rate,
-                saver=Saver(checkpoints, engine, done),
-                logs=logs,
-                hooks=_hooks(assembled, directory, logs, ranks),
-                first_step=done,
-                evaluation=evaluation,
-                watchdog=watchdog,
-            )
-            outcome = trainer.run()
+        trainer = Trainer(
+            engine,
+            loader,
+            steps=assembled.steps,
+            schedule=run.schedule,
+            learning_rate=run.optimizer.learning_rate,
+            saver=Saver(checkpoints, engine, done),
+            logs=logs,
+            hooks=_hooks(assembled, directory, logs, ranks),
+            first_step=done,
+            evaluation=evaluation,
+            watchdog=watchdog,
+        )
+        outcome = trainer.run()
         if outcome.finished:
+            watchdog.report("the export of the model")
             export(assembled, engine, directory / MODEL_DIRECTORY, outcome.evaluation)
             logs.note(f"model: {directory / MODEL_DIRECTORY}")
         if outcome.cut_texts or outcome.quarantined:
@@ -138,7 +131,9 @@ def _train(assembled: Assembled, directory: Path, ranks: World, resume: bool) ->
 
 def _hooks(assembled: Assembled, directory: Path, logs: Logs, ranks: World) -> list[Hook]:
     run = assembled.config
-    hooks: list[Hook] = [Quarantine(run.data.quarantine_limit, logs, ranks), Guard(run.guard, logs, ranks)]
+    guard = Guard(run.guard, logs, ranks)
+    guard.remember(directory / METRICS_FILE)
+    hooks: list[Hook] = [Quarantine(run.data.quarantine_limit, logs, ranks), guard]
     if run.profile is not None:
         hooks.append(Profiler(run.profile, directory, ranks.rank))
     return hooks
@@ -159,90 +154,8 @@ def export(assembled: Assembled, engine: Engine, directory: Path, metrics: Mappi
     if engine.world.is_main:
         run = assembled.config
         tensors = model_weights(weights, run.model, run.transfer)
-        history, name = _history(assembled, metrics), Path(run.run.dir).resolve().name
-        save_trained(directory, run.model, tensors, _saved(assembled), assembled.text, history, name)
-
-
-def _saved(assembled: Assembled) -> SavedTask:
-    run = assembled.config
-    return SavedTask(task=run.task, without=run.data.without, data=assembled.data_fingerprints)
-
-
-def _history(assembled: Assembled, metrics: Mapping[str, float]) -> Training:
-    """What the model's card says of its training."""
-    recipe = shown(assembled.config.plain())
-    recipe["starts_from"] = _starts(recipe)
-    for section in ("model", "init", "log"):
-        del recipe[section]
-    del recipe["run"]["dir"]
-    return Training(
-        steps=assembled.steps,
-        recipe=recipe,
-        data=tuple(_data_facts(dataset) for dataset in assembled.train),
-        judged_on=_data_facts(assembled.val) if assembled.val else None,
-        metrics=dict(metrics),
-        versions={name: version(name) for name in PACKAGES},
-    )
-
-
-def _starts(recipe: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the initial weights came from; None for random ones."""
-    if recipe["init"]:
-        return {"model": recipe["init"]}
-    text, image = recipe["model"]["text"]["weights"], recipe["model"]["image"]
-    pixels = [source for source in (image["source"], (image["grid"] or {}).get("source")) if source]
-    own = [{key: source.get(key) for key in ("backbone", "pretrained", "weights")} for source in pixels]
-    started = {"text": text, "image": [source for source in own if source["pretrained"] or source["weights"]]}
-    return {key: value for key, value in started.items() if value} or None
-
-
-def _data_facts(dataset: Dataset) -> DataFacts:
-    manifest = dataset.index.manifest
-    return DataFacts(
-        name=str(dataset.index.directory).rstrip("/").rsplit("/", 1)[-1],
-        examples=int(dataset.examples_S.sum()),
-        fingerprint=manifest.fingerprint,
-        made_by=shown(manifest.made_by),
-    )
-
-
-def _fingerprints(assembled: Assembled) -> dict[str, str]:
-    """What a resumed run must have in common with the one that wrote the checkpoint."""
-    run = assembled.config
-    weights = [*(entry.weight for entry in run.data.train), run.data.temperature]
-    parts: dict[str, Any] = {
-        "model": [run.model.plain(), run.transfer.plain()],
-        "task": [run.task.plain(), run.data.without, run.data.augment and run.data.augment.plain()],
-        "data": [*assembled.data_fingerprints, *weights, run.data.groups, run.data.block_shards],
-        "tokenizer": assembled.text.fingerprint,
-        "batch.size": run.batch.size,
-        "run.seed": run.run.seed,
-        "run.steps": assembled.steps,
-    }
-    return {name: str(part) if isinstance(part, int) else _digest(part) for name, part in parts.items()}
-
-
-def _digest(part: Any) -> str:
-    return hashlib.blake2b(json.dumps(part).encode(), digest_size=8).hexdigest()
-
-
-def _describe(assembled: Assembled, directory: Path, ranks: World) -> None:
-    """What the run is, for who finds its directory later."""
-    directory.mkdir(parents=True, exist_ok=True)
-    write_yaml(directory / CONFIG_FILE, assembled.config.plain())
-    facts = {
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
-        "ranks": ranks.size,
-        "device": str(ranks.device),
-        "data": assembled.data_fingerprints,
-        # What `vlp export` needs besides a checkpoint.
-        "saved": _saved(assembled).plain(),
-        "training": _history(assembled, {}).plain(),
-    }
-    assembled.text.save(directory / TOKENIZER_DIRECTORY)
-    (directory / FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n")
+        history, name = training_record(assembled, metrics), Path(run.run.dir).resolve().name
+        save_trained(directory, run.model, tensors, saved_task(assembled), assembled.text, history, name)
 
 
 def _headline(assembled: Assembled, ranks: World, done: int) -> str:

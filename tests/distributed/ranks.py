@@ -25,6 +25,10 @@ _PRELOAD = ["tests.distributed.preload"]
 _pools: dict[int, _Pool] = {}
 
 
+class RankDied(RuntimeError):
+    """A rank's process ended."""
+
+
 class RemoteError(Exception):
     """The traceback of a rank, as text; the cause of the exception that `run_on_ranks` raises."""
 
@@ -84,7 +88,7 @@ class _Pool:
         for rank in sorted(answers):
             _, error, trace = answers[rank]
             if error is not None:
-                self.usable = not waiting
+                self.usable = not waiting and not any(isinstance(found, RankDied) for _, found, _ in answers.values())
                 raise error from RemoteError(f"\nrank {rank}:\n{trace}")
         if waiting:
             raise TimeoutError(f"ranks {sorted(waiting.values())} of {len(self._ends)} hung in {function.__qualname__}")
@@ -102,8 +106,8 @@ def _answer(end: Connection, rank: int) -> tuple[Any, BaseException | None, str]
     try:
         result, error, trace = end.recv()
         return result, error, trace
-    except EOFError:
-        return None, RuntimeError(f"rank {rank} died"), ""
+    except (EOFError, ConnectionError):
+        return None, RankDied(f"rank {rank} died"), ""
 
 
 def _serve(rank: int, ranks: int, port: int, end: Connection) -> None:

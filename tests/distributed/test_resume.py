@@ -19,8 +19,10 @@ STAGES = (0, 1, 2, 3)
 BEFORE, AFTER = 3, 4
 
 
-def checkpoints_of(directory: Path, world: World, **fingerprints: str) -> Checkpoints:
-    return Checkpoints(directory, CheckpointConfig(keep=2), world, {"model": "m", "data": "d", **fingerprints})
+def checkpoints_of(
+    directory: Path, world: World, settings: dict[str, Any] | None = None, keep: int = 2, **identity: Any
+) -> Checkpoints:
+    return Checkpoints(directory, CheckpointConfig(keep=keep), world, {"model": "m", "data": "d", **identity}, settings)
 
 
 def train(world: World, stage: int, directory: Path | None, first: int, last: int, **options: Any) -> list[float]:
@@ -97,35 +99,90 @@ def test_weights_are_read_without_an_engine(tmp_path: Path, stage: int) -> None:
     run_on_ranks(2, save_and_compare, stage=stage, directory=tmp_path)
 
 
-def load_as(world: World, directory: Path, **fingerprints: str) -> None:
+def load_as(world: World, directory: Path, **identity: Any) -> None:
     engine = engine_of(world, 1)
     try:
-        checkpoints_of(directory, world, **fingerprints).load_newest(engine)
+        checkpoints_of(directory, world, **identity).load_newest(engine)
     finally:
         engine.close()
 
 
-def test_another_model_or_data_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"data": "e"}, r"was made with another data \(d, now e\); restore it or start a new run in another run.dir"),
+        ({"model": {"layer": {"width": 8}}}, r"another model \(m, now \{'layer': "),
+        ({"batch.size": 64}, r"another batch.size \(absent, now 64\)"),
+    ],
+)
+def test_another_model_data_or_batch_is_refused_by_name(tmp_path: Path, other: dict[str, Any], said: str) -> None:
     run_on_ranks(2, train, stage=1, directory=tmp_path, first=0, last=1)
-    with pytest.raises(CheckpointError, match="was made with another data"):
-        run_on_ranks(2, load_as, directory=tmp_path, data="other")
+    with pytest.raises(CheckpointError, match=said):
+        run_on_ranks(2, load_as, directory=tmp_path, **other)
 
 
-def resume_noting(world: World, directory: Path) -> tuple[int, list[str]]:
+def resume_noting(world: World, directory: Path, **changed: Any) -> tuple[int, list[str]]:
     engine = engine_of(world, 1)
     notes: list[str] = []
     try:
-        state = checkpoints_of(directory, world).load_newest(engine, notes.append)
+        settings = {"precision": "fp32", "optimizer": {"kind": "adamw", "learning_rate": 0.1}, **changed}
+        state = checkpoints_of(directory, world, settings=settings).load_newest(engine, notes.append)
         return (state.step if state else 0), notes
     finally:
         engine.close()
 
 
-def save_two(world: World, directory: Path) -> None:
+def save_steps(world: World, directory: Path, steps: tuple[int, ...] = (1, 2), keep: int = 2) -> None:
     engine = engine_of(world, 1)
-    for step in (1, 2):
-        checkpoints_of(directory, world).save(engine, step)
+    settings = {"precision": "fp32", "optimizer": {"kind": "adamw", "learning_rate": 0.1}}
+    for step in steps:
+        checkpoints_of(directory, world, settings=settings, keep=keep).save(engine, step)
     engine.close()
+
+
+def test_what_changed_is_told(tmp_path: Path) -> None:
+    run_on_ranks(2, save_steps, directory=tmp_path)
+    assert run_on_ranks(2, resume_noting, directory=tmp_path) == [(2, []), (2, [])]
+    changed = {"precision": "bf16", "optimizer": {"kind": "adamw", "learning_rate": 0.2}}
+    (_, notes), (_, none) = run_on_ranks(2, resume_noting, directory=tmp_path, **changed)
+    assert notes == [
+        "changed since the checkpoint of step 2, and used from here on: precision (fp32, now bf16), "
+        "optimizer.learning_rate (0.1, now 0.2)"
+    ]
+    assert none == []
+
+
+def test_a_checkpoint_of_another_format_is_not_taken_for_damaged(tmp_path: Path) -> None:
+    run_on_ranks(2, save_steps, directory=tmp_path)
+    (tmp_path / "step-00000002" / "state.json").write_text('{"format": 1}')
+    with pytest.raises(CheckpointError, match="has format 1, and this version of vlp reads"):
+        run_on_ranks(2, resume_noting, directory=tmp_path)
+
+
+def test_a_damaged_checkpoint_is_not_kept_for_the_newest(tmp_path: Path) -> None:
+    run_on_ranks(2, save_steps, directory=tmp_path, steps=(4, 8))
+    damage(tmp_path / "step-00000008" / "rank-00001.safetensors", "flipped")
+    (tmp_path / ".step-00000002.removed").mkdir()
+    run_on_ranks(2, save_steps, directory=tmp_path, steps=(5,), keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
+
+
+def test_facts_are_amended(tmp_path: Path) -> None:
+    run_on_ranks(2, amend, directory=tmp_path)
+    assert run_on_ranks(1, facts_of, directory=tmp_path) == [{"best": 2}]
+
+
+def amend(world: World, directory: Path) -> None:
+    save_steps(world, directory)
+    checkpoints_of(directory, world).amend(2, {"best": 2})
+
+
+def facts_of(world: World, directory: Path) -> dict[str, Any]:
+    engine = engine_of(world, 3)
+    state = checkpoints_of(directory, world).load_newest(engine)
+    engine.close()
+    assert state is not None
+    return state.facts
 
 
 def damage(path: Path, how: str) -> None:
@@ -142,7 +199,7 @@ def damage(path: Path, how: str) -> None:
 @pytest.mark.parametrize("how", ["missing", "truncated", "flipped"])
 @pytest.mark.parametrize("file", ["rank-00001.safetensors", "state.json"])
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, how: str, file: str) -> None:
-    run_on_ranks(2, save_two, directory=tmp_path)
+    run_on_ranks(2, save_steps, directory=tmp_path)
     damage(tmp_path / "step-00000002" / file, how if file != "state.json" else "truncated")
     (step, notes), (other, none) = run_on_ranks(2, resume_noting, directory=tmp_path)
     assert step == other == 1

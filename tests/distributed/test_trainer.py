@@ -22,7 +22,7 @@ from vlp.train.checkpoint import CheckpointConfig, Checkpoints
 from vlp.train.checkpointfiles import completed, step_of
 from vlp.train.evaluation import Evaluation, EvaluationConfig
 from vlp.train.guard import Guard, GuardConfig
-from vlp.train.logs import LogConfig, Logs
+from vlp.train.logs import METRICS_FILE, LogConfig, Logs
 from vlp.train.quarantine import Quarantine
 from vlp.train.saver import Saver
 from vlp.train.schedule import ScheduleConfig
@@ -47,6 +47,7 @@ def run(
     bad_from: int = 99,
     fail_in: int = -1,
     limit: float = 0.1,
+    leap_in: int = -1,
     judged: dict[str, Any] | None = None,
     **kept: Any,
 ) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def run(
 
     The last rank gets SIGTERM in step `stop_in`, SIGUSR1 in step `save_in`, and cannot make step `fail_in`; from step
     `bad_from` on each rank replaces six examples a step, from `nan_from` on the loss is none. Evaluation n scores
-    `scores[n]`.
+    `scores[n]`; the loss leaps in step `leap_in`.
     """
     engine = engine_of(world, 2, dropout=0.5)
     checkpoints = Checkpoints(directory / "checkpoints", CheckpointConfig(every=every, keep=2, **kept), world, {})
@@ -66,7 +67,7 @@ def run(
             for wanted, signal_ in ((stop_in, signal.SIGTERM), (save_in, signal.SIGUSR1)):
                 if number == wanted and world.rank == world.size - 1:
                     os.kill(os.getpid(), signal_)
-            engine.task.offset = math.nan if number >= nan_from else 0.0  # type: ignore[assignment]
+            engine.task.offset = math.nan if number >= nan_from else 900.0 if number == leap_in else 0.0  # type: ignore[assignment]
             step = split_step(number, world, 2)
             if number == 1:
                 step.quarantined.append(bad(f"bad of rank {world.rank}"))
@@ -87,6 +88,8 @@ def run(
     if state:
         evaluation.restore(state.facts)
     logs = Logs(directory, LogConfig(tensorboard=False), world, steps=steps, resume_from=first, terminal=False)
+    guard = Guard(GuardConfig(skipped_in_a_row=3), logs, world)
+    guard.remember(directory / METRICS_FILE)
     try:
         with logs:
             outcome: Outcome = Trainer(
@@ -97,7 +100,7 @@ def run(
                 learning_rate=0.01,
                 saver=Saver(checkpoints, engine, first),
                 logs=logs,
-                hooks=[Quarantine(limit, logs, world), Guard(GuardConfig(skipped_in_a_row=3), logs, world)],
+                hooks=[Quarantine(limit, logs, world), guard],
                 first_step=first,
                 evaluation=evaluation,
             ).run()
@@ -220,11 +223,22 @@ def test_a_resumed_run_remembers_the_best(tmp_path: Path) -> None:
     assert steps_kept(tmp_path) == [10, 28, 30]
 
 
-def test_without_improvement_the_run_ends_early(tmp_path: Path) -> None:
-    judged = {"metric": "score", "better": "lower", "patience": 2}
-    outcome = run_on_ranks(2, run, directory=tmp_path, steps=40, scores=(3, 1, 2, 2, 0, 0, 0, 0), judged=judged)[0]
+IMPATIENT = {"metric": "score", "better": "lower", "patience": 2}
+
+
+@pytest.mark.parametrize("stop_in", [-1, 14, 17])
+def test_without_improvement_the_run_ends_early(tmp_path: Path, stop_in: int) -> None:
+    arguments = {"directory": tmp_path, "steps": 40, "scores": (3, 1, 2, 2, 0, 0, 0, 0), "judged": IMPATIENT}
+    if stop_in > 0:  # also where the run was stopped before an evaluation that was due, and where between two
+        assert run_on_ranks(2, run, stop_in=stop_in, **arguments)[0]["step"] == stop_in + 1
+    outcome = run_on_ranks(2, run, **arguments)[0]
     assert (outcome["step"], outcome["finished"]) == (20, True)
     assert steps_kept(tmp_path)[-1] == 20
+    before = lines(tmp_path)
+    assert [line["step"] for line in before if "eval/score" in line] == [5, 10, 15, 20]
+    outcome = run_on_ranks(2, run, **arguments)[0]
+    assert (outcome["step"], outcome["finished"]) == (20, True), "an ended run that is resumed does not train on"
+    assert lines(tmp_path) == before
 
 
 def test_a_metric_that_is_none_is_refused_with_the_nearest(tmp_path: Path) -> None:
@@ -237,6 +251,21 @@ def test_a_finished_run_that_is_resumed_repeats_no_evaluation(tmp_path: Path) ->
     before = lines(tmp_path)
     assert run_on_ranks(2, run, directory=tmp_path, steps=10)[0]["finished"]
     assert lines(tmp_path) == before
+
+
+def leaps(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "spikes.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("stop_in", [-1, 35])
+def test_a_loss_that_leaps_is_recorded_with_the_examples_of_all_ranks(tmp_path: Path, stop_in: int) -> None:
+    run_on_ranks(2, run, directory=tmp_path, steps=45, leap_in=40, stop_in=stop_in)
+    if stop_in > 0:  # a run that resumes knows the range of its losses still
+        run_on_ranks(2, run, directory=tmp_path, steps=45, leap_in=40)
+    (found,) = leaps(tmp_path)
+    assert (found["step"], found["objective"]) == (41, "match")
+    assert found["loss"] > found["mean"] + 6 * found["sigma"] > found["mean"]
+    assert sorted(found["examples"]) == sorted(map(str, range(40 * 12, 41 * 12)))
 
 
 def test_steps_that_are_only_skipped_end_the_run_on_all_ranks(tmp_path: Path) -> None:

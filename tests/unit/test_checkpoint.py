@@ -1,6 +1,5 @@
 """Finding and refusing checkpoints; saving and loading over ranks is in tests/distributed/test_resume.py."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from safetensors.torch import save_file
 from vlp.data.build import checksum_of
 from vlp.errors import CheckpointError
 from vlp.train.checkpoint import CheckpointConfig, _compare_shapes, superseded
-from vlp.train.checkpointfiles import DamagedCheckpoint, newest, read_state, read_weights, verify
+from vlp.train.checkpointfiles import DamagedCheckpoint, newest, read_state, read_weights, verify, write_state
 
 
 def make(directory: Path, step: int = 1) -> Path:
@@ -21,8 +20,8 @@ def make(directory: Path, step: int = 1) -> Path:
     save_file({"weight/a@0": whole[:2]}, path / "rank-00000.safetensors")
     save_file({"weight/a@2": whole[2:], "kept/b@0": torch.ones(3)}, path / "rank-00001.safetensors")
     files = {file.name: {"bytes": file.stat().st_size, "checksum": checksum_of(file)} for file in path.iterdir()}
-    state = {"format": 2, "step": step, "parameters": {"a": [2, 3]}, "files": files}
-    (path / "state.json").write_text(json.dumps(state))
+    state = {"format": 3, "step": step, "parameters": {"a": [2, 3]}, "files": files}
+    write_state(path, state)
     return path
 
 
@@ -80,7 +79,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         read_state(path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"format": 2, "files": 3}'])
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"format": 3, "files": 3}'])
 def test_a_state_that_cannot_be_read_is_refused(tmp_path: Path, text: str) -> None:
     path = make(tmp_path)
     (path / "state.json").write_text(text)
@@ -88,18 +87,26 @@ def test_a_state_that_cannot_be_read_is_refused(tmp_path: Path, text: str) -> No
         read_state(path)
 
 
+def test_a_changed_state_is_found(tmp_path: Path) -> None:
+    path = make(tmp_path)
+    text = (path / "state.json").read_text()
+    (path / "state.json").write_text(text.replace('"step": 1', '"step": 9'))
+    with pytest.raises(DamagedCheckpoint, match=r"state.json: its checksum"):
+        read_state(path)
+
+
 def test_another_format_is_refused(tmp_path: Path) -> None:
     path = make(tmp_path)
-    (path / "state.json").write_text('{"format": 3}')
-    with pytest.raises(CheckpointError, match=r"has format 3, and this version of vlp reads 2"):
+    (path / "state.json").write_text('{"format": 2}')
+    with pytest.raises(CheckpointError, match=r"has format 2, and this version of vlp reads 3"):
         read_state(path)
 
 
 def test_a_hole_is_refused(tmp_path: Path) -> None:
     path = make(tmp_path)
-    state = json.loads((path / "state.json").read_text())
+    state = read_state(path)
     del state["files"]["rank-00000.safetensors"]
-    (path / "state.json").write_text(json.dumps(state))
+    write_state(path, state)
     with pytest.raises(CheckpointError, match="'weight/a' is incomplete"):
         read_weights(path)
 

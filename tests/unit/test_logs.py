@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vlp.distributed import World
-from vlp.train.logs import LogConfig, Logs
+from vlp.train.logs import LogConfig, Logs, Spike
 
 MAIN = World(0, 2, 0, torch.device("cpu"))
 OTHER = World(1, 2, 1, torch.device("cpu"))
@@ -54,6 +54,20 @@ def test_a_resumed_run_repeats_no_step_and_keeps_no_half_line(tmp_path: Path) ->
         written.step(record(4))
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
     assert (tmp_path / "quarantine.jsonl").read_text() == '{"step": 2, "shard": "a"}\n'
+
+
+def test_spikes_are_recorded_once_with_their_examples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with logs(tmp_path) as written:
+        written.spike(3, Spike("mlm", 9.0, 2.0, 0.5), ["a", "b"])
+        written.spike(7, Spike("itm", 5.0, 0.7, 0.1), ["c"])
+    assert "step 3: loss of mlm leapt to 9 (recent mean 2, deviation 0.5)" in capsys.readouterr().out
+    with logs(tmp_path, resume_from=5) as written:
+        written.spike(7, Spike("itm", 5.0, 0.7, 0.1), ["c"])
+    found = [json.loads(line) for line in (tmp_path / "spikes.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["objective"], line["examples"]) for line in found] == [
+        (3, "mlm", ["a", "b"]),
+        (7, "itm", ["c"]),
+    ]
 
 
 def bad(key: str, member: str = "jpg", data: str = "d") -> dict[str, str]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from vlp.config import Config
+from vlp.data.arrays import write_whole
 from vlp.errors import CheckpointError, ConfigError
 from vlp.models.backbone import Backbone
 from vlp.models.blocks import LayerConfig, Line, after, check_blocks, rows_of
@@ -243,13 +244,18 @@ class Network(nn.Module):
 
 
 def save_pretrained(directory: Path, config: ModelConfig, tensors: dict[str, Tensor]) -> None:
-    """Write a model's config and weights (a training engine's copies, say), in fp32."""
+    """Write a model's config and weights (a training engine's copies, say), in fp32; no file is ever half there."""
     from safetensors.torch import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(state, directory / "model.safetensors")
-    (directory / "config.json").write_text(json.dumps(config.plain(), indent=1) + "\n")
+    partial = directory / ".model.safetensors.partial"
+    try:
+        save_file(state, partial)
+        write_whole(directory / "config.json", (json.dumps(config.plain(), indent=1) + "\n").encode())
+        partial.replace(directory / "model.safetensors")
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_config(directory: Path) -> ModelConfig:

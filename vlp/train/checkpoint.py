@@ -6,6 +6,7 @@ so nobody ever gathers a whole model. Data and random numbers have no state: bot
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pydantic import Field
 from vlp.config import Config
 from vlp.distributed import World, barrier, share
 from vlp.errors import CheckpointError
+from vlp.train.changes import differences, listed
 from vlp.train.checkpointfiles import (
     FORMAT,
     DamagedCheckpoint,
@@ -72,16 +74,23 @@ class Checkpoints:
 
     Args:
         directory: holds the checkpoints; shared by all nodes.
-        fingerprints: what a resumed run must have in common with this one (`model`, `data`, `batch`, ...).
+        identity: what a resumed run must have in common with this one (model, data, batch size, ...), plain data.
+        settings: what it may change (optimizer, precision, ...) and is told of, plain data.
     """
 
     def __init__(
-        self, directory: Path, config: CheckpointConfig, world: World, fingerprints: Mapping[str, str]
+        self,
+        directory: Path,
+        config: CheckpointConfig,
+        world: World,
+        identity: Mapping[str, Any],
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.directory = directory
         self.config = config
         self._world = world
-        self._fingerprints = dict(fingerprints)
+        self._identity = _plain(identity)
+        self._settings = _plain(settings or {})
 
     def save(self, engine: Engine, step: int, facts: Mapping[str, Any] | None = None) -> Path:
         """Write a checkpoint after `step` steps, and remove those that need not be kept; collective.
@@ -124,7 +133,7 @@ class Checkpoints:
 
     def _clear(self, partial: Path) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        for left_over in self.directory.glob(".step-*.partial"):
+        for left_over in self.directory.glob(".step-*"):  # of a run that was killed while it saved or removed
             shutil.rmtree(left_over)
         partial.mkdir()
 
@@ -135,7 +144,8 @@ class Checkpoints:
             "adam_steps": engine.states.steps,
             "skipped_steps": engine.skipped_steps,
             "scaler": engine.scaler,
-            "fingerprints": self._fingerprints,
+            "identity": self._identity,
+            "settings": self._settings,
             "facts": facts,
             "made_by": {"world_size": self._world.size, "zero_stage": engine.stage, "precision": engine.precision},
             "parameters": engine.shapes(),
@@ -143,12 +153,35 @@ class Checkpoints:
 
     def _finish(self, partial: Path, final: Path, state: dict[str, Any]) -> None:
         write_state(partial, state)
-        if final.exists():  # the same step again, after resuming from an older one
-            shutil.rmtree(final)
+        if final.exists():  # the same step again: this one was damaged, and the run resumed from an older one
+            _remove(final)
         partial.rename(final)
         sync_directory(self.directory)
-        for old in superseded(completed(self.directory), self.config, state["facts"].get("best_step")):
-            shutil.rmtree(old, ignore_errors=True)
+        self._tidy(state["step"], state["facts"])
+
+    def _tidy(self, step: int, facts: Mapping[str, Any]) -> None:
+        """Remove what need not be kept. Checkpoints of later steps were passed over as damaged: they would count as
+        the newest."""
+        found = completed(self.directory)
+        past = [path for path in found if step_of(path) <= step]
+        for path in [*superseded(past, self.config, facts.get("best_step")), *found[len(past) :]]:
+            _remove(path)
+
+    def amend(self, step: int, facts: Mapping[str, Any]) -> None:
+        """Give the checkpoint of a step other facts, those of an evaluation after it; collective.
+
+        Raises:
+            CheckpointError: the disk is full, say; the checkpoint is as it was.
+        """
+        path = self.directory / name_of(step)
+
+        def write() -> None:
+            write_state(path, read_state(path) | {"facts": dict(facts)})
+            self._tidy(step, facts)
+
+        error = self._attempt(write, main_only=True)
+        if error:
+            raise CheckpointError(f"{path}: could not be written: {error}; free some space and resume")
 
     def load_newest(self, engine: Engine, note: Note = print) -> CheckpointState | None:
         """Load the newest checkpoint that is whole, or none if there is none; collective.
@@ -160,39 +193,49 @@ class Checkpoints:
         """
         # Rank 0 decides which there are: on a network file system the others may see the directory late.
         steps: list[int] = share([step_of(path) for path in completed(self.directory)], self._world)[0]
-        error = ""
+        damaged = []
         for step in reversed(steps):
             path = self.directory / name_of(step)
-            error = self._attempt(lambda path=path: self._check(path))  # type: ignore[misc]
+            error = next(filter(None, share(self._damage(path), self._world)), "")
             if not error:
-                return self.load(engine, path)
+                return self.load(engine, path, note)
+            damaged.append(path.name)
             if self._world.is_main:
                 note(f"passed over a damaged checkpoint: {error}")
-        if error:
-            raise CheckpointError(f"{self.directory}: no checkpoint is whole; remove the directory to start again")
+        if damaged:
+            raise CheckpointError(
+                f"{self.directory}: no checkpoint is whole ({', '.join(damaged)}); bring one back from a copy, or "
+                "start again in another run.dir"
+            )
         return None
 
-    def _check(self, path: Path) -> None:
-        """Each rank reads its share of the files, so that a checkpoint of many ranks is checked as fast as written."""
+    def _damage(self, path: Path) -> str:
+        """What is wrong with a checkpoint, if anything. Each rank reads its share of the files, so that a checkpoint of
+        many ranks is checked as fast as it was written."""
         try:
             verify(path, read_state(path), slice(self._world.rank, None, self._world.size))
-        except OSError as error:
-            raise DamagedCheckpoint(f"{path}: cannot be read: {error}") from None
+        except (DamagedCheckpoint, OSError) as error:
+            return str(error)
+        return ""
 
-    def load(self, engine: Engine, path: Path) -> CheckpointState:
+    def load(self, engine: Engine, path: Path, note: Note = print) -> CheckpointState:
         """Set an engine to a checkpoint, whatever stage and world size made it; collective.
 
+        Args:
+            note: told of settings that have changed.
         Raises:
-            CheckpointError: damaged, or of another model, data or batch; the message names which.
+            CheckpointError: damaged, of another format, or of another model, data or batch; the message names which.
         """
         state = read_state(path)
-        for name, value in self._fingerprints.items():
-            if state["fingerprints"].get(name) != value:
-                raise CheckpointError(
-                    f"{path}: was made with another {name} ({state['fingerprints'].get(name)}, now {value}); "
-                    f"restore the {name} or start a new run in another run.dir"
-                )
+        other = differences(state["identity"], self._identity)
+        if other:
+            raise CheckpointError(
+                f"{path}: was made with another {listed(other)}; restore it or start a new run in another run.dir"
+            )
         _compare_shapes(path, state["parameters"], engine.shapes())
+        changed = differences(state["settings"], self._settings)
+        if changed and self._world.is_main:
+            note(f"changed since the checkpoint of step {state['step']}, and used from here on: {listed(changed)}")
         with Reader(path, list(state["files"])) as reader:
             kept = {kind for kind in MEANS if reader.names(kind)}
             for piece in engine.pieces():
@@ -208,6 +251,19 @@ class Checkpoints:
         engine.scaler = state["scaler"]
         barrier(self._world)
         return CheckpointState(state["step"], state["facts"])
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As a file gives it back: lists for tuples, words for keys."""
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint; one that is half gone never counts as one."""
+    hidden = path.with_name(f".{path.name}.removed")
+    path.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def superseded(found: list[Path], config: CheckpointConfig, best_step: int | None = None) -> list[Path]:

@@ -6,12 +6,14 @@ and checksum, and is written last, so a directory that has one was complete.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlp.data.arrays import write_whole
 from vlp.data.build import checksum_of
 from vlp.errors import CheckpointError
 from vlp.train.ema import EMA
@@ -19,7 +21,7 @@ from vlp.train.ema import EMA
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT = 2
+FORMAT = 3
 STATE_FILE = "state.json"
 CHECKPOINTS = "checkpoints"
 """Where a run's directory has them."""
@@ -58,13 +60,15 @@ def read_state(path: Path) -> dict[str, Any]:
     """The contents of a checkpoint's `state.json`, after checking that the files it names are there and whole.
 
     Raises:
-        DamagedCheckpoint: not a checkpoint, or a file is missing or has another size.
+        DamagedCheckpoint: not a checkpoint, not what was written, or a file is missing or has another size.
         CheckpointError: of a format that this version does not know.
     """
     try:
         state: dict[str, Any] = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
         if state["format"] != FORMAT:
             raise CheckpointError(f"{path}: has format {state['format']}, and this version of vlp reads {FORMAT}")
+        if state.pop("checksum") != _seal(state):
+            raise DamagedCheckpoint(f"{path / STATE_FILE}: its checksum is not the one that was written: it is damaged")
         for name, told in state["files"].items():
             actual = (path / name).stat().st_size
             if actual != told["bytes"]:
@@ -99,12 +103,14 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
-    """Write `state.json`: after it the checkpoint counts."""
-    with (path / STATE_FILE).open("w", encoding="utf-8") as file:
-        json.dump(state, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write `state.json`, whole or not at all: after it the checkpoint counts."""
+    sealed = state | {"checksum": _seal(state)}
+    write_whole(path / STATE_FILE, json.dumps(sealed, indent=1).encode())
     sync_directory(path)
+
+
+def _seal(state: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(state, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def sync_directory(path: Path) -> None:

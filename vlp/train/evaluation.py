@@ -49,6 +49,7 @@ class Evaluation:
         self._judge = judge
         self._best: float | None = None
         self._since = 0
+        self._step: int | None = None
         self.best_step: int | None = None
         self.improved = False
         """Whether the last evaluation was the best so far."""
@@ -56,15 +57,25 @@ class Evaluation:
     @property
     def facts(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"best": self._best, "best_step": self.best_step, "evaluations_since_best": self._since}
+        return {
+            "best": self._best,
+            "best_step": self.best_step,
+            "evaluations_since_best": self._since,
+            "evaluated_step": self._step,
+            "metric": self._config.metric,
+        }
 
     def restore(self, facts: Mapping[str, Any]) -> None:
-        """Go on from the facts of a checkpoint."""
+        """Go on from the facts of a checkpoint; what was the best by another metric is none by this one."""
+        if facts.get("metric") != self._config.metric:
+            return
         self._best, self.best_step = facts.get("best"), facts.get("best_step")
         self._since = facts.get("evaluations_since_best", 0)
+        self._step = facts.get("evaluated_step")
 
     def due(self, step: int) -> bool:
-        return self._config.every is not None and step % self._config.every == 0
+        """Whether one should follow step `step`, and has not yet."""
+        return self._config.every is not None and step > 0 and step % self._config.every == 0 and step != self._step
 
     @property
     def exhausted(self) -> bool:
@@ -78,8 +89,11 @@ class Evaluation:
             ConfigError: `evaluation.metric` is none of the metrics.
         """
         metrics = self._judge()
-        if self._config.metric is not None:
+        self.improved = False
+        # Judged again at the end of a run that was resumed, say: that is no further try.
+        if self._config.metric is not None and step != self._step:
             self._compare(step, metrics)
+        self._step = step
         return metrics
 
     def _compare(self, step: int, metrics: Mapping[str, float]) -> None:

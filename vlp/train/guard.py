@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -13,6 +14,7 @@ from vlp.config import Config
 from vlp.distributed import World, share
 from vlp.errors import TrainingError
 from vlp.train.hooks import Hook
+from vlp.train.jsonlines import read_records
 from vlp.train.logs import Logs, Spike
 
 if TYPE_CHECKING:
@@ -45,6 +47,20 @@ class Guard(Hook):
         self._world = world
         self._recent: dict[str, deque[float]] = {}
         self._skipped = 0
+
+    def remember(self, metrics: Path) -> None:
+        """Take in the losses that a run had before it resumed, so that it knows their range; collective.
+
+        Args:
+            metrics: the run's `metrics.jsonl`, cut back to the steps done.
+        """
+        recent: dict[str, deque[float]] = {}
+        for record in read_records(metrics) if self._world.is_main else ():
+            for name, loss in record.items():
+                if name.startswith("loss/") and loss is not None:
+                    window = recent.setdefault(name.removeprefix("loss/"), deque(maxlen=self._config.spike_window))
+                    window.append(loss)
+        self._recent = share(recent, self._world)[0]
 
     def after(self, step: Step, result: StepResult, record: dict[str, float]) -> None:
         for spike in self.spikes(result.losses):  # the losses are those of all ranks, so all come here together

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pydantic import Field
 
 from vlp.config import Config
 from vlp.distributed import World
+from vlp.train.jsonlines import JsonLines
 
 METRICS_FILE = "metrics.jsonl"
 QUARANTINE_FILE = "quarantine.jsonl"
@@ -62,10 +60,10 @@ class Logs:
         terminal: bool | None = None,
     ) -> None:
         self._config = config
-        self._directory = directory
         self._steps = steps
-        self._metrics: IO[str] | None = None
-        self._quarantine: IO[str] | None = None
+        self._metrics: JsonLines | None = None
+        self._quarantine: JsonLines | None = None
+        self._spikes: JsonLines | None = None
         self._known: set[tuple[str, ...]] = set()
         self._judged: set[int] = set()
         self._events: Any = None
@@ -73,10 +71,11 @@ class Logs:
         if not world.is_main:
             return
         directory.mkdir(parents=True, exist_ok=True)
-        self._metrics = _reopen(directory / METRICS_FILE, resume_from)
-        self._judged = {step for step in map(_evaluation_of, _lines(directory / METRICS_FILE)) if step is not None}
-        self._quarantine = _reopen(directory / QUARANTINE_FILE, resume_from)
-        self._known = {_place_of(json.loads(line)) for line in _lines(directory / QUARANTINE_FILE)}
+        self._metrics = JsonLines(directory / METRICS_FILE, resume_from, self._saw)
+        self._quarantine = JsonLines(
+            directory / QUARANTINE_FILE, resume_from, lambda record: self._known.add(_place_of(record))
+        )
+        self._spikes = JsonLines(directory / SPIKES_FILE, resume_from)
         if config.tensorboard:
             self._events = _events(directory / "tensorboard", resume_from)
         if sys.stdout.isatty() if terminal is None else terminal:
@@ -87,6 +86,10 @@ class Logs:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _saw(self, record: Mapping[str, Any]) -> None:
+        if any(name.startswith("eval/") for name in record):
+            self._judged.add(int(record["step"]))
 
     def step(self, record: Mapping[str, float]) -> None:
         """One step: its `step` (steps done) and its numbers."""
@@ -114,14 +117,13 @@ class Logs:
         for record in records:
             if _place_of(record) not in self._known:
                 self._known.add(_place_of(record))
-                _append(self._quarantine, {"step": step, **record})
+                self._quarantine.append({"step": step, **record})
 
     def spike(self, step: int, spike: Spike, examples: Sequence[str]) -> None:
         """A loss that leapt, with the ids of the step's examples."""
-        if self._metrics is None:
+        if self._spikes is None:
             return
-        with (self._directory / SPIKES_FILE).open("a", encoding="utf-8") as file:
-            _append(file, {"step": step, **asdict(spike), "examples": list(examples)})
+        self._spikes.append({"step": step, **asdict(spike), "examples": list(examples)})
         self.note(
             f"step {step}: loss of {spike.objective} leapt to {spike.loss:.4g} (recent mean {spike.mean:.4g}, "
             f"deviation {spike.sigma:.2g}); its examples are in {SPIKES_FILE}"
@@ -137,14 +139,20 @@ class Logs:
             print(text, flush=True)
 
     def close(self) -> None:
-        for part in (self._bar, self._events, self._metrics, self._quarantine):
+        for part in (self._bar, self._events, self._metrics, self._quarantine, self._spikes):
             if part is not None:
                 part.close()
-        self._metrics = self._quarantine = self._events = self._bar = None
+        self._metrics = self._quarantine = self._spikes = self._events = self._bar = None
+
+    def sync(self) -> None:
+        """Make what is written survive a power cut; a checkpoint that follows then has all lines before it."""
+        for file in (self._metrics, self._quarantine, self._spikes):
+            if file is not None:
+                file.sync()
 
     def _write(self, record: Mapping[str, float]) -> None:
         assert self._metrics is not None
-        _append(self._metrics, record)
+        self._metrics.append(record)
         if self._events:
             step = int(record["step"])
             for name, value in record.items():
@@ -152,45 +160,8 @@ class Logs:
                     self._events.add_scalar(name, value, step)
 
 
-def _append(file: IO[str], record: Mapping[str, Any]) -> None:
-    """One object, one line, flushed. JSON has no NaN, so a number that is not finite becomes null."""
-    plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-    file.write(json.dumps(plain, allow_nan=False) + "\n")
-    file.flush()
-
-
-def _reopen(path: Path, last_step: int) -> IO[str]:
-    """A JSON-lines file for appending, without half a line and without lines of steps after `last_step`."""
-    if path.exists():
-        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= last_step]
-        fresh = path.with_name(path.name + ".partial")
-        with fresh.open("w", encoding="utf-8") as file:
-            file.writelines(line + "\n" for line in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-    return path.open("a", encoding="utf-8")
-
-
 def _place_of(record: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(record.get(name, "")) for name in ("data", "shard", "key", "member"))
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines()
-
-
-def _evaluation_of(line: str) -> int | None:
-    """The step of an evaluation's line; None for a line of another kind."""
-    record = json.loads(line)
-    return int(record["step"]) if any(name.startswith("eval/") for name in record) else None
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # half a line, from a run that was killed while writing it
 
 
 def _events(directory: Path, resume_from: int) -> Any:

@@ -34,17 +34,16 @@ class Saver:
         every = self._checkpoints.config.every
         return every is not None and step % every == 0
 
-    def save(self, step: int, facts: Mapping[str, Any], *, again: bool = False) -> None:
-        """Write a checkpoint after `step` steps if there is none yet; collective.
-
-        Args:
-            again: write it although there is one, since its facts have changed.
-        """
-        if step != self._saved or again:
+    def save(self, step: int, facts: Mapping[str, Any]) -> None:
+        """Write a checkpoint after `step` steps if there is none yet; collective."""
+        if step != self._saved:
             self._checkpoints.save(self._engine, step, facts)
             self._saved = step
         self._time = time.monotonic()
 
-    @property
-    def keeps_best(self) -> bool:
-        return self._checkpoints.config.keep_best
+    def judged(self, step: int, facts: Mapping[str, Any], *, best: bool) -> None:
+        """After an evaluation: its checkpoint, if there is one, learns of it; the best gets one. Collective."""
+        if step == self._saved:
+            self._checkpoints.amend(step, facts)
+        elif best and self._checkpoints.config.keep_best:
+            self.save(step, facts)

@@ -81,6 +81,7 @@ class Trainer:
         self._evaluation = evaluation
         self._watchdog = watchdog
         self._evaluated: dict[str, float] = {}
+        self._evaluated_step: int | None = None
         self._cut_texts = 0
         self._quarantined = 0
 
@@ -109,6 +110,8 @@ class Trainer:
 
     def _train(self, signals: Signals) -> bool:
         """All steps; returns whether a signal stopped them early."""
+        if self._judged_enough():  # the evaluation that a killed run owes, or a run that had ended early
+            return False
         for step in self._loader:
             try:
                 result = self._step(step, signals)
@@ -121,13 +124,20 @@ class Trainer:
                 self._speed.restart()
             if result.stop:
                 return self._done < self._steps
-            if self._evaluation and self._done < self._steps and self._evaluation.due(self._done):
-                self._evaluate(self._evaluation)
-                self._speed.restart()
-                if self._evaluation.exhausted:
-                    self._logs.note(f"step {self._done}: no improvement for evaluation.patience evaluations, stopping")
-                    return False
+            if self._judged_enough():
+                return False
         return False
+
+    def _judged_enough(self) -> bool:
+        """Evaluate if it is time; returns whether the run should end early."""
+        if self._evaluation is None or self._done == self._steps:
+            return False
+        if self._evaluation.due(self._done):
+            self._evaluate(self._evaluation)
+            self._speed.restart()
+        if self._evaluation.exhausted:
+            self._logs.note(f"step {self._done}: no improvement for evaluation.patience evaluations, stopping")
+        return self._evaluation.exhausted
 
     def _step(self, step: Step, signals: Signals) -> StepResult:
         self._report(f"step {step.number + 1}")
@@ -165,21 +175,22 @@ class Trainer:
         self._save()
         if stopped:
             self._logs.note(f"stopped by a signal after step {self._done}; resume with --resume")
-        elif self._evaluation:
+        elif self._evaluation and self._evaluated_step != self._done:
             self._evaluate(self._evaluation)
 
     def _evaluate(self, evaluation: Evaluation) -> None:
         self._report(f"the evaluation after step {self._done}")
         with self._engine.averaged():
             self._evaluated = evaluation.run(self._done)
+        self._evaluated_step = self._done
         self._logs.evaluation(self._done, self._evaluated)
-        if evaluation.improved and self._saver.keeps_best:
-            self._save(again=True)
+        self._saver.judged(self._done, evaluation.facts, best=evaluation.improved)
 
-    def _save(self, *, again: bool = False) -> None:
+    def _save(self) -> None:
         self._report(f"the checkpoint after step {self._done}")
+        self._logs.sync()
         facts: dict[str, Any] = self._evaluation.facts if self._evaluation else {}
-        self._saver.save(self._done, facts, again=again)
+        self._saver.save(self._done, facts)
 
     def _report(self, doing: str) -> None:
         if self._watchdog is not None:

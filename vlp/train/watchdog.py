@@ -9,11 +9,22 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
+from vlp.distributed import Board, is_broken
+from vlp.errors import TrainingError
+
 EXIT_CODE = 1
+_PERIOD = 10.0
+"""Seconds between two looks at the clock, each of which tells the other ranks that this one lives."""
+_PERIODS_READ = 3
+"""Periods after which a rank that has written nothing is taken for dead."""
+_GAVE_UP = "gave up"
+"""Written last by a rank that ends itself: it is not the one to blame."""
 
 
 class Watchdog:
-    """Ends the process if nothing is reported for too long. Use as a context manager.
+    """Ends the process if nothing is reported for too long, and tells what was going on when a collective fails.
+
+    Use as a context manager, which turns the error of a collective whose partner is gone into a TrainingError.
 
     A collective that waits for a dead rank cannot be interrupted from Python, and how long a backend waits differs
     (gloo raises, NCCL may abort or hang), so a thread of its own says what was going on and ends the process.
@@ -21,17 +32,28 @@ class Watchdog:
     Args:
         minutes: longest between two reports.
         rank: told in the message.
+        board: where ranks read of each other what they do; None if there are no others.
         end: called with the message; by default prints it and exits with 1.
     """
 
-    def __init__(self, minutes: float, rank: int, end: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, minutes: float, rank: int, board: Board | None = None, end: Callable[[str], None] | None = None
+    ) -> None:
         self._seconds = minutes * 60
         self._rank = rank
+        self._board = board
         self._end = end or _exit
         self._doing = "starting"
         self._since = time.monotonic()
+        self._period = min(_PERIOD, self._seconds / 8)
+        self._beats = 0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    @property
+    def doing(self) -> str:
+        """What was reported last."""
+        return self._doing
 
     def report(self, doing: str) -> None:
         """Say what the process does next, as in `step 12`."""
@@ -47,17 +69,68 @@ class Watchdog:
     ) -> None:
         self._stopped.set()
         self._thread.join()
+        if isinstance(error, RuntimeError) and is_broken(error):
+            reason = str(error).split(". ")[0].splitlines()[0]
+            raise TrainingError(
+                f"rank {self._rank}: {self._doing}: the connection to another rank broke ({reason}); that rank has died, "
+                "so look at what it said last, then resume with --resume"
+            ) from error
 
     def _watch(self) -> None:
-        while not self._stopped.wait(min(1.0, self._seconds / 4)):
-            waited = time.monotonic() - self._since
-            if waited > self._seconds:
+        while not self._stopped.wait(self._period):
+            self._beat(self._doing)
+            since = self._since
+            if time.monotonic() - since <= self._seconds:
+                continue
+            others = self._others()
+            if self._since == since and not self._stopped.is_set():
+                self._beat(_GAVE_UP)
                 self._end(
-                    f"rank {self._rank}: {self._doing} has taken {waited / 60:.3g} minutes, more than "
-                    f"guard.step_minutes ({self._seconds / 60:.3g}): another rank has died or hangs; look at what the "
-                    "other ranks said last, then resume with --resume"
+                    f"rank {self._rank}: {self._doing} has taken {(time.monotonic() - since) / 60:.3g} minutes, more "
+                    f"than guard.step_minutes ({self._seconds / 60:.3g}): {others}; look at what the ranks said last, "
+                    "then resume with --resume"
                 )
                 return
+
+    def _beat(self, doing: str) -> None:
+        if self._board is None:
+            return
+        self._beats += 1
+        try:
+            self._board.post(f"{self._beats} {doing}")
+        except RuntimeError:  # who keeps the board is gone; the collectives will tell
+            self._board = None
+
+    def _others(self) -> str:
+        """Which rank is to blame, as far as the board tells. Takes some periods, in which this rank goes on beating."""
+        found: list[tuple[dict[int, str], dict[int, str]]] = []
+        reader = threading.Thread(target=lambda: found.append(self._read_twice()), daemon=True)
+        reader.start()
+        for _ in range(2 * _PERIODS_READ):
+            reader.join(self._period)
+            self._beat(self._doing)
+        if not found:
+            return "another rank has died or hangs, probably rank 0, which keeps the board and no longer answers"
+        before, after = ({rank: said for rank, said in board.items() if rank != self._rank} for board in found[0])
+        waiting = {rank: said.partition(" ")[2] for rank, said in after.items() if not said.endswith(_GAVE_UP)}
+        silent = [rank for rank in waiting if before.get(rank) == after[rank]]
+        elsewhere = [rank for rank in waiting if rank not in silent and waiting[rank] != self._doing]
+        for ranks, state in ((silent, "no longer answers, it was last in"), (elsewhere, "is in")):
+            if ranks:
+                more = f" (and {len(ranks) - 1} more)" if len(ranks) > 1 else ""
+                return f"rank {ranks[0]} {state} {waiting[ranks[0]]}{more}"
+        return "another rank has died or hangs"
+
+    def _read_twice(self) -> tuple[dict[int, str], dict[int, str]]:
+        """The board now, and when every rank that lives has written again."""
+        if self._board is None:
+            return {}, {}
+        try:
+            before = self._board.read()
+            time.sleep(_PERIODS_READ * self._period)
+            return before, self._board.read()
+        except RuntimeError:
+            return {}, {}
 
 
 def _exit(message: str) -> None:

@@ -1,0 +1,215 @@
+"""Runs that are struck anywhere go on as if nothing had happened: bit by bit the same at the same size and stage.
+
+Thirty faults, drawn by a seed: a rank or all ranks killed, SIGTERM, a disk that is full, a checkpoint that was torn; at
+any call within a step, a checkpoint or an evaluation. A few of them run with the other tests, all by `make faults`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_tools.tokenizer import save, train
+from tests.distributed.faults import Fault, Kind, run_job
+from tests.distributed.ranks import RankDied, run_on_ranks
+from tests.unit.task_making import WORDS, dataset, sample
+from vlp.train.checkpointfiles import completed, read_state, step_of
+
+SEED = os.environ.get("VLP_FAULTS_SEED", "0")
+"""Another one draws other faults."""
+RANKS, STEPS, SAVED, JUDGED = 2, 12, 3, 4
+PHASES = {"step": "step {}", "save": "the checkpoint after step {}", "evaluation": "the evaluation after step {}"}
+STRUCK = {
+    "step": range(2, STEPS + 1),
+    "save": range(SAVED, STEPS + 1, SAVED),
+    "evaluation": range(JUDGED, STEPS + 1, JUDGED),
+}
+KINDS: tuple[Kind | None, ...] = (
+    "kill one",
+    "kill all",
+    "terminate one",
+    "full disk",
+    None,
+    "kill one",
+    "terminate all",
+    "full disk",
+    "kill all",
+    None,
+)
+"""None: all are killed, and a file of the newest checkpoint is torn."""
+SPEEDS = {"examples_per_second", "tokens_per_second", "data_wait", "step_seconds", "memory_gib"}
+"""What of a step's numbers a clock says."""
+SAMPLE = (0, 13, 24)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One of the thirty."""
+
+    number: int
+    phase: str
+    kind: Kind | None
+
+    def __str__(self) -> str:
+        return f"{self.number}: {self.kind or 'torn'} in {self.phase}, zero{self.stage} {self.precision}"
+
+    @property
+    def stage(self) -> int:
+        return self.number % 4
+
+    @property
+    def precision(self) -> str:
+        return ("fp32", "bf16")[self.number // 4 % 2]
+
+    @property
+    def draw(self) -> random.Random:
+        return random.Random(f"{SEED} {self.number}")
+
+    def fault(self, calls: list[dict[str, int]]) -> Fault:
+        """At a random call of a random rank; `calls` are those of a run without a fault, for each rank."""
+        draw = self.draw
+        # Two checkpoints stand at step 7: one to tear and one to fall back to.
+        step = draw.choice([step for step in STRUCK[self.phase] if self.kind or step > 2 * SAVED])
+        doing, rank = PHASES[self.phase].format(step), draw.randrange(RANKS)
+        call = draw.randint(1, calls[rank][doing])
+        return Fault(self.kind or "kill all", doing, call, rank, room=draw.choice((0, draw.randrange(20_000))))
+
+
+POINTS = [Point(number, list(PHASES)[number // 10], KINDS[number % 10]) for number in range(30)]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A run that nothing struck."""
+
+    directory: Path
+    calls: list[dict[str, int]]
+
+
+@pytest.fixture(scope="session")
+def words(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """A small dataset and a tokenizer, as overrides."""
+    folder = tmp_path_factory.mktemp("words")
+    texts = [
+        [f"{WORDS[(n + c) % 11]} {WORDS[(3 * n + c) % 11]} " * (1 + (n + c) % 3) for c in range(2)] for n in range(24)
+    ]
+    samples = [sample(n, *captions, regions=2 + n % 4) for n, captions in enumerate(texts)]
+    dataset(folder / "train", samples, per_shard=6)
+    dataset(folder / "dev", samples[:6], per_shard=6)
+    save(train([" ".join(WORDS)] * 9, 200, lowercase=True), folder / "tokenizer")
+    return (f"data.train={folder / 'train'}", f"data.val={folder / 'dev'}", f"tokenizer={folder / 'tokenizer'}")
+
+
+def run_of(words: tuple[str, ...], directory: Path, stage: int, precision: str) -> dict[str, Any]:
+    """A tiny run with dropout, all objectives, evaluations and a running mean, as `run_job` takes it."""
+    overrides = [
+        *words,
+        f"run.dir={directory}",
+        f"precision={precision}",
+        f"deepspeed={f'zero{stage}' if stage else 'null'}",
+        "model.text.layer={width: 16, heads: 2, ffn: 32}",
+        "model.dropout=0.2",
+        f"run.steps={STEPS}",
+        "batch={size: 8, micro_tokens: 60}",
+        f"checkpoint={{every: {SAVED}, keep: 2}}",
+        f"evaluation={{every: {JUDGED}, metric: loss/mlm, better: lower}}",
+        "ema={decay: 0.9}",
+        "log.tensorboard=false",
+    ]
+    return {"config": "uniter_tiny", "overrides": overrides}
+
+
+@pytest.fixture(scope="session")
+def reference(words: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, str], Reference]:
+    """Gives the run without a fault at a stage and in a precision; each is made once."""
+    made: dict[tuple[int, str], Reference] = {}
+
+    def find(stage: int, precision: str) -> Reference:
+        if (stage, precision) not in made:
+            directory = tmp_path_factory.mktemp("reference") / "run"
+            done = run_on_ranks(RANKS, run_job, **run_of(words, directory, stage, precision))
+            made[stage, precision] = Reference(directory, [rank["calls"] for rank in done])
+        return made[stage, precision]
+
+    return find
+
+
+def curve(directory: Path) -> list[dict[str, Any]]:
+    """Every line of a run's numbers but what a clock says; half a line is an error."""
+    text = (directory / "metrics.jsonl").read_text()
+    assert text.endswith("\n") or not text
+    records = map(json.loads, text.splitlines())
+    return [{name: value for name, value in record.items() if name not in SPEEDS} for record in records]
+
+
+def kept(directory: Path) -> list[int]:
+    """The steps of a run's checkpoints, after a look that nothing else lies there."""
+    found = completed(directory / "checkpoints")
+    assert sorted((directory / "checkpoints").iterdir()) == found
+    assert all(read_state(path)["step"] == step_of(path) for path in found)
+    return [step_of(path) for path in found]
+
+
+def tear(directory: Path, draw: random.Random) -> str:
+    """Spoil a file of the newest checkpoint; what was done."""
+    newest = completed(directory / "checkpoints")[-1]
+    file = draw.choice(sorted(newest.iterdir()))
+    data = bytearray(file.read_bytes())
+    how = draw.choice(("cut", "flipped", "zeros", "gone"))
+    place = draw.randrange(len(data))
+    if how == "gone" and file.name != "state.json":  # without it there would be no checkpoint
+        file.unlink()
+        return f"{file.name} is gone"
+    if how == "cut":
+        data = data[:place]
+    elif how == "zeros":
+        data[place:] = bytes(len(data) - place - 1) + b"\x01"
+    else:
+        data[place] ^= 1 << draw.randrange(8)
+    file.write_bytes(data)
+    return f"{file.name} {how} at {place}"
+
+
+def struck(run: dict[str, Any], fault: Fault) -> list[str]:
+    """Start a run that a fault strikes; what its ranks said at their end, if they could."""
+    directory = Path(next(o for o in run["overrides"] if o.startswith("run.dir=")).partition("=")[2])
+    expected: AbstractContextManager[Any] = nullcontext()  # a signal ends a run in order
+    if fault.kind.startswith("kill"):
+        expected = pytest.raises(RankDied)
+    elif fault.kind == "full disk":  # in vain where nothing is written any more
+        expected = suppress(RankDied)
+    with expected:
+        run_on_ranks(RANKS, run_job, **run, fault=fault)
+    return [path.read_text() for path in sorted(directory.parent.glob("ended-*"))]
+
+
+@pytest.mark.parametrize(
+    "point", [pytest.param(p, id=str(p), marks=[] if p.number in SAMPLE else pytest.mark.slow) for p in POINTS]
+)
+def test_a_struck_run_goes_on_as_if_nothing_had_happened(
+    point: Point, words: tuple[str, ...], reference: Callable[[int, str], Reference], tmp_path: Path
+) -> None:
+    whole = reference(point.stage, point.precision)
+    fault, directory = point.fault(whole.calls), tmp_path / "run"
+    run = run_of(words, directory, point.stage, point.precision)
+    last_words = struck(run, fault)
+    if fault.kind == "full disk":
+        assert all("File too large" in said or "onnection" in said for said in last_words), (fault, last_words)
+    before = curve(directory) if (directory / "metrics.jsonl").exists() else []
+    assert before == curve(whole.directory)[: len(before)], fault
+    torn = tear(directory, point.draw) if point.kind is None else ""
+    said = run_on_ranks(RANKS, run_job, **run, resume=True)[0]["said"]
+    assert ("passed over a damaged checkpoint" in said) == bool(torn), (fault, torn, said)
+    assert curve(directory) == curve(whole.directory), (fault, torn)
+    assert kept(directory) == kept(whole.directory), (fault, torn)
+    model = Path("model") / "model.safetensors"
+    assert (directory / model).read_bytes() == (whole.directory / model).read_bytes(), (fault, torn)
+    assert not list(directory.rglob(".*")), (fault, torn)
