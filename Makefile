@@ -1,5 +1,6 @@
 # make demo     the main job on a small rendered world, with a report in runs/demo
 # make test     the tests, but for the slow ones (make slow)
+# make faults   runs that are killed, signalled or out of disk at 30 random places, and resumed (SEED=1: 30 others)
 # make bench PART=loader    a benchmark of tests/benchmarks (loader, order, shuffle, ...): a table, and JSON in runs/bench
 # make recipes  docs/recipes.md out of the configs
 # make lint     style, types and the floors of the house
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test slow bench recipes lint install clean
+.PHONY: demo test slow faults bench recipes lint install clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m tests.e2e.demo
@@ -20,6 +21,10 @@ test: $(INSTALLED)
 
 slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+faults: $(INSTALLED)
+	VLP_FAULTS_SEED=$(or $(SEED),0) $(BIN)/python -m pytest -m "slow or not slow" \
+		tests/distributed/test_faults.py tests/distributed/test_elastic.py
 
 bench: $(INSTALLED)
 	$(BIN)/python -W ignore -m tests.benchmarks.$(PART)

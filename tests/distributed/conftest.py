@@ -1,4 +1,4 @@
-"""Shards on a real HTTP server."""
+"""Small data: as shards in a folder, on a real HTTP server, and with a tokenizer for a whole run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from data_tools.tokenizer import save, train
 from tests.distributed.fileserver import FileServer, serving
 from tests.distributed.remotedata import CAPTIONS, PER_SHARD, SHARDS
 from tests.unit.task_making import WORDS, dataset, sample
@@ -22,6 +23,20 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
         for n in range(SHARDS * PER_SHARD)
     ]
     return dataset(tmp_path_factory.mktemp("data"), samples, per_shard=PER_SHARD)
+
+
+@pytest.fixture(scope="session")
+def words(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """A small dataset and a tokenizer, as overrides."""
+    folder = tmp_path_factory.mktemp("words")
+    texts = [
+        [f"{WORDS[(n + c) % 11]} {WORDS[(3 * n + c) % 11]} " * (1 + (n + c) % 3) for c in range(2)] for n in range(24)
+    ]
+    samples = [sample(n, *captions, regions=2 + n % 4) for n, captions in enumerate(texts)]
+    dataset(folder / "train", samples, per_shard=6)
+    dataset(folder / "dev", samples[:6], per_shard=6)
+    save(train([" ".join(WORDS)] * 9, 200, lowercase=True), folder / "tokenizer")
+    return (f"data.train={folder / 'train'}", f"data.val={folder / 'dev'}", f"tokenizer={folder / 'tokenizer'}")
 
 
 @pytest.fixture

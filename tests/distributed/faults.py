@@ -6,12 +6,13 @@ A rank counts the calls (of Python and of C) that it makes while it does one thi
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -19,6 +20,9 @@ from types import FrameType
 from typing import Any, Literal
 from unittest import mock
 
+import pytest
+
+from tests.distributed.ranks import RankDied, run_on_ranks
 from vlp.distributed import World, share
 from vlp.errors import VlpError
 from vlp.job import train
@@ -26,6 +30,8 @@ from vlp.train.watchdog import Watchdog
 
 Kind = Literal["kill one", "kill all", "terminate one", "terminate all", "full disk"]
 CALLS = ("call", "c_call")
+SPEEDS = {"examples_per_second", "tokens_per_second", "data_wait", "step_seconds", "memory_gib"}
+"""What of a step's numbers a clock says."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +94,17 @@ class Calls:
                 sys.setprofile(None)
 
 
+def room(size: int | None) -> None:
+    """Let no file of this process grow beyond so many bytes, as on a disk that is full; None lifts that again."""
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most if size is None else size, most))
+
+
 def strike(fault: Fault, pids: list[int]) -> None:
     """Do what the fault says to this process, or to all."""
     own = os.getpid()
     if fault.kind == "full disk":
-        _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (fault.room, most))
+        room(fault.room)
         return
     number = signal.SIGKILL if fault.kind.startswith("kill") else signal.SIGTERM
     others = [pid for pid in pids if pid != own] if fault.kind.endswith("all") else []
@@ -118,8 +129,52 @@ def run_job(
     except (VlpError, OSError, RuntimeError) as error:
         if fault is None:
             raise
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        room(None)
         directory = next(o.partition("=")[2] for o in overrides if o.startswith("run.dir="))
         Path(directory).with_name(f"ended-{world.rank}").write_text(f"{type(error).__name__}: {error}")
         os._exit(1)
+    finally:
+        room(None)
     return {"said": said.getvalue(), "finished": outcome.finished, "calls": calls.counts}
+
+
+def tiny_run(words: tuple[str, ...], directory: Path, stage: int, precision: str, **keys: object) -> dict[str, Any]:
+    """A tiny run with all objectives and a running mean, as `run_job` takes it.
+
+    Args:
+        words: overrides that name the data.
+        keys: more overrides.
+    """
+    overrides = [
+        *words,
+        f"run.dir={directory}",
+        f"precision={precision}",
+        f"deepspeed={f'zero{stage}' if stage else 'null'}",
+        "model.text.layer={width: 16, heads: 2, ffn: 32}",
+        "batch={size: 8, micro_tokens: 60}",
+        "ema={decay: 0.9}",
+        "log.tensorboard=false",
+        *(f"{key}={value}" for key, value in keys.items()),
+    ]
+    return {"config": "uniter_tiny", "overrides": overrides}
+
+
+def curve(directory: Path) -> list[dict[str, Any]]:
+    """Every line of a run's numbers but what a clock says; half a line is an error."""
+    text = (directory / "metrics.jsonl").read_text()
+    assert text.endswith("\n") or not text
+    records = map(json.loads, text.splitlines())
+    return [{name: value for name, value in record.items() if name not in SPEEDS} for record in records]
+
+
+def struck(ranks: int, run: dict[str, Any], fault: Fault) -> list[str]:
+    """Start a run that a fault strikes; what its ranks said at their end, if they could."""
+    directory = Path(next(o for o in run["overrides"] if o.startswith("run.dir=")).partition("=")[2])
+    expected: AbstractContextManager[Any] = nullcontext()  # a signal ends a run in order
+    if fault.kind.startswith("kill"):
+        expected = pytest.raises(RankDied)
+    elif fault.kind == "full disk":  # in vain where nothing is written any more
+        expected = suppress(RankDied)
+    with expected:
+        run_on_ranks(ranks, run_job, **run, fault=fault)
+    return [path.read_text() for path in sorted(directory.parent.glob("ended-*"))]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.faults import Fault, curve, run_job, struck_run, tiny_run
+from tests.distributed.faults import Fault, curve, run_job, struck, tiny_run
 from tests.distributed.ranks import run_on_ranks
 
 KILLED, AFTER = 8, 50
@@ -36,7 +36,7 @@ def test_a_killed_run_goes_on_at_another_stage_and_size(
     whole, parted = (tmp_path / name for name in ("whole", "parted"))
     run_on_ranks(ranks, run_job, **tiny_run(words, whole, before, "fp32", **LENGTH))
     fault = Fault("kill all", f"step {draw.randint(3, KILLED)}", draw.randint(1, 15_000), draw.randrange(ranks))
-    struck_run(ranks, tiny_run(words, parted, before, "fp32", **LENGTH), fault)
+    struck(ranks, tiny_run(words, parted, before, "fp32", **LENGTH), fault)
     said = run_on_ranks(ranks_after, run_job, **tiny_run(words, parted, after, "fp32", **LENGTH), resume=True)[0][
         "said"
     ]

@@ -6,26 +6,27 @@ any call within a step, a checkpoint or an evaluation. A few of them run with th
 
 from __future__ import annotations
 
-import json
 import os
 import random
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from data_tools.tokenizer import save, train
-from tests.distributed.faults import Fault, Kind, run_job
-from tests.distributed.ranks import RankDied, run_on_ranks
-from tests.unit.task_making import WORDS, dataset, sample
+from tests.distributed.faults import Fault, Kind, curve, run_job, struck, tiny_run
+from tests.distributed.ranks import run_on_ranks
 from vlp.train.checkpointfiles import completed, read_state, step_of
 
 SEED = os.environ.get("VLP_FAULTS_SEED", "0")
 """Another one draws other faults."""
 RANKS, STEPS, SAVED, JUDGED = 2, 12, 3, 4
+LENGTH = {
+    "model.dropout": 0.2,
+    "run.steps": STEPS,
+    "checkpoint": f"{{every: {SAVED}, keep: 2}}",
+    "evaluation": f"{{every: {JUDGED}, metric: loss/mlm, better: lower}}",
+}
 PHASES = {"step": "step {}", "save": "the checkpoint after step {}", "evaluation": "the evaluation after step {}"}
 STRUCK = {
     "step": range(2, STEPS + 1),
@@ -45,8 +46,6 @@ KINDS: tuple[Kind | None, ...] = (
     None,
 )
 """None: all are killed, and a file of the newest checkpoint is torn."""
-SPEEDS = {"examples_per_second", "tokens_per_second", "data_wait", "step_seconds", "memory_gib"}
-"""What of a step's numbers a clock says."""
 SAMPLE = (0, 13, 24)
 
 
@@ -95,39 +94,6 @@ class Reference:
 
 
 @pytest.fixture(scope="session")
-def words(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """A small dataset and a tokenizer, as overrides."""
-    folder = tmp_path_factory.mktemp("words")
-    texts = [
-        [f"{WORDS[(n + c) % 11]} {WORDS[(3 * n + c) % 11]} " * (1 + (n + c) % 3) for c in range(2)] for n in range(24)
-    ]
-    samples = [sample(n, *captions, regions=2 + n % 4) for n, captions in enumerate(texts)]
-    dataset(folder / "train", samples, per_shard=6)
-    dataset(folder / "dev", samples[:6], per_shard=6)
-    save(train([" ".join(WORDS)] * 9, 200, lowercase=True), folder / "tokenizer")
-    return (f"data.train={folder / 'train'}", f"data.val={folder / 'dev'}", f"tokenizer={folder / 'tokenizer'}")
-
-
-def run_of(words: tuple[str, ...], directory: Path, stage: int, precision: str) -> dict[str, Any]:
-    """A tiny run with dropout, all objectives, evaluations and a running mean, as `run_job` takes it."""
-    overrides = [
-        *words,
-        f"run.dir={directory}",
-        f"precision={precision}",
-        f"deepspeed={f'zero{stage}' if stage else 'null'}",
-        "model.text.layer={width: 16, heads: 2, ffn: 32}",
-        "model.dropout=0.2",
-        f"run.steps={STEPS}",
-        "batch={size: 8, micro_tokens: 60}",
-        f"checkpoint={{every: {SAVED}, keep: 2}}",
-        f"evaluation={{every: {JUDGED}, metric: loss/mlm, better: lower}}",
-        "ema={decay: 0.9}",
-        "log.tensorboard=false",
-    ]
-    return {"config": "uniter_tiny", "overrides": overrides}
-
-
-@pytest.fixture(scope="session")
 def reference(words: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, str], Reference]:
     """Gives the run without a fault at a stage and in a precision; each is made once."""
     made: dict[tuple[int, str], Reference] = {}
@@ -135,19 +101,11 @@ def reference(words: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) 
     def find(stage: int, precision: str) -> Reference:
         if (stage, precision) not in made:
             directory = tmp_path_factory.mktemp("reference") / "run"
-            done = run_on_ranks(RANKS, run_job, **run_of(words, directory, stage, precision))
+            done = run_on_ranks(RANKS, run_job, **tiny_run(words, directory, stage, precision, **LENGTH))
             made[stage, precision] = Reference(directory, [rank["calls"] for rank in done])
         return made[stage, precision]
 
     return find
-
-
-def curve(directory: Path) -> list[dict[str, Any]]:
-    """Every line of a run's numbers but what a clock says; half a line is an error."""
-    text = (directory / "metrics.jsonl").read_text()
-    assert text.endswith("\n") or not text
-    records = map(json.loads, text.splitlines())
-    return [{name: value for name, value in record.items() if name not in SPEEDS} for record in records]
 
 
 def kept(directory: Path) -> list[int]:
@@ -178,19 +136,6 @@ def tear(directory: Path, draw: random.Random) -> str:
     return f"{file.name} {how} at {place}"
 
 
-def struck(run: dict[str, Any], fault: Fault) -> list[str]:
-    """Start a run that a fault strikes; what its ranks said at their end, if they could."""
-    directory = Path(next(o for o in run["overrides"] if o.startswith("run.dir=")).partition("=")[2])
-    expected: AbstractContextManager[Any] = nullcontext()  # a signal ends a run in order
-    if fault.kind.startswith("kill"):
-        expected = pytest.raises(RankDied)
-    elif fault.kind == "full disk":  # in vain where nothing is written any more
-        expected = suppress(RankDied)
-    with expected:
-        run_on_ranks(RANKS, run_job, **run, fault=fault)
-    return [path.read_text() for path in sorted(directory.parent.glob("ended-*"))]
-
-
 @pytest.mark.parametrize(
     "point", [pytest.param(p, id=str(p), marks=[] if p.number in SAMPLE else pytest.mark.slow) for p in POINTS]
 )
@@ -199,8 +144,8 @@ def test_a_struck_run_goes_on_as_if_nothing_had_happened(
 ) -> None:
     whole = reference(point.stage, point.precision)
     fault, directory = point.fault(whole.calls), tmp_path / "run"
-    run = run_of(words, directory, point.stage, point.precision)
-    last_words = struck(run, fault)
+    run = tiny_run(words, directory, point.stage, point.precision, **LENGTH)
+    last_words = struck(RANKS, run, fault)
     if fault.kind == "full disk":
         assert all("File too large" in said or "onnection" in said for said in last_words), (fault, last_words)
     before = curve(directory) if (directory / "metrics.jsonl").exists() else []

@@ -88,6 +88,10 @@ def test_a_resumed_run_walks_the_same_curve(shapes: Shapes, dual: Path, tmp_path
     before, after = (load_file(path / "model" / "model.safetensors") for path in (dual, run))
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     assert evaluation_of(run) == evaluation_of(dual)
+    facts, earlier = (json.loads((path / "run.json").read_text()) for path in (run, dual))
+    assert (facts["from_step"], earlier["from_step"], earlier["earlier_starts"]) == (4, 0, [])
+    assert [start["time"] for start in facts["earlier_starts"]] == [earlier["time"]]
+    assert facts["changed"] == {"run.dir": [str(dual), str(run)]}
 
 
 def test_a_run_of_another_kind_is_not_resumed(dual: Path, tmp_path: Path) -> None:

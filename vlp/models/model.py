@@ -244,7 +244,12 @@ class Network(nn.Module):
 
 
 def save_pretrained(directory: Path, config: ModelConfig, tensors: dict[str, Tensor]) -> None:
-    """Write a model's config and weights (a training engine's copies, say), in fp32; no file is ever half there."""
+    """Write a model's config and weights (a training engine's copies, say), in fp32; no file is ever half there.
+
+    Raises:
+        CheckpointError: the weights cannot be written (disk full, ...).
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -254,6 +259,8 @@ def save_pretrained(directory: Path, config: ModelConfig, tensors: dict[str, Ten
         save_file(state, partial)
         write_whole(directory / "config.json", (json.dumps(config.plain(), indent=1) + "\n").encode())
         partial.replace(directory / "model.safetensors")
+    except SafetensorError as error:
+        raise CheckpointError(f"{directory}: the weights cannot be written: {error}; free some space") from None
     finally:
         partial.unlink(missing_ok=True)
 

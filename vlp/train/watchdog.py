@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 
 from vlp.distributed import Board, is_broken
@@ -72,8 +73,8 @@ class Watchdog:
         if isinstance(error, RuntimeError) and is_broken(error):
             reason = str(error).split(". ")[0].splitlines()[0]
             raise TrainingError(
-                f"rank {self._rank}: {self._doing}: the connection to another rank broke ({reason}); that rank has died, "
-                "so look at what it said last, then resume with --resume"
+                f"rank {self._rank}: {self._doing}: the connection to another rank broke ({reason}); that rank has "
+                "died, so look at what it said last, then resume with --resume"
             ) from error
 
     def _watch(self) -> None:
@@ -96,15 +97,18 @@ class Watchdog:
         if self._board is None:
             return
         self._beats += 1
-        try:
+        with suppress(RuntimeError):  # who keeps the board may be gone; the collectives will tell
             self._board.post(f"{self._beats} {doing}")
-        except RuntimeError:  # who keeps the board is gone; the collectives will tell
-            self._board = None
 
     def _others(self) -> str:
         """Which rank is to blame, as far as the board tells. Takes some periods, in which this rank goes on beating."""
         found: list[tuple[dict[int, str], dict[int, str]]] = []
-        reader = threading.Thread(target=lambda: found.append(self._read_twice()), daemon=True)
+
+        def read() -> None:
+            with suppress(RuntimeError):
+                found.append(self._read_twice())
+
+        reader = threading.Thread(target=read, daemon=True)
         reader.start()
         for _ in range(2 * _PERIODS_READ):
             reader.join(self._period)
@@ -119,18 +123,17 @@ class Watchdog:
             if ranks:
                 more = f" (and {len(ranks) - 1} more)" if len(ranks) > 1 else ""
                 return f"rank {ranks[0]} {state} {waiting[ranks[0]]}{more}"
-        return "another rank has died or hangs"
+        if not waiting:
+            return "its data, its disk or its device may hang"
+        return f"all {len(waiting) + 1} ranks are in it, so the network between them, the disk or a device may hang"
 
     def _read_twice(self) -> tuple[dict[int, str], dict[int, str]]:
         """The board now, and when every rank that lives has written again."""
         if self._board is None:
             return {}, {}
-        try:
-            before = self._board.read()
-            time.sleep(_PERIODS_READ * self._period)
-            return before, self._board.read()
-        except RuntimeError:
-            return {}, {}
+        before = self._board.read()
+        time.sleep(_PERIODS_READ * self._period)
+        return before, self._board.read()
 
 
 def _exit(message: str) -> None:
