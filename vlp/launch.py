@@ -122,9 +122,11 @@ class _Ranks:
             process.send_signal(number)
 
     def explain(self, rank: int) -> None:
-        """Print what a rank other than 0 said before it failed, unless rank 0 said it too."""
+        """Print what a rank other than 0 said before it failed, unless rank 0 said it too or all just stopped."""
         said = self._said(rank).read_text(encoding="utf-8", errors="replace").strip()
         shown = self._said(0).read_text(encoding="utf-8", errors="replace")
+        if not said and self.code(rank) == self.code(0):
+            return
         if rank != 0 and (not said or said.splitlines()[-1] not in shown):
             reason = f":\n{said}" if said else " without a word"
             print(f"rank {rank} ended first with code {self.code(rank)}{reason}", file=sys.stderr, flush=True)

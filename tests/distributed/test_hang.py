@@ -40,7 +40,7 @@ def hang(world: World, folder: Path, rank: int, how: str) -> None:
 @pytest.mark.parametrize(
     ("rank", "how", "blamed"),
     [
-        (1, "stopped", "rank 1 no longer answers, it was last in step 2"),
+        (1, "stopped", "rank 1 no longer answers and was last heard in step 2"),
         (1, "elsewhere", "rank 1 is in the checkpoint after step 1"),
         (0, "stopped", "probably rank 0, which keeps the board and no longer answers"),
     ],

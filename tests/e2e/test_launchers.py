@@ -77,6 +77,44 @@ def test_an_elastic_restart_resumes(pretrain_single: tuple[str, ...], single: Pa
     same_curve(tmp_path / "run", single)
 
 
+SSH = "#!/bin/sh\necho node\n"  # DeepSpeed asks it once whether the first node answers
+PDSH = """#!/bin/sh
+# pdsh ... -w node0,node1 COMMAND: on every node, %n being its number; the nodes are this machine
+while [ "$1" != -w ]; do shift; done
+nodes=$2; shift 2
+number=0
+for node in $(echo "$nodes" | tr , ' '); do
+    sh -c "$(echo "$*" | sed "s/%n/$number/g")" & started="$started $!"
+    number=$((number + 1))
+done
+for process in $started; do wait "$process" || failed=1; done
+exit ${failed:-0}
+"""
+
+
+@pytest.mark.slow
+def test_the_deepspeed_launcher_with_a_hostfile_of_two_nodes(
+    pretrain_single: tuple[str, ...], single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, script in (("ssh", SSH), ("pdsh", PDSH)):
+        (commands / name).write_text(script)
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:{Path(sys.executable).parent}:{os.environ['PATH']}")
+    (tmp_path / "hosts").write_text("node0 slots=1\nnode1 slots=1\n")
+    place = ("--master_addr", "127.0.0.1", "--master_port", str(free_port()), "--hostfile", str(tmp_path / "hosts"))
+    quoted = [word.replace(" ", "") for word in pretrain_single]  # the launcher hands words on unquoted
+    command = ["deepspeed", *place, "--module", "vlp", *quoted, f"run.dir={tmp_path / 'run'}"]
+    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHED} | {"OMP_NUM_THREADS": "1"}
+    finished(
+        subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+    )
+    same_curve(tmp_path / "run", single)
+
+
 def kill_a_rank(run: Path) -> bool:
     """SIGKILL the rank with the highest number that works on this run."""
     found = []

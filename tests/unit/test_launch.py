@@ -64,6 +64,12 @@ def test_another_rank_that_fails_first_is_shown_and_ends_the_rest(tmp_path: Path
     assert time.monotonic() - began < 30
 
 
+def test_ranks_that_stop_together_are_not_blamed(tmp_path: Path, root: Path) -> None:
+    process = start(tmp_path, root, "time.sleep(0.3 * (rank == 0)); sys.exit(1)", grace=20)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (1, "")
+
+
 def test_a_rank_that_is_killed_is_named(tmp_path: Path, root: Path) -> None:
     process = start(tmp_path, root, "os.kill(os.getpid(), 9) if rank == 1 else time.sleep(60)")
     _, err = process.communicate(timeout=60)

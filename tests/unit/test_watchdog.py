@@ -26,7 +26,7 @@ def test_a_process_that_hangs_exits_with_1() -> None:
     code = "import time; from vlp.train.watchdog import Watchdog\nwith Watchdog(0.1 / 60, 0): time.sleep(60)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith("rank 0: starting has taken")
+    assert done.stderr.startswith("vlp: rank 0: starting has taken")
     assert "Traceback" not in done.stderr
 
 

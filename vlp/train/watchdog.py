@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 import time
@@ -71,7 +72,7 @@ class Watchdog:
         self._stopped.set()
         self._thread.join()
         if isinstance(error, RuntimeError) and is_broken(error):
-            reason = str(error).split(". ")[0].splitlines()[0]
+            reason = re.sub(r"^\[[^]]*\] ", "", str(error)).split(". ")[0].splitlines()[0]  # without the line in gloo
             raise TrainingError(
                 f"rank {self._rank}: {self._doing}: the connection to another rank broke ({reason}); that rank has "
                 "died, so look at what it said last, then resume with --resume"
@@ -119,7 +120,7 @@ class Watchdog:
         waiting = {rank: said.partition(" ")[2] for rank, said in after.items() if not said.endswith(_GAVE_UP)}
         silent = [rank for rank in waiting if before.get(rank) == after[rank]]
         elsewhere = [rank for rank in waiting if rank not in silent and waiting[rank] != self._doing]
-        for ranks, state in ((silent, "no longer answers, it was last in"), (elsewhere, "is in")):
+        for ranks, state in ((silent, "no longer answers and was last heard in"), (elsewhere, "is in")):
             if ranks:
                 more = f" (and {len(ranks) - 1} more)" if len(ranks) > 1 else ""
                 return f"rank {ranks[0]} {state} {waiting[ranks[0]]}{more}"
@@ -137,5 +138,5 @@ class Watchdog:
 
 
 def _exit(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    print(f"vlp: {message}", file=sys.stderr, flush=True)
     os._exit(EXIT_CODE)
