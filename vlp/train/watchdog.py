@@ -74,8 +74,8 @@ class Watchdog:
         if isinstance(error, RuntimeError) and is_broken(error):
             reason = re.sub(r"^\[[^]]*\] ", "", str(error)).split(". ")[0].splitlines()[0]  # without the line in gloo
             raise TrainingError(
-                f"rank {self._rank}: {self._doing}: the connection to another rank broke ({reason}); that rank has "
-                "died, so look at what it said last, then resume with --resume"
+                f"rank {self._rank}: {self._doing}: a collective failed ({reason}), most likely because another rank "
+                "died: look at what the ranks said last, then resume with --resume"
             ) from error
 
     def _watch(self) -> None:
