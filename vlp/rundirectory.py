@@ -61,6 +61,9 @@ def describe(assembled: Assembled, directory: Path, ranks: World, step: int) -> 
         step: steps done when this start of the run begins.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    for half in directory.rglob(".*.partial"):  # a run was killed while it wrote it
+        if half.is_file():
+            half.unlink()
     config = assembled.config.plain()
     start = {
         "command": sys.argv,

@@ -91,6 +91,7 @@ class Calls:
             try:
                 yield
             finally:
+                self.report("ended")
                 sys.setprofile(None)
 
 

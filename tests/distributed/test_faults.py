@@ -1,7 +1,8 @@
 """Runs that are struck anywhere go on as if nothing had happened: bit by bit the same at the same size and stage.
 
 Thirty faults, drawn by a seed: a rank or all ranks killed, SIGTERM, a disk that is full, a checkpoint that was torn; at
-any call within a step, a checkpoint or an evaluation. A few of them run with the other tests, all by `make faults`.
+any call within a step, a checkpoint or an evaluation; and six more at the start and in the export of the model. A few
+run with the other tests, all by `make faults`.
 """
 
 from __future__ import annotations
@@ -27,11 +28,19 @@ LENGTH = {
     "checkpoint": f"{{every: {SAVED}, keep: 2}}",
     "evaluation": f"{{every: {JUDGED}, metric: loss/mlm, better: lower}}",
 }
-PHASES = {"step": "step {}", "save": "the checkpoint after step {}", "evaluation": "the evaluation after step {}"}
+PHASES = {
+    "step": "step {}",
+    "save": "the checkpoint after step {}",
+    "evaluation": "the evaluation after step {}",
+    "start": "starting",
+    "export": "the export of the model",
+}
 STRUCK = {
     "step": range(2, STEPS + 1),
     "save": range(SAVED, STEPS + 1, SAVED),
     "evaluation": range(JUDGED, STEPS + 1, JUDGED),
+    "start": range(1, 2),
+    "export": range(STEPS, STEPS + 1),
 }
 KINDS: tuple[Kind | None, ...] = (
     "kill one",
@@ -82,7 +91,8 @@ class Point:
         return Fault(self.kind or "kill all", doing, call, rank, room=draw.choice((0, draw.randrange(20_000))))
 
 
-POINTS = [Point(number, list(PHASES)[number // 10], KINDS[number % 10]) for number in range(30)]
+POINTS = [Point(number, ("step", "save", "evaluation")[number // 10], KINDS[number % 10]) for number in range(30)]
+POINTS += [Point(30 + number, ("start", "export")[number % 2], KINDS[number // 2]) for number in (0, 1, 2, 3, 6, 7)]
 
 
 @dataclass(frozen=True)

@@ -104,8 +104,15 @@ class TextEncoder:
         return dict(self._tokenizer.get_vocab())
 
     def save(self, directory: Path) -> None:
-        """Write the tokenizer, so that `TextEncoder(directory, ...)` and transformers load it."""
-        self._tokenizer.save_pretrained(directory)
+        """Write the tokenizer, so that `TextEncoder(directory, ...)` and transformers load it.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        try:
+            self._tokenizer.save_pretrained(directory)
+        except Exception as error:  # the library raises a bare one where the disk is full
+            raise OSError(f"{directory}: the tokenizer cannot be written: {error}") from error
 
     def _special(self, name: str) -> int:
         number = getattr(self._tokenizer, f"{name}_id", None)
