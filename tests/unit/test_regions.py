@@ -157,7 +157,9 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
 def test_overlaps_against_box_by_box(corners: np.ndarray) -> None:
     boxes = np.sort(corners, axis=1).reshape(4, 4)
     wanted = [[_overlap(a, b) for b in boxes] for a in boxes]
-    np.testing.assert_allclose(overlaps(boxes.astype(np.float32)), wanted, atol=1e-5)
+    single = boxes.astype(np.float32)
+    np.testing.assert_allclose(overlaps(single, single), wanted, atol=1e-5)
+    np.testing.assert_allclose(overlaps(single[:1], single), wanted[:1], atol=1e-5)
 
 
 @pytest.mark.parametrize("config", [{"zero": 0}, {"probability": 0}, {"overlap": 0}, {"random": 0.1}])
