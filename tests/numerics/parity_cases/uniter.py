@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -27,7 +29,7 @@ from vlp.objectives.itm import Matching, MatchingConfig
 from vlp.objectives.mlm import MaskedLanguage, MaskedLanguageConfig
 from vlp.objectives.region_class import RegionClass, RegionClassConfig
 from vlp.objectives.region_feature import RegionFeature, RegionFeatureConfig
-from vlp.objectives.word_region import alignment_costs, alignment_distances, alignment_loss, transport_plans
+from vlp.objectives.word_region import Alignment, AlignmentConfig, alignment_costs, transport_plans
 
 
 def run(fixture: Fixture) -> tuple[Results, list[Losses]]:
@@ -148,28 +150,29 @@ def matching(fixture: Fixture, model: Network, seen: Seen, losses: Losses) -> Re
         "out.itm.loss_raw": Ours(torch.stack(raw)),
         "out.itm.loss_mean": Ours(mean),
     }
-    transport, loss = alignment(fixture, seen, matched.bool())
+    transport, loss = alignment(fixture, model, seen, matched.bool())
     # The official code drops to float32 from here on.
     losses.values["out.itm.loss_train"] = mean + fixture.config["itm_ot_lambda"] * loss.to(mean.dtype)
     return results | transport | {"out.itm.loss_train": Ours(losses.values["out.itm.loss_train"])}
 
 
-def alignment(fixture: Fixture, seen: Seen, matched_B: Tensor) -> tuple[Results, Tensor]:
+def alignment(fixture: Fixture, model: Network, seen: Seen, matched_B: Tensor) -> tuple[Results, Tensor]:
+    """Cost and plan by the functions, distance and loss by the objective."""
     longest_T, longest_R = fixture["itm.input_ids"].shape[1], fixture["itm.img_feat"].shape[1]
     text = seen.text(seen.encoded.text_NH, longest_T)
     image = seen.image(seen.encoded.image_MH, longest_R)
     assert text.valid is not None
     assert image.valid is not None
-    # With their graphs, which `padded` cuts.
-    text_BTH = torch.zeros_like(text.value).masked_scatter(text.valid[..., None], seen.encoded.text_NH)
-    image_BRH = torch.zeros_like(image.value).masked_scatter(image.valid[..., None], seen.encoded.image_MH)
-    cost = alignment_costs(text_BTH, image_BRH, text.valid, image.valid)
+    cost = alignment_costs(text.value, image.value, text.valid, image.valid)
     settings = fixture.config["ot"]
-    plan = transport_plans(
-        cost, text.valid, image.valid, beta=settings["beta"], steps=settings["iteration"], inner=settings["k"]
-    )
-    distances = alignment_distances(cost, plan)
-    loss = alignment_loss(distances, matched_B) / len(matched_B)
+    config = AlignmentConfig(beta=settings["beta"], steps=settings["iteration"], inner=settings["k"])
+    plan = transport_plans(cost, text.valid, image.valid, beta=config.beta, steps=config.steps, inner=config.inner)
+    objective = Alignment("wra", config, facts(model.config))
+    everyone = torch.arange(len(matched_B))
+    its = targets(everyone, matched=matched_B.long(), whole=torch.zeros_like(everyone))
+    encoded = objective.reading(seen.encoded, replace(seen.batch, targets={"wra": its}))
+    distances = objective.scores(None, encoded, its)
+    loss = objective.loss(distances, its)[0] / its.count
     results = {
         "out.itm.ot_txt_emb": text,
         "out.itm.ot_img_emb": image,
