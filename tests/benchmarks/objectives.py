@@ -78,6 +78,22 @@ TRIALS = {
         steps=600,
         without="text",
     ),
+    "region_feature": Trial(
+        "cosine of the feature of a hidden region", "{mrfr: {kind: region_feature}}", "mrfr_cosine", without="text"
+    ),
+    "region_contrast": Trial(
+        "the feature of a hidden region, among 31",
+        "{nce: {kind: region_contrast, negatives: 30}}",
+        "nce_accuracy",
+        without="text",
+    ),
+    "patch_feature": Trial(
+        "cosine of the pixels of a hidden cell, standardised",
+        "{mpf: {kind: patch_feature, standardise: true}}",
+        "mpf_cosine",
+        model="uniter_tiny_pixels",
+        without="text",
+    ),
     "matching": Trial("pairs told", "{itm: {kind: matching}}", "itm_accuracy", steps=1000, level=0.5),
     "contrast": Trial(
         "the one of 800 scenes that a caption is of, found first",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.unit.task_making import SLOT, sample, setting, text_encoder, within_3_sigma
+from tests.unit.task_making import SLOT, block, sample, setting, text_encoder, within_3_sigma
 from vlp.errors import ConfigError
 from vlp.seeds import generator
 from vlp.tasks.pretrain import PretrainConfig, PretrainTask
@@ -159,6 +159,14 @@ def test_an_objective_may_stand_in_another_s_steps() -> None:
     assert within_3_sigma(sum("wra" in names for names in drawn), 300, 1 / 4)  # its own ratio draws nothing
     assert made.only("wra").active(0) == ("itm", "wra")
     assert made.only("itm").active(0) == ("itm",)
+
+
+def test_what_is_about_pairs_is_judged_on_those_that_matching_draws() -> None:
+    made = task(objectives={**HIDING, "wra": {"kind": "word_region_alignment"}})
+    assert made.only("wra").active(0) == ("itm", "wra")
+    assert made.only("itm").active(0) == ("itm",)
+    pairs = [made.only("wra").pairs(SLOT, block(1, 1, 1), generator(seed, "t"))[0] for seed in range(40)]
+    assert {pair.matched for pair in pairs} == {True, False}
 
 
 def test_alignment_judges_mismatched_pairs_too() -> None:

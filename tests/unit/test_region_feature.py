@@ -34,7 +34,8 @@ def test_the_loss_is_a_sum_over_regions_of_means_over_numbers(distance: str, by_
     targets = Targets(torch.arange(2), {"feature": TRUE}, 2.0)
     total, metrics = objective(distance=distance).loss(GUESSED, targets)
     assert float(total) == pytest.approx(by_hand)
-    assert not metrics
+    wanted = torch.cosine_similarity(GUESSED, TRUE).sum()
+    torch.testing.assert_close(metrics["mrfr_cosine"], (wanted, 2.0))
     assert objective().loss(GUESSED.bfloat16(), targets)[0].dtype == torch.float32
     assert objective().loss(GUESSED[:0], Targets(torch.arange(0), {"feature": TRUE[:0]}, 0.0))[0] == 0
 

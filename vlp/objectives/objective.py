@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vlp.config import Config
 from vlp.data.batch import WEIGHT, TargetForm
@@ -156,6 +157,11 @@ def precise(scores: Tensor) -> Tensor:
 def empty_positions() -> NDArray[np.int64]:
     """No positions."""
     return np.zeros(0, np.int64)
+
+
+def cosine(guessed_KD: Tensor, wanted_KD: Tensor) -> tuple[Tensor, float]:
+    """Sum of the cosines of guessed and true vectors and their number, as a metric."""
+    return F.cosine_similarity(guessed_KD.detach().float(), wanted_KD.float(), dim=1).sum(), float(len(guessed_KD))
 
 
 def accuracy(scores_KC: Tensor, labels_K: Tensor) -> tuple[Tensor, float]:

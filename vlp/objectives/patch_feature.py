@@ -21,7 +21,15 @@ from vlp.models.backbone import Grid, PixelSource, grid_of, normalisation
 from vlp.models.heads import FeatureHead, HeadConfig
 from vlp.models.image import RegionSource
 from vlp.models.patches import PatchSource
-from vlp.objectives.objective import Facts, Hidden, SelfSupervised, SelfSupervisedConfig, empty_positions, precise
+from vlp.objectives.objective import (
+    Facts,
+    Hidden,
+    SelfSupervised,
+    SelfSupervisedConfig,
+    cosine,
+    empty_positions,
+    precise,
+)
 from vlp.objectives.regions import hidden_positions
 from vlp.types import Batch, Encoded, FramedBatch, PixelInput, Rows, Target, Targets
 
@@ -149,7 +157,8 @@ class PatchFeature(SelfSupervised):
         if self.config.standardise:
             wanted_KD = F.layer_norm(wanted_KD, (self.width,), eps=_SMALLEST)
         distance = F.mse_loss if self.config.distance == "mse" else F.smooth_l1_loss
-        return distance(precise(guessed_KD), wanted_KD, reduction="sum") / self.width, {}
+        metrics = {f"{self.name}_cosine": cosine(guessed_KD, wanted_KD)}
+        return distance(precise(guessed_KD), wanted_KD, reduction="sum") / self.width, metrics
 
 
 def source_grid(source: PixelSource | PatchSource) -> Grid:

@@ -17,7 +17,15 @@ from vlp.data.batch import WEIGHT
 from vlp.errors import ConfigError
 from vlp.models.heads import FeatureHead, HeadConfig
 from vlp.models.image import RegionSource
-from vlp.objectives.objective import Facts, Hidden, SelfSupervised, SelfSupervisedConfig, empty_positions, precise
+from vlp.objectives.objective import (
+    Facts,
+    Hidden,
+    SelfSupervised,
+    SelfSupervisedConfig,
+    cosine,
+    empty_positions,
+    precise,
+)
 from vlp.objectives.regions import hidden_positions
 from vlp.types import Rows, Target, Targets
 
@@ -67,7 +75,9 @@ class RegionFeature(SelfSupervised):
         return Target(places_K, {"feature": hidden.original.features_RD[places_K], **self._count(regions)})
 
     def loss(self, scores_K: Tensor, targets: Targets) -> tuple[Tensor, dict[str, tuple[Tensor, float]]]:
-        return self.distances(scores_K, targets.values["feature"]).sum() / self.width, {}
+        feature_KD = targets.values["feature"]
+        metrics = {f"{self.name}_cosine": cosine(scores_K, feature_KD)}
+        return self.distances(scores_K, feature_KD).sum() / self.width, metrics
 
     def distances(self, scores_KD: Tensor, features_KD: Tensor) -> Tensor:
         """Distance of each number, [K, D]."""

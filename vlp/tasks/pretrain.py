@@ -140,8 +140,7 @@ class PretrainTask(Task):
     def active(self, step: int) -> tuple[str, ...]:
         """Objectives of a step; a pure function of (seed, step)."""
         if self._only is not None:
-            along_with = self.config.objectives[self._only].along_with
-            return (self._only,) if along_with is None else (along_with, self._only)
+            return self._with_its_pairs(self._only)
         names = tuple(name for name, own in self.config.objectives.items() if own.from_step <= step)
         if self.config.combine == "all":
             return names
@@ -149,6 +148,13 @@ class PretrainTask(Task):
         own = {name: configs[name].ratio for name in names if configs[name].along_with is None}
         drawn = tuple(own)[_drawn(self.setting.seed, step, tuple(own.values()))]
         return tuple(name for name in names if drawn in (name, configs[name].along_with))
+
+    def _with_its_pairs(self, name: str) -> tuple[str, ...]:
+        """An objective, and the one whose pairs it is about: mismatched ones are drawn by matching."""
+        leader = self.config.objectives[name].along_with
+        if leader is None and self.objectives[name].pairs == "all":
+            leader = next((other for other, each in self.objectives.items() if isinstance(each, Matching)), None)
+        return (name,) if leader in (None, name) else (str(leader), name)
 
     @property
     def draws_pairs(self) -> bool:
