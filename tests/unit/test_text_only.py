@@ -65,9 +65,21 @@ def test_its_images_are_not_read(tmp_path: Path) -> None:
     assert read.captions == ("red circle 0",)
 
 
-def test_ranks_share_the_texts(tmp_path: Path) -> None:
+def seen(steps: list[Step]) -> list[tuple[str, int, tuple[int, ...]]]:
+    """Of each example its id, the length of its image, and its tokens as they are after hiding; sorted."""
+    found = []
+    for batch in (batch for step in steps for batch in step.micro_batches):
+        tokens = batch.text.ids_N.split(list(batch.text.packing.lengths))
+        for id, image, own in zip(batch.ids, batch.image.packing.lengths, tokens, strict=True):
+            found.append((id, image, tuple(own.tolist())))
+    return sorted(found)
+
+
+def test_what_is_hidden_is_the_same_on_any_number_of_ranks_and_workers(tmp_path: Path) -> None:
     datasets = pair_of(tmp_path)
-    (whole,) = steps_of(datasets, 1)
-    parts = [steps_of(datasets, 1, rank=rank, world_size=2)[0] for rank in range(2)]
-    ids = [sorted(id for step in steps for b in step.micro_batches for id in b.ids) for steps in ([whole], parts)]
-    assert ids[0] == ids[1]
+    wanted = seen(steps_of(datasets, 3))
+    assert seen(steps_of(datasets, 3, workers=1)) == wanted
+    assert seen([step for rank in range(2) for step in steps_of(datasets, 3, rank=rank, world_size=2)]) == wanted
+    assert seen(steps_of(datasets, 3, micro_tokens=20)) == wanted
+    again = {(id, image) for id, image, _ in wanted}
+    assert len({(id, image, tokens) for id, image, tokens in wanted}) > len(again)  # another epoch hides other words
