@@ -6,13 +6,16 @@ import re
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from vlp import resources
 from vlp.config import read_yaml
 from vlp.errors import ConfigError
+from vlp.models.model import Sizes, fill_sizes, meta_model
 from vlp.recipes import FACTS, card
 from vlp.run import load_run
 from vlp.tasks.pretrain import PretrainConfig
+from vlp.train.optimizer import parameter_groups
 
 FAMILIES = ("lxmert", "unicoder_vl", "uniter", "vilbert", "visualbert", "vl_bert")
 PLAIN = re.compile(r" *(model|name|kind|dir): ")
@@ -76,6 +79,22 @@ def test_every_key_says_where_it_comes_from(name: str) -> None:
     lines = resources.shipped("pretrain", name).read_text(encoding="utf-8").splitlines()
     silent = [line for line in lines if "#" not in line and not line.endswith(":") and not PLAIN.match(line)]
     assert not silent
+
+
+def test_what_starts_as_the_text_model_learns_slower_in_the_two_stream_recipe() -> None:
+    run = load_run("vilbert_base", [], "pretrain")
+    model = fill_sizes(run.model, Sizes(30522, 2048, 1601))
+    module = nn.Module()
+    module.add_module("model", meta_model(model))
+    groups = [group for group in parameter_groups(module, run.optimizer) if group["rate_factor"] == 0.1]
+    slow = {id(parameter) for group in groups for parameter in group["params"]}
+    names = {name for name, parameter in module.named_parameters() if id(parameter) in slow}
+    # 12 layers of two linears and a norm for the words' own attention, two and a norm for the network behind it.
+    assert len([name for name in names if "encoder" in name]) == 12 * 14
+    assert {name for name in names if "encoder" not in name} == {
+        name for name, _ in module.named_parameters() if name.startswith("model.text.")
+    }
+    assert not any(".cross." in name or ".image." in name for name in names)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

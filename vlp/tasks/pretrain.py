@@ -16,6 +16,7 @@ from vlp.data.index import Block
 from vlp.models.image import RegionSource
 from vlp.objectives.itc import Contrast, image_number
 from vlp.objectives.itm import Matching
+from vlp.objectives.mlm import MaskedLanguage
 from vlp.objectives.objective import Facts, Hidden, SelfSupervised
 from vlp.objectives.patch_feature import source_grid
 from vlp.objectives.patches import PatchHidingConfig, hide_patches
@@ -202,7 +203,7 @@ class PretrainTask(Task):
                 target = objective.target(hidden, rng)
                 if self._asks(objective, example):
                     example.targets[name] = target
-            elif objective.hides == "text" and "text" in streams:
+            elif isinstance(objective, MaskedLanguage) and "text" in streams:
                 objective.target(hidden, rng)  # hides, and asks nothing in this step
         return example
 
