@@ -1,0 +1,73 @@
+"""The records that flow through vlp: Sample -> Example -> Batch -> Encoded -> Losses.
+
+Shape suffixes, here and everywhere:
+    B examples of a batch      N text tokens of a batch     M image tokens of a batch     J = N + M
+    T tokens of one text       R regions of one image       K targets of one objective
+    D feature width            C classes                    H hidden width
+"""
+
+from vlp.types.batches import (
+    Batch,
+    BothBatch,
+    Encoded,
+    FramedBatch,
+    ImageBatch,
+    Losses,
+    Packing,
+    PixelBatch,
+    RegionBatch,
+    Rematched,
+    Rows,
+    Step,
+    Stream,
+    Targets,
+    TextBatch,
+)
+from vlp.types.examples import (
+    BothInput,
+    Example,
+    ImageInput,
+    PixelInput,
+    RegionInput,
+    Target,
+)
+from vlp.types.samples import (
+    Loan,
+    Pair,
+    Question,
+    Regions,
+    Sample,
+    Slot,
+    View,
+)
+
+__all__ = [
+    "Batch",
+    "BothBatch",
+    "BothInput",
+    "Encoded",
+    "Example",
+    "FramedBatch",
+    "ImageBatch",
+    "ImageInput",
+    "Loan",
+    "Losses",
+    "Packing",
+    "Pair",
+    "PixelBatch",
+    "PixelInput",
+    "Question",
+    "RegionBatch",
+    "RegionInput",
+    "Regions",
+    "Rematched",
+    "Rows",
+    "Sample",
+    "Slot",
+    "Step",
+    "Stream",
+    "Target",
+    "Targets",
+    "TextBatch",
+    "View",
+]

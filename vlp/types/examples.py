@@ -1,0 +1,118 @@
+"""What a task prepares: one (image, text) pair with its targets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(slots=True)
+class Target:
+    """What one objective asks of one example: where it looks, and what should be guessed there."""
+
+    positions: NDArray[np.int64]
+    """[K], counted inside the example's own text or image; zeros for a target of the whole example."""
+    values: dict[str, NDArray[Any]]
+    """Each [K, ...], or with rows of its own that are of the example (a count, what targets are told from)."""
+
+
+@dataclass(slots=True)
+class RegionInput:
+    """The regions of one image as the model will see them (an objective may have hidden some)."""
+
+    features_RD: NDArray[np.float32]
+    boxes_R4: NDArray[np.float32]
+    confidence_R: NDArray[np.float32] | None = None
+    class_probs_RC: NDArray[np.float32] | None = None
+    hidden_R: NDArray[np.bool_] | None = None
+    """True where the feature is zeroed; a model with a learned mask embedding puts it there."""
+    classes_R: NDArray[np.int64] | None = None
+    attributes_R: NDArray[np.int64] | None = None
+    attribute_confidence_R: NDArray[np.float32] | None = None
+    whole: bool = False
+    """Whether region 0 is the whole image."""
+    aligned_RA: NDArray[np.int64] | None = None
+    """Places of the words that a region is aligned with, -1 where it has fewer than A."""
+
+    def __len__(self) -> int:
+        return len(self.features_RD)
+
+
+@dataclass(slots=True)
+class PixelInput:
+    """The pixels of one image, scaled to the model's size, and how many tokens the backbone makes of them."""
+
+    pixels_3HW: NDArray[np.uint8] | NDArray[np.float32]
+    """RGB as decoded, 0..255 (the backbone normalises them where it runs); floats are normalised already."""
+    tokens: int
+    kept_K: NDArray[np.int64] | None = None
+    """Tokens that the model sees, in their order, where it does not see all."""
+    grid: tuple[int, int] | None = None
+    """Rows and columns of patches that hold the image, where images have shapes of their own; the rest is padding."""
+    hidden_K: NDArray[np.bool_] | None = None
+    """True where a token that the model sees is hidden; None for none."""
+
+    @property
+    def places_K(self) -> NDArray[np.int64]:
+        """The tokens that the model sees, by their places among all."""
+        return np.arange(self.tokens) if self.kept_K is None else self.kept_K
+
+    def __len__(self) -> int:
+        return self.tokens if self.kept_K is None else len(self.kept_K)
+
+
+@dataclass(slots=True)
+class BothInput:
+    """The regions of one image, and its pixels: the regions' tokens come first."""
+
+    regions: RegionInput
+    pixels: PixelInput
+
+    def __len__(self) -> int:
+        return len(self.regions) + len(self.pixels)
+
+
+ImageInput = RegionInput | PixelInput | BothInput
+
+
+@dataclass(slots=True)
+class Example:
+    """One (image, text) pair that a task prepared for the model."""
+
+    id: str
+    """`<shard>/<sample key>#<text number>`: stable over runs, readable in logs."""
+    token_ids_T: NDArray[np.int64]
+    special_T: NDArray[np.bool_]
+    """True at [CLS], [SEP] and other tokens that no objective may hide."""
+    word_T: NDArray[np.int64]
+    """Number of the word a token belongs to, -1 for specials."""
+    image: ImageInput | None
+    matched: bool = True
+    targets: dict[str, Target] = field(default_factory=dict)
+    segment_T: NDArray[np.int64] | None = None
+    """Which of its texts a token belongs to, 0 or 1; None where there is one."""
+    causal: bool = False
+    """Whether the text is read from left to right: a word sees the image and the words before it, the image itself."""
+    plain_T: NDArray[np.int64] | None = None
+    """`token_ids_T` before words were hidden, where an objective reads the text so too; None is the same."""
+
+    @property
+    def tokens(self) -> int:
+        """Length in tokens, text and image together."""
+        return len(self.token_ids_T) + (len(self.image) if self.image is not None else 0)
+
+    @property
+    def regions(self) -> RegionInput | None:
+        """The regions of the image, if it has any; an image's first tokens are theirs."""
+        image = self.image.regions if isinstance(self.image, BothInput) else self.image
+        return image if isinstance(image, RegionInput) else None
+
+    def set_regions(self, regions: RegionInput) -> None:
+        """Put other regions in their place."""
+        if isinstance(self.image, BothInput):
+            self.image = BothInput(regions, self.image.pixels)
+        else:
+            self.image = regions
