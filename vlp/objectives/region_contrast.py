@@ -106,8 +106,10 @@ class RegionContrast(SelfSupervised):
     def loss(self, scores_K: Tensor, targets: Targets) -> tuple[Tensor, dict[str, tuple[Tensor, float]]]:
         candidate_KQ, features_E = targets.values["candidate"], targets.values["features"]
         # Rows are counted inside an example; here all examples' features lie one after the other.
-        starts_E = (features_E.cumsum(0) - features_E).repeat_interleave(targets.values["regions"])
-        rows_KQ = torch.where(candidate_KQ == _NONE, _NONE, candidate_KQ + starts_E[:, None])
+        starts_E = features_E.cumsum(0) - features_E
+        # With the size given, a GPU need not tell how long the result is.
+        starts_K = starts_E.repeat_interleave(targets.values["regions"], output_size=len(candidate_KQ))
+        rows_KQ = torch.where(candidate_KQ == _NONE, _NONE, candidate_KQ + starts_K[:, None])
         products_KQ = products(scores_K, targets.values["feature"], rows_KQ)
         right = (products_KQ.detach().argmax(1) == 0).sum()
         return contrast(products_KQ).sum(), {f"{self.name}_accuracy": (right, float(len(products_KQ)))}
