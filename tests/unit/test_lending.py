@@ -38,25 +38,20 @@ def shards(folder: Path, samples: int = 12) -> Dataset:
     return dataset(folder, made, per_shard=4)
 
 
-def steps(data: Dataset, rank: int = 0, ranks: int = 1, workers: int = 0, groups: int = 1, **config: Any) -> list[Step]:
-    """Three steps of eight examples, of a rank."""
+def loader_of(
+    data: Dataset, rank: int = 0, ranks: int = 1, workers: int = 0, groups: int = 1, **config: Any
+) -> StepLoader:
+    """Of three steps of eight examples, for a rank."""
     hiding = {"probability": 0.5, "zero": 0.4, "random": 0.4}
     values = {"objectives": OBJECTIVES, "region_hiding": hiding, "on_mismatched": True, **config}
     task = PretrainTask(PretrainConfig.parse(values), setting(3))
     order = Order([data.examples_S], [1.0], seed=3, batch_size=8, groups=groups, block_shards=3)
-    loader = StepLoader(
-        [data],
-        order,
-        task,
-        image_tokens=task.image_tokens,
-        micro_tokens=60,
-        first_step=0,
-        last_step=3,
-        rank=rank,
-        world_size=ranks,
-        workers=workers,
-    )
-    return list(loader)
+    options = {"image_tokens": task.image_tokens, "micro_tokens": 60, "first_step": 0, "last_step": 3}
+    return StepLoader([data], order, task, **options, rank=rank, world_size=ranks, workers=workers)  # type: ignore[arg-type]
+
+
+def steps(data: Dataset, *where: int, **options: Any) -> list[Step]:
+    return list(loader_of(data, *where, **options))
 
 
 def by_example(found: list[Step]) -> dict[tuple[int, str], list[np.ndarray]]:
@@ -172,8 +167,9 @@ def test_negatives_are_of_other_images_and_of_the_same(tmp_path: Path) -> None:
 
 def test_two_texts_stand_one_after_the_other_and_their_length_is_known(tmp_path: Path) -> None:
     data, encoder = shards(tmp_path), text_encoder()
-    loader_steps, seen = steps(data), {"matched": 0, "mismatched": 0, "alone": 0}
-    for step in loader_steps:
+    loader, seen = loader_of(data), {"matched": 0, "mismatched": 0, "alone": 0}
+    for step in loader:
+        assert sum(batch.tokens for batch in step.micro_batches) == sum(loader.maker.plan(step.number).tokens)
         for batch in step.micro_batches:
             assert batch.tokens <= 60 or len(batch) == 1
             judged = dict(
@@ -200,7 +196,7 @@ def test_two_texts_stand_one_after_the_other_and_their_length_is_known(tmp_path:
                 assert len(ids) <= encoder.max_length
                 seen["matched" if judged[row] else "mismatched"] += 1
     assert min(seen.values()) > 0
-    assert sum(step.cut_texts for step in loader_steps) > 0  # the longest two do not fit into 16 tokens
+    assert sum(step.cut_texts for step in loader) > 0  # the longest two do not fit into 16 tokens
 
 
 @pytest.mark.parametrize(("first", "second"), [(3, 3), (12, 3), (3, 12), (12, 12), (7, 6), (6, 7), (13, 1)])
