@@ -214,9 +214,12 @@ def plain_walk(objectives: str, family: str) -> tuple[list[tuple[float, float]],
     return losses, {name: tensor.detach() for name, tensor in plain.module.state_dict().items()}
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("objectives", tuple(OBJECTIVES))
+# All stages with the most ranks and micro-batches; the other splits where all parts of the first pass are at work.
+CASES = [(objectives, "2 ranks x 2", stage) for objectives in OBJECTIVES for stage in STAGES]
+CASES += [(o, split, stage) for o in ("hidden words", "momentum") for split in tuple(SPLITS)[:3] for stage in (0, 3)]
+
+
+@pytest.mark.parametrize(("objectives", "split", "stage"), CASES)
 def test_steps_are_functions_of_the_global_batch(objectives: str, split: str, stage: int) -> None:
     _compare(objectives, "lxmert_tiny", SPLITS[split], stage)
 
