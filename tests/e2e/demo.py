@@ -20,7 +20,7 @@ from data_tools.world.scene import COLOURS
 
 RUNS = Path("runs/demo")
 TRAIN, DEV, TOKENIZER = RUNS / "world/train", RUNS / "world/dev", RUNS / "tokenizer"
-STEPS = {"uniter_tiny": 1250, "lxmert_tiny": 1500}
+STEPS = {"uniter_tiny": 1400, "lxmert_tiny": 1500}
 """The models and how long they are pre-trained."""
 MODELS = tuple(STEPS)
 RANKS = 2
