@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vlp.errors import ConfigError, VlpError
+from vlp.errors import VlpError
 
 app = typer.Typer(
     help="Pre-train vision-language transformers, fine-tune them, and extract their features.",
@@ -35,6 +35,9 @@ ModelOverrides = Annotated[
 Nproc = Annotated[int, typer.Option(help="Start so many ranks on this machine.", min=1)]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in run.dir from its newest checkpoint.")]
 Model = Annotated[Path, typer.Option(help="The model/ directory of a run.", show_default=False)]
+AnyModel = Annotated[
+    str, typer.Option("--model", help="The model/ directory of a run, or a hub id.", show_default=False)
+]
 Data = Annotated[Path, typer.Option(help="A directory of indexed shards.", show_default=False)]
 Tokens = Annotated[int, typer.Option(help="Most tokens of a batch; bounds memory.", min=1)]
 Precision = Annotated[str, typer.Option(help="Of weights and arithmetic: fp32 or bf16.")]
@@ -99,25 +102,104 @@ def evaluate(
 
 @app.command()
 def extract(
-    model: Model,
-    data: Data,
-    out: Annotated[Path, typer.Option(help="Folder for the features.", show_default=False)],
+    model: AnyModel,
+    data: Annotated[
+        str, typer.Option(help="Indexed shards, a folder of images, or a .csv, .tsv or .jsonl file of pairs.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the features; an extraction that was killed goes on there.")],
     what: Annotated[
-        str, typer.Option(help="Any of pooled, text, image, text.unimodal, image.unimodal, by commas.")
+        str,
+        typer.Option(
+            help="By commas: pooled, text, image, text.unimodal, image.unimodal, text.layer.N, image.layer.N, "
+            "text.vector, image.vector, itm, attention, attention.N."
+        ),
     ] = "pooled",
-    format: Annotated[str, typer.Option(help="Of the files: parquet.")] = "parquet",
+    format: Annotated[str, typer.Option(help="Of the files: parquet, npz, safetensors or webdataset.")] = "parquet",
+    dtype: Annotated[
+        str, typer.Option(help="Of numbers in the files: fp32, fp16, or bf16 (safetensors only).")
+    ] = "fp32",
+    texts: Annotated[
+        str | None,
+        typer.Option(help="Of shards: captions, questions, both, or none; by default what the model was trained with."),
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Of a table, what it calls ours: image=file,text=title,key=sku.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Of a table: folder that its images' paths are relative to.")
+    ] = None,
+    regions: Annotated[
+        Path | None, typer.Option(help="Of images or a table: folder with <key>.npz, for a model that reads regions.")
+    ] = None,
+    part_examples: Annotated[int, typer.Option(help="Most examples of a file.", min=1)] = 1024,
     micro_tokens: Tokens = 8192,
-    precision: Precision = "fp32",
+    precision: Annotated[str, typer.Option(help="Of weights and arithmetic: fp32, fp16 or bf16.")] = "fp32",
+    workers: Annotated[int, typer.Option(help="Processes of each rank that read ahead.", min=0)] = 0,
     nproc: Nproc = 1,
 ) -> None:
-    """Write the features of every example of a dataset."""
-    if format != "parquet":
-        raise ConfigError(f"--format: '{format}' is not known, it should be parquet")
+    """Write the features of every example of some data."""
     if _launched(nproc):
         return
-    from vlp.inference import extract_features
+    from vlp.extraction import Inputs, extract_features
+    from vlp.features.job import Request
 
-    extract_features(model, data, out, what, micro_tokens=micro_tokens, precision=precision)
+    request = Request(what, format, dtype, part_examples)  # type: ignore[arg-type]
+    inputs = Inputs(data, texts, columns, images, regions)
+    extract_features(model, inputs, out, request, micro_tokens=micro_tokens, precision=precision, workers=workers)
+
+
+@app.command()
+def index(
+    features: Annotated[
+        Path, typer.Option(help="What `vlp extract --what image.vector,text.vector` wrote.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the index.", show_default=False)],
+    kind: Annotated[str, typer.Option(help="exact, ivf or hnsw.")] = "exact",
+) -> None:
+    """Build a search index of extracted vectors, and measure what it finds (shards are indexed by vlp-data index)."""
+    from vlp.searching import build
+
+    build(features, out, kind)
+
+
+@app.command()
+def search(
+    index: Annotated[Path, typer.Option(help="What `vlp index` wrote.", show_default=False)],
+    text: Annotated[str | None, typer.Option(help="Words to search by.")] = None,
+    image: Annotated[Path | None, typer.Option(help="A photo to search by.")] = None,
+    regions: Annotated[Path | None, typer.Option(help="Its regions (npz), for a model that reads them.")] = None,
+    model: Annotated[str | None, typer.Option(help="By default the one that the vectors came from.")] = None,
+    data: Annotated[str | None, typer.Option(help="By default what the features were extracted of.")] = None,
+    side: Annotated[
+        str | None, typer.Option("--for", help="images or texts; by default images for words, texts for a photo.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", "--k", help="How many are shown.", min=1)] = 10,
+    rerank: Annotated[
+        int, typer.Option(help="So many of the nearest are looked at again, by the model's head for matching.", min=0)
+    ] = 0,
+    breadth: Annotated[
+        float, typer.Option(help="Of an ivf or hnsw search: 2 looks at twice as many candidates.", min=0.01)
+    ] = 1.0,
+) -> None:
+    """Find images or texts by words or by a photo."""
+    from vlp.searching import search as run
+
+    means = {"regions": regions, "model": model, "data": data, "side": side}
+    run(index, text, image, **means, k=k, rerank=rerank, breadth=breadth)  # type: ignore[arg-type]
+
+
+@app.command()
+def demo(
+    model: AnyModel,
+    index: Annotated[Path | None, typer.Option(help="What `vlp index` wrote of this model's vectors.")] = None,
+    data: Annotated[str | None, typer.Option(help="By default what the index was made of.")] = None,
+    host: Annotated[str, typer.Option(help="0.0.0.0 shows the page to other machines.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 7860,
+) -> None:
+    """Serve a page to ask about photos, to search, and to see what words look at."""
+    from vlp.demo.serve import serve
+
+    serve(model, index, data, host, port)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""What `vlp evaluate` and `vlp extract` do on each rank: open a trained model and a dataset, run, say the result."""
+"""What `vlp evaluate` does on each rank: open a trained model and a dataset, run, say the result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from vlp.data.dataset import Dataset
 from vlp.distributed import world
 from vlp.errors import ConfigError
 from vlp.evaluate import Precision, evaluate
-from vlp.extract import extract, parse_what
 from vlp.failurepage import write_page
 from vlp.models.image import RegionSource
 from vlp.objectives.region_class import RegionClass
@@ -111,19 +110,6 @@ class Progress:
             self._said = tenth
             if time.monotonic() > self._quiet_until:
                 print(f"evaluated {done:,} of {total:,} batches", file=sys.stderr, flush=True)
-
-
-def extract_features(model: Path, data: Path, out: Path, what: str, *, micro_tokens: int, precision: str) -> None:
-    """Write features and say how many."""
-    chosen, wanted = _precision(precision), parse_what(what)
-    with world() as ranks:
-        trained = load_trained(model)
-        dataset = _open(trained, data)
-        rows, lost = extract(trained, dataset, out, wanted, ranks, micro_tokens=micro_tokens, precision=chosen)
-        if ranks.is_main:
-            print(f"{rows} examples: {', '.join(wanted)} in {out}", flush=True)
-            if lost:
-                print(f"{lost} examples cannot be read and were left out: see {out / 'manifest.json'}", flush=True)
 
 
 def _task(model: Path, asked: Asked) -> AnyTaskConfig | None:

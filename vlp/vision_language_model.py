@@ -10,7 +10,9 @@ Shape suffixes: B examples; T tokens of one text; M image tokens of one image; H
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -29,8 +31,12 @@ from vlp.models.hub import local_directory
 from vlp.models.image import images_of
 from vlp.models.model import ModelConfig, Network, read_config
 from vlp.models.textsource import has_tokenizer
+from vlp.tasks.abilities import comparer_of, matcher_of
 from vlp.tasks.card import Training
+from vlp.tasks.registry import make_task
 from vlp.tasks.saved import TASK_FILE, SavedTask, read_saved, read_training, save_trained
+from vlp.tasks.task import Setting, Task
+from vlp.tasks.vqa import ANSWER, VqaTask
 from vlp.types import Batch, Encoded, Example, Packing
 
 FILES = ("*.json", "*.txt", "*.md", "*.model")
@@ -54,6 +60,15 @@ class Encodings:
 
     def __len__(self) -> int:
         return len(self.text)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One of the answers that a model chooses from."""
+
+    answer: str
+    score: float
+    """0 to 1: what share of people would give it (loss `bce`), or its probability among all answers."""
 
 
 class VisionLanguageModel(nn.Module):
@@ -85,6 +100,13 @@ class VisionLanguageModel(nn.Module):
     def config(self) -> ModelConfig:
         """What the network is made of."""
         return self.network.config
+
+    @cached_property
+    def trained_task(self) -> Task | None:
+        """The task that it was trained for, with its objectives; None where that or the tokenizer is not known."""
+        if self.task is None or self.text is None:
+            return None
+        return make_task(self.task.task, Setting(self.config, self.text, 0, self.task.without))
 
     # ----------------------------------------------------------------------------------------------- disk and hub
 
@@ -189,19 +211,100 @@ class VisionLanguageModel(nn.Module):
         examples = self._examples(images, texts, regions)
         found = Encodings(np.zeros((0, self.config.width("example")), np.float32), [], [], [])
         pooled = [found.pooled]
+        with self._still():
+            for batch in self._batches(examples, batch_size):
+                pooled.append(_collect(self(batch), batch, found))
+        for example in examples:
+            found.tokens.append([] if self.text is None else self.text.tokens(example.token_ids_T.tolist()))
+        return Encodings(np.concatenate(pooled), found.text, found.image, found.tokens, found.taps)
+
+    def answer(
+        self,
+        image: Picture | None,
+        question: str,
+        k: int = 5,
+        *,
+        regions: RegionsLike | None = None,
+    ) -> list[Answered]:
+        """The best answers to a question about an image, the best first.
+
+        Args:
+            image: as in `encode`; for a model that reads regions alone, None.
+            k: how many of them.
+        Raises:
+            ConfigError: the model was not fine-tuned to answer, or does not read what is given.
+            DataError: the image cannot be used.
+        """
+        task = self.trained_task
+        if not isinstance(task, VqaTask):
+            raise ConfigError(f"answer: the model {self._known_for()} and has no answers; fine-tune it for vqa")
+        example = task.prompted(self._example(image, question, regions, 0))
+        with self._still():
+            encoded = self(collate([example], self.images.form, {}))
+            scores_A = self.network.heads[ANSWER](encoded.pooled_BH)[0].float()
+        shares_A = scores_A.sigmoid() if task.config.answer.loss == "bce" else scores_A.softmax(0)
+        best = shares_A.topk(min(k, len(shares_A)))
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [Answered(task.config.answers[number], score) for number, score in pairs]
+
+    def match(
+        self,
+        images: Sequence[Picture] | None = None,
+        texts: Sequence[str] = (),
+        *,
+        regions: Sequence[RegionsLike] | None = None,
+        batch_size: int = 32,
+    ) -> NDArray[np.float32]:
+        """How well each image goes with each text, [images, texts].
+
+        A model with a head for matching looks at each pair and gives the log odds of a match (above 0: rather yes); a
+        dual encoder compares vectors and gives their cosine.
+
+        Args:
+            images, regions: one of each per image, as the model reads them; see `encode`.
+            batch_size: pairs (of a dual encoder: images or texts) that run at once.
+        Raises:
+            ConfigError: the model has neither head, or does not read what is given.
+        """
+        matcher, comparer = matcher_of(self.trained_task), comparer_of(self.trained_task)
+        if matcher is None and comparer is None:
+            raise ConfigError(
+                f"match: the model {self._known_for()} and has no head for matching; pre-train with matching, or "
+                "fine-tune for retrieval"
+            )
+        shown = self._examples(images, None, regions)
+        told = self._examples(None, texts, None) if texts else []
+        heads = self.network.heads
+        with self._still():
+            if matcher is not None:
+                pairs = [replace(text, image=image.image) for image in shown for text in told]
+                odds = [matcher.log_odds(heads, self(batch)) for batch in self._batches(pairs, batch_size)]
+                return _array(torch.cat([torch.zeros(0), *(each.cpu() for each in odds)])).reshape(len(shown), -1)
+            assert comparer is not None
+            sides = []
+            for which, examples in enumerate((told, shown)):
+                vectors = (comparer.vectors(heads, self(b), b)[which] for b in self._batches(examples, batch_size))
+                sides.append(torch.cat([torch.zeros(0, comparer.width), *(each.cpu() for each in vectors)]))
+            return _array(sides[1] @ sides[0].T)
+
+    def _batches(self, examples: Sequence[Example], size: int) -> Iterator[Batch]:
+        for start in range(0, len(examples), size):
+            weights = next(self.network.parameters())
+            yield collate(examples[start : start + size], self.images.form, {}).to(weights.device, weights.dtype)
+
+    def _known_for(self) -> str:
+        return f"was trained for '{self.task.task.name}'" if self.task else "does not say what it was trained for"
+
+    @contextmanager
+    def _still(self) -> Iterator[None]:
+        """In eval mode and without gradients; afterwards as before."""
         was_training = self.training
         self.eval()
         try:
             with torch.inference_mode():
-                for start in range(0, len(examples), batch_size):
-                    part = examples[start : start + batch_size]
-                    batch = collate(part, self.images.form, {})
-                    pooled.append(_collect(self(batch), batch, found))
+                yield
         finally:
             self.train(was_training)
-        for example in examples:
-            found.tokens.append([] if self.text is None else self.text.tokens(example.token_ids_T.tolist()))
-        return Encodings(np.concatenate(pooled), found.text, found.image, found.tokens, found.taps)
 
     def batch(
         self,

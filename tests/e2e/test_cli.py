@@ -15,7 +15,7 @@ from tests.unit.shard_making import texts, write_tar
 from vlp import resources
 from vlp.data.index import build_index
 
-COMMANDS = ("pretrain", "finetune", "evaluate", "extract", "describe")
+COMMANDS = ("pretrain", "finetune", "evaluate", "extract", "index", "search", "demo", "describe")
 HEAVY = ("deepspeed", "numpy", "pandas", "pyarrow", "tensorboard", "timm", "torch", "torchvision", "transformers")
 
 
@@ -178,10 +178,12 @@ def test_a_run_directory_that_is_a_file(run: tuple[str, ...], tmp_path: Path) ->
 
 
 def test_a_model_that_is_none(shapes: Shapes, single: Path, tmp_path: Path) -> None:
-    for command, more in (("evaluate", ()), ("extract", ("--out", tmp_path / "out"))):
-        given = ("--data", shapes.dev, *more)
-        refused(2, command, "--model", tmp_path / "none", *given, sentence="none: no such directory; give the model/")
-        refused(1, command, "--model", single, *given, sentence="not the task of a trained model")
+    given = ("--data", shapes.dev)
+    refused(2, "evaluate", "--model", tmp_path / "none", *given, sentence="none: no such directory; give the model/")
+    refused(1, "evaluate", "--model", single, *given, sentence="not the task of a trained model")
+    out = ("--out", tmp_path / "out")
+    refused(1, "extract", "--model", tmp_path / "none", *given, *out, sentence="none: no such directory; give one that")
+    refused(1, "extract", "--model", single, *given, *out, sentence="config.json: not the config of a model")
     broken = tmp_path / "broken"
     shutil.copytree(single / "model", broken)
     (broken / "model.safetensors").write_bytes(b"123")
@@ -207,8 +209,19 @@ def test_extraction_asked_for_wrongly(shapes: Shapes, single: Path, tmp_path: Pa
     refused(2, *given, "--what", "poled", sentence="--what: 'poled' cannot be extracted (did you mean 'pooled'?)")
     refused(2, *given, "--what", ",", sentence="--what: give at least one of pooled")
     refused(2, *given, "--format", "csv", sentence="--format: 'csv' is not known")
-    (tmp_path / "features-00000-of-00001.parquet").write_bytes(b"mine")
-    refused(2, *given, sentence="holds features already; take another folder")
+    refused(2, *given, "--dtype", "bf16", sentence="--dtype: parquet has no bf16; take --format safetensors")
+    refused(2, *given, "--texts", "titles", sentence="--texts: 'titles' is not right")
+    refused(2, *given, "--precision", "fp8", sentence="--precision: 'fp8' is not right")
+    refused(2, *given, "--columns", "text=title", sentence="is shards, which does not take it")
+    (tmp_path / "features-000.parquet").write_bytes(b"mine")
+    refused(2, *given, sentence="is not empty and holds no extraction; take another folder")
+
+
+def test_search_asked_for_wrongly(tmp_path: Path) -> None:
+    refused(2, "search", "--index", tmp_path, sentence="give either --text or --image")
+    refused(2, "search", "--index", tmp_path, "--text", "red", "--for", "sounds", sentence="--for: 'sounds' is not")
+    refused(1, "search", "--index", tmp_path, "--text", "red", sentence="search.json: is missing; build an index with")
+    refused(1, "index", "--features", tmp_path, "--out", tmp_path / "x", sentence="holds no finished extraction")
 
 
 def test_data_of_another_kind(single: Path, tmp_path: Path) -> None:

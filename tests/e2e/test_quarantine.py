@@ -91,5 +91,6 @@ def test_evaluation_and_extraction_count_what_they_leave_out(shapes: Shapes, sin
     counted = json.loads((tmp_path / "eval.json").read_text())["metrics"]["unreadable_examples"]
     said = done(vlp("extract", *given, "--out", tmp_path / "features"))
     lost = json.loads((tmp_path / "features" / "manifest.json").read_text())["quarantined"]
-    assert len(lost) == counted > 0
-    assert f"{len(lost)} examples cannot be read and were left out" in said.out
+    assert lost == counted > 0
+    assert f"{lost} examples cannot be used and were left out" in said.out
+    assert len(lines(tmp_path / "features" / "quarantine.jsonl")) == lost

@@ -120,6 +120,17 @@ def parse_texts(json_bytes: bytes | None, txt_bytes: bytes | None) -> SampleText
     )
 
 
+def check_characters(text: str, member: str) -> None:
+    """Raises Fault if a text cannot be encoded, or composed in reasonable time."""
+    if text.isascii():
+        return
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise Fault(member, "has a text with half a surrogate pair, which is no character")
+    runs = groupby(text, lambda letter: unicodedata.combining(letter) != 0)
+    if len(text) > 10 * _MAX_MARKS and any(marks and len(list(run)) > _MAX_MARKS for marks, run in runs):
+        raise Fault(member, f"has a text with more than {_MAX_MARKS} combining marks in a row")
+
+
 def check_texts(texts: SampleTexts) -> None:
     """Raises Fault if a caption or a question is blank."""
     for number, caption in enumerate(texts.captions):
@@ -283,13 +294,8 @@ def _utf8(data: bytes, member: str) -> str:
 
 
 def _text(text: str) -> str:
-    """`clean`, once it is known that the text can be encoded, and composed in reasonable time."""
-    if not text.isascii():
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise Fault("json", "has a text with half a surrogate pair, which is no character")
-        runs = groupby(text, lambda letter: unicodedata.combining(letter) != 0)
-        if len(text) > 10 * _MAX_MARKS and any(marks and len(list(run)) > _MAX_MARKS for marks, run in runs):
-            raise Fault("json", f"has a text with more than {_MAX_MARKS} combining marks in a row")
+    """`clean`, once it is known that it can be."""
+    check_characters(text, "json")
     return clean(text)
 
 

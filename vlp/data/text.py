@@ -88,6 +88,10 @@ class TextEncoder:
         encodings = self._tokenizer.backend_tokenizer.encode_batch(normal, add_special_tokens=False)
         return [len(encoding.ids) + 2 for encoding in encodings]
 
+    def decode(self, token_ids: list[int]) -> str:
+        """The text that these tokens stand for, for pages and pictures."""
+        return str(self._tokenizer.decode(token_ids))
+
     def tokens(self, token_ids: list[int]) -> list[str]:
         """The token of each id, as the tokenizer writes it."""
         return [str(token) for token in self._tokenizer.convert_ids_to_tokens(token_ids)]

@@ -3,8 +3,10 @@
 Shape suffixes: Q query tokens, K key tokens of the whole batch; A heads; D width of a head; B examples; L longest.
 """
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -15,6 +17,31 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from vlp.types import Packing
 
 Implementation = Literal["sdpa", "reference"]
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """Who looked at whom in one call of `attend`."""
+
+    queries: Packing
+    keys: Packing
+    weights_BALL: Tensor
+    """Attention weights, [B, A, longest query, longest key], in fp32; zero for an example without keys, and no number
+    to rely on where either is padding."""
+
+
+_WATCHER: ContextVar[Callable[[Looked], None] | None] = ContextVar("_WATCHER", default=None)
+
+
+@contextmanager
+def watched(watcher: Callable[[Looked], None]) -> Iterator[None]:
+    """Within it, the watcher is told the weights of each call of `attend`. The fused kernels keep none, so they are
+    computed a second time; results stay what they are."""
+    token = _WATCHER.set(watcher)
+    try:
+        yield
+    finally:
+        _WATCHER.reset(token)
 
 
 def attend(
@@ -41,7 +68,11 @@ def attend(
     Returns:
         [Q, A, D]; zero for a query that sees no key.
     """
+    watcher = _WATCHER.get()
     if queries.tokens == 0 or keys.tokens == 0:
+        if watcher is not None:
+            nothing = query_QAD.new_zeros(len(queries), query_QAD.shape[1], queries.longest, keys.longest)
+            watcher(Looked(queries, keys, nothing.float()))
         # Nothing to compute, but every parameter must stay in the graph: ZeRO counts on a gradient for each.
         unused = key_KAD.sum() + value_KAD.sum() + (0 if bias is None else bias.sum())
         return query_QAD * 0 + unused * 0
@@ -51,8 +82,24 @@ def attend(
         # A query that sees nothing looks at everything, and what it finds is thrown away: no softmax over nothing.
         seeing = may_look.any(-1, keepdim=True)
         may_look = may_look | ~seeing
-    out_BALD = _IMPLEMENTATIONS[implementation](*padded, _mask(keys, bias, may_look), dropout)
+    mask = _mask(keys, bias, may_look)
+    if watcher is not None:
+        weights_BALL = _weights(padded[0], padded[1], mask, keys)
+        watcher(Looked(queries, keys, weights_BALL if seeing is None else weights_BALL * seeing))
+    out_BALD = _IMPLEMENTATIONS[implementation](*padded, mask, dropout)
     return _unpad(out_BALD if seeing is None else out_BALD * seeing, queries)
+
+
+def _weights(q: Tensor, k: Tensor, mask: Tensor | None, keys: Packing) -> Tensor:
+    """[B, A, longest query, longest key]."""
+    scores = q.float() @ k.float().transpose(-2, -1) / q.shape[-1] ** 0.5
+    return _masked(scores, mask).softmax(-1) * (keys.lengths_B > 0).to(q.device)[:, None, None, None]
+
+
+def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return scores
+    return scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
 
 
 def _mask(keys: Packing, bias: Tensor | None, may_look: Tensor | None) -> Tensor | None:
@@ -78,9 +125,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) 
 
 
 def _reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    scores = _masked(q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5, mask)
     return F.dropout(scores.softmax(-1), dropout) @ v
 
 

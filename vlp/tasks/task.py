@@ -136,6 +136,10 @@ class Task(ABC):
         prepared = None if without == "image" else self.images.prepare(image, rng)
         return Example("", tokens_T, special_T, word_T, prepared, matched, segment_T=segment_T)
 
+    def prompted(self, example: Example) -> Example:
+        """A pair as an application gives it, with the tokens that this task puts beside its text."""
+        return example
+
     def texts_of(self, sample: Sample) -> tuple[str, ...]:
         """The texts of a sample that make examples, in the order of their numbers."""
         captions = sample.captions if self.texts != "questions" else ()

@@ -74,16 +74,17 @@ class VqaTask(Task):
         self, slot: Slot, pair: Pair, image: Sample, text: Sample, text_number: int, rng: np.random.Generator, step: int
     ) -> Example:
         question = text.questions[text_number]
-        example = self.bare_example(image, question.text)
-        if self.masked:
-            example = self._with_mask(example)
+        example = self.prompted(self.bare_example(image, question.text))
         scores = soft_scores([normalise(answer) for answer in question.answers])
         known = {self.numbers[answer]: score for answer, score in scores.items() if answer in self.numbers}
         example.targets[ANSWER] = self.objective.target(known, answered=bool(scores))
         return example
 
-    def _with_mask(self, example: Example) -> Example:
-        """[CLS] question [MASK] [SEP]; a question that fills the text gives its last token for it."""
+    def prompted(self, example: Example) -> Example:
+        """[CLS] question [MASK] [SEP] where the answer is read from a mask; a question that fills the text gives its
+        last token for it."""
+        if not self.masked:
+            return example
         text = self.setting.text
         kept = min(len(example.token_ids_T) - 1, text.max_length - 2)
         return replace(

@@ -1,0 +1,207 @@
+"""The demo page as people use it: in a browser, without the internet, on a desk and on a phone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.unit.feature_making import ANSWERS, JOINT, trained, vqa
+from tests.unit.hostile import large_png, png
+from tests.unit.pictures import ramps
+from vlp.demo.gaze import gaze, overlay, upright_picture
+from vlp.errors import ConfigError
+
+pytest.importorskip("gradio", reason="the extra `demo` is not installed")
+pytest.importorskip("faiss", reason="the extra `search` is not installed")
+
+PATCHES = {"kind": "patches", "size": 32, "patch": 8}
+SHOTS = os.environ.get("VLP_TEST_SCREENSHOTS")
+"""A folder for pictures of the page, to be looked at."""
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for name, colour in (("red", (220, 40, 40)), ("blue", (40, 60, 220)), ("green", (40, 180, 60))):
+        picture = Image.new("RGB", (160, 120), "white")
+        picture.paste(colour, (20, 20, 100, 90))
+        picture.save(folder / f"{name}.jpg")
+        (folder / f"{name}.txt").write_text(f"a {name} square")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def opened(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A model that answers, and an index of another one's vectors."""
+    from vlp.demo.serve import open_demo
+    from vlp.distributed import world
+    from vlp.extraction import Inputs, open_source
+    from vlp.features.job import Request, extract_to
+    from vlp.features.reading import Features
+    from vlp.search.index import build_index
+
+    folder = tmp_path_factory.mktemp("models")
+    trained(JOINT, PATCHES, vqa()).save_pretrained(folder / "answers")
+    finds = trained(source=PATCHES)
+    finds.save_pretrained(folder / "finds")
+    with world() as ranks:
+        source = open_source(Inputs(str(photos)), finds)
+        request = Request("text.vector,image.vector")
+        extract_to(folder / "vectors", finds, source, request, ranks, model_name=str(folder / "finds"))
+    build_index(Features(folder / "vectors"), folder / "index")
+    return open_demo(str(folder / "answers"), folder / "index")
+
+
+def test_words_gaze_is_their_attention_on_the_photo(photos: Path) -> None:
+    import vlp
+
+    model = trained(JOINT, PATCHES, vqa())
+    seen = gaze(model, photos / "red.jpg", "red circle")
+    assert seen.words == ["red", "circle"]
+    assert seen.weights_WRC.shape == (2, 4, 4)
+    np.testing.assert_allclose(seen.weights_WRC.sum((1, 2)), 1, atol=1e-5)
+    (row,) = vlp.extract(model, [(photos / "red.jpg", "red circle")], "attention")
+    looked = row.arrays["attention"][:, 1, 4:].mean(0)
+    np.testing.assert_allclose(seen.weights_WRC[0].ravel(), looked / looked.sum(), atol=1e-5)
+    picture = upright_picture(photos / "red.jpg")
+    shown = overlay(picture, seen, 1)
+    assert shown.size == picture.size
+    assert np.asarray(shown).std() > 0
+
+
+def test_the_hottest_cell_is_the_reddest(photos: Path) -> None:
+    from vlp.demo.gaze import Gaze
+
+    weights_WRC = np.zeros((1, 4, 4), np.float32)
+    weights_WRC[0, 3, 0] = 1
+    seen = Gaze(["x"], weights_WRC, (0.25, 0, 0.75, 1))
+    shown = np.asarray(overlay(Image.new("RGB", (80, 40), "white"), seen, 0), int)
+    warm = shown[:, :, 0] - shown[:, :, 2]
+    row, column = np.unravel_index(warm.argmax(), warm.shape)
+    assert row >= 30, "in the lowest row of cells"
+    assert 20 <= column < 32, "in the first cell of the part that the model sees"
+
+
+def test_a_model_of_regions_has_no_page() -> None:
+    from vlp.demo.page import Demo
+
+    with pytest.raises(ConfigError, match="reads regions of a detector, and the page takes photos"):
+        Demo(trained())
+
+
+@pytest.mark.parametrize("data", [png(60000, 60000), b"words", large_png()[:1000]], ids=["bomb", "words", "cut"])
+def test_a_hostile_upload_is_told_in_a_sentence(data: bytes, opened: Any, tmp_path: Path) -> None:
+    import gradio
+
+    (tmp_path / "x.png").write_bytes(data)
+    for call in (opened.ask, opened.look):
+        with pytest.raises(gradio.Error, match=r"pixels|is not a JPEG|does not decode"):
+            call(str(tmp_path / "x.png"), "what is it")
+    with pytest.raises(gradio.Error, match=r"pixels|is not a JPEG|does not decode"):
+        opened.find("", str(tmp_path / "x.png"), False)
+
+
+# ---------------------------------------------------------------------------------------------------- in a browser
+
+
+@pytest.fixture(scope="module")
+def address(opened: Any) -> Iterator[str]:
+    from vlp.demo.page import make_page
+    from vlp.demo.serve import launch
+
+    page = make_page(opened)
+    yield launch(page, port=0)
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("there is no Chromium on this machine (Debian: apt-get install chromium)")
+    with playwright.sync_playwright() as running:
+        started = running.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+SIZES = {"desk": (1280, 900), "phone": (390, 844)}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_page_in_a_browser(size: str, browser: Any, address: str, opened: Any, photos: Path) -> None:
+    width, height = SIZES[size]
+    page = browser.new_page(viewport={"width": width, "height": height})
+    elsewhere: list[str] = []
+    page.on("request", lambda request: elsewhere.append(request.url) if not _local(request.url, address) else None)
+    page.on("pageerror", lambda error: pytest.fail(f"the page says: {error}"))
+    page.goto(address)
+    _ask(page, opened, photos, size)
+    _search(page, opened, photos, size)
+    _look(page, size)
+    assert not elsewhere, "nothing comes from the internet"
+    page.close()
+
+
+def _local(url: str, address: str) -> bool:
+    return url.startswith((address, address.replace("127.0.0.1", "localhost"), "data:", "blob:"))
+
+
+def _ask(page: Any, opened: Any, photos: Path, size: str) -> None:
+    page.get_by_role("tab", name="Ask").click()
+    page.locator("input[type=file]:visible, input[type=file]").first.set_input_files(photos / "red.jpg")
+    page.locator("#question textarea, #question input").first.fill("what is the colour")
+    page.locator("#ask").click()
+    answers = page.locator("#answers")
+    wanted = list(opened.ask(str(photos / "red.jpg"), "what is the colour").items())
+    answers.get_by_text(wanted[0][0]).first.wait_for(timeout=20_000)
+    said = answers.inner_text().lower()
+    assert all(answer in said for answer in ANSWERS)
+    assert f"{wanted[0][1]:.0%}" in said
+    _shot(page, size, "ask")
+
+
+def _search(page: Any, opened: Any, photos: Path, size: str) -> None:
+    page.get_by_role("tab", name="Search").click()
+    page.locator("#words textarea, #words input").first.fill("a red square")
+    page.locator("#search").click()
+    wanted, texts = opened.find("a red square", None, False)
+    page.locator("#photos img").nth(len(wanted) - 1).wait_for(timeout=20_000)
+    page.locator("#texts").get_by_text(texts[0][0]).first.wait_for(timeout=20_000)
+    first = wanted[0][1].split(" ")[0]
+    assert first in page.locator("#photos").inner_text()
+    assert first in {path.name for path in photos.iterdir()}
+    _shot(page, size, "search")
+
+
+def _look(page: Any, size: str) -> None:
+    page.get_by_role("tab", name="Look").click()
+    files = page.locator("input[type=file]")
+    files.nth(files.count() - 1).set_input_files({"name": "x.png", "mimeType": "image/png", "buffer": _png()})
+    page.locator("#text textarea, #text input").first.fill("red circle left of the blue square")
+    page.locator("#look").click()
+    page.locator("#gaze img").nth(6).wait_for(timeout=20_000)
+    assert "circle" in page.locator("#gaze").inner_text()
+    overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    assert overflow <= 0, "the page is no wider than the screen"
+    _shot(page, size, "look")
+
+
+def _png() -> bytes:
+    from tests.unit.pictures import encoded
+
+    return encoded(ramps(200, 150), "PNG")
+
+
+def _shot(page: Any, size: str, name: str) -> None:
+    if SHOTS:
+        Path(SHOTS).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=str(Path(SHOTS) / f"{size}-{name}.png"), full_page=True)

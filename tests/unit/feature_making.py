@@ -1,0 +1,89 @@
+"""Small trained models and data for tests of features, search and the demo."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tests.examples import shaken
+from tests.unit.shard_making import CLASSES, WIDTH, some_regions
+from tests.unit.task_making import PIXELS, WORDS, dataset, text_encoder
+from vlp import VisionLanguageModel
+from vlp.data.dataset import Dataset
+from vlp.models.model import ModelConfig, Network
+from vlp.tasks.registry import AnyTaskConfig, make_task
+from vlp.tasks.retrieval import RetrievalConfig
+from vlp.tasks.saved import SavedTask
+from vlp.tasks.task import Setting
+from vlp.tasks.vqa import VqaConfig
+from vlp.types import Sample
+
+REGIONS = {"kind": "regions", "width": WIDTH, "classes": CLASSES, "max_regions": 4}
+JOINT = [{"stream": "both", "repeat": 2, "sublayers": ["joint", "ffn"], "share": ["joint", "ffn"]}]
+DUAL: list[dict[str, Any]] = [
+    {"stream": "text", "repeat": 2, "sublayers": ["self", "ffn"]},
+    {"stream": "image", "sublayers": ["self", "ffn"]},
+    {"stream": "both", "repeat": 2, "sublayers": ["cross", "self", "ffn"], "share": ["cross"]},
+]
+RETRIEVAL = RetrievalConfig.parse({"contrast": {"width": 6}})
+ANSWERS = ("red", "blue", "two")
+
+
+def vqa(**more: Any) -> VqaConfig:
+    return VqaConfig.parse({"answers": list(ANSWERS), **more})
+
+
+def trained(
+    encoder: list[dict[str, Any]] = DUAL,
+    source: dict[str, Any] | None = None,
+    task: AnyTaskConfig = RETRIEVAL,
+    **model: Any,
+) -> VisionLanguageModel:
+    """A model with the heads of a task and with every weight random."""
+    config = ModelConfig.parse(
+        {
+            "text": {
+                "vocab_size": text_encoder().vocab_size,
+                "max_length": 16,
+                "layer": {"width": 8, "heads": 2, "ffn": 16},
+            },
+            "image": {"source": source or REGIONS, "parts": [{"kind": "feature"}]},
+            "encoder": encoder,
+            **model,
+        }
+    )
+    heads = make_task(task, Setting(config, text_encoder(), 0)).heads
+    network = Network(config.model_copy(update={"heads": heads}))
+    for part in (network.text, *network.image.own_modules(), network.encoder, network.pooler, network.heads):
+        shaken(part)
+    return VisionLanguageModel(network, text_encoder(), task=SavedTask(task=task)).eval()
+
+
+def other_model() -> VisionLanguageModel:
+    """One number of its weights differs."""
+    model = trained()
+    with torch.no_grad():
+        next(model.network.parameters()).view(-1)[0] += 1
+    return model
+
+
+def pixel_model(**more: Any) -> VisionLanguageModel:
+    return trained(source=PIXELS, **more)
+
+
+def samples(number: int) -> list[Sample]:
+    """Samples of one to three captions of one to seven words, and of one to six regions."""
+    rng = np.random.default_rng(7)
+    made = []
+    for each in range(number):
+        captions = tuple(" ".join(rng.choice(WORDS, rng.integers(1, 8))) for _ in range(rng.integers(1, 4)))
+        made.append(Sample(f"s{each:03d}", regions=some_regions(int(rng.integers(1, 7)), each), captions=captions))
+    return made
+
+
+def shards(folder: Path, number: int = 12, given: Sequence[Sample] | None = None) -> Dataset:
+    return dataset(folder, given or samples(number), per_shard=5)

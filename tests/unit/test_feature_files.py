@@ -1,0 +1,421 @@
+"""Files of features: what is written is read again, in every format; inputs of every kind; hostile ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+from PIL import Image
+
+from tests.unit.feature_making import other_model, pixel_model, samples, shards, trained
+from tests.unit.hostile import large_png, pickled, png, scans_jpeg
+from tests.unit.pictures import encoded, ramps
+from vlp import Features, VisionLanguageModel
+from vlp.distributed import world
+from vlp.errors import ConfigError, DataError
+from vlp.extraction import Inputs, open_source
+from vlp.features.files import FORMATS, Format, Layout, Row, member_key, read, write
+from vlp.features.job import Extracted, Request, extract_to
+from vlp.features.kinds import parse_what
+from vlp.features.parts import cut
+from vlp.features.preparing import Preparing
+from vlp.features.progress import Progress
+from vlp.features.sources import ShardSource, Source
+
+WHAT = "pooled,text,image,itm,text.vector,attention,attention.2"
+
+
+def to(out: Path, model: VisionLanguageModel, source: Source, **request: Any) -> Extracted:
+    means = {name: request.pop(name) for name in ("micro_tokens", "workers", "every") if name in request}
+    with world() as ranks:
+        return extract_to(out, model, source, Request(**request), ranks, **means)
+
+
+def rows_of(out: Path) -> list[Row]:
+    return list(Features(out))
+
+
+def same(one: list[Row], other: list[Row], atol: float = 1e-5) -> None:
+    assert [(row.id, row.key, row.words) for row in one] == [(row.id, row.key, row.words) for row in other]
+    for mine, theirs in zip(one, other, strict=True):
+        assert mine.arrays.keys() == theirs.arrays.keys()
+        for name in mine.arrays:
+            assert mine.arrays[name].shape == theirs.arrays[name].shape, name
+            np.testing.assert_allclose(mine.arrays[name], theirs.arrays[name], atol=atol, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def model() -> VisionLanguageModel:
+    return trained()
+
+
+@pytest.fixture(scope="module")
+def source(model: VisionLanguageModel, tmp_path_factory: pytest.TempPathFactory) -> ShardSource:
+    return ShardSource(shards(tmp_path_factory.mktemp("data")), Preparing(model))
+
+
+@pytest.fixture(scope="module")
+def wanted(model: VisionLanguageModel, source: ShardSource, tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+    out = tmp_path_factory.mktemp("wanted") / "out"
+    to(out, model, source, what=WHAT)
+    return rows_of(out)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_holds_the_same(
+    format: Format, model: VisionLanguageModel, source: ShardSource, wanted: list[Row], tmp_path: Path
+) -> None:
+    done = to(tmp_path / "out", model, source, what=WHAT, format=format, part_examples=3, micro_tokens=50, workers=1)
+    same(rows_of(tmp_path / "out"), wanted)
+    assert done.rows == len(wanted) == sum(len(sample.captions) for sample in samples(12))
+    assert [row.words for row in wanted] == [caption for sample in samples(12) for caption in sample.captions]
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["shapes"]["text"] == ["T", 8]
+    assert manifest["shapes"]["attention"] == [7, "J", "J"]
+    assert manifest["model"]["config"]["text"]["layer"]["width"] == 8
+    assert manifest["data"] == source.fingerprint
+    assert not [name for name in os.listdir(tmp_path / "out") if name.startswith(".")]
+
+
+def test_half_as_many_bytes(model: VisionLanguageModel, source: ShardSource, wanted: list[Row], tmp_path: Path) -> None:
+    for format in FORMATS:
+        to(tmp_path / format, model, source, what=WHAT, format=format, dtype="fp16")
+        found = rows_of(tmp_path / format)
+        assert all(array.dtype == np.float16 for row in found for array in row.arrays.values())
+        same(found, wanted, atol=3e-3)
+    to(tmp_path / "bf16", model, source, what=WHAT, format="safetensors", dtype="bf16")
+    same(rows_of(tmp_path / "bf16"), wanted, atol=3e-2)
+    from safetensors.torch import load_file
+
+    stored = load_file(next((tmp_path / "bf16").glob("*.safetensors")))
+    assert stored["pooled"].dtype == torch.bfloat16
+    assert stored["text.lengths"].dtype == torch.int64
+
+
+def test_a_tar_is_read_by_webdataset_under_the_shards_own_keys(
+    model: VisionLanguageModel, source: ShardSource, wanted: list[Row], tmp_path: Path
+) -> None:
+    to(tmp_path / "out", model, source, what="pooled,text", format="webdataset")
+    tars = sorted(map(str, (tmp_path / "out").glob("*.tar")))
+    found = list(webdataset.WebDataset(tars, shardshuffle=False).decode())
+    assert [sample["__key__"] for sample in found] == [sample.key for sample in samples(12)]
+    place = 0
+    for sample in found:
+        texts = len(sample["json"]["ids"])
+        own, place = wanted[place : place + texts], place + texts
+        np.testing.assert_allclose(sample["pooled.npy"], [row.arrays["pooled"] for row in own], atol=1e-5)
+        joined = np.concatenate([row.arrays["text"] for row in own])
+        np.testing.assert_allclose(sample["text.npy"], joined, atol=1e-5)
+        assert sample["text.lengths.npy"].tolist() == [len(row.arrays["text"]) for row in own]
+
+
+def test_parts_depend_on_nothing_but_the_request(model: VisionLanguageModel, source: ShardSource) -> None:
+    features = parse_what("pooled,attention")
+    parts = cut(source, features, {"pooled": 8, "attention": 7}, most=4)
+    for group, entry in enumerate(source.groups):
+        own = [part for part in parts if part.group == group]
+        assert [part.first for part in own] == [0, *(part.last for part in own[:-1])]
+        assert own[-1].last == entry.examples
+        assert [part.name for part in own] == [f"{entry.name}-{number:03d}" for number in range(len(own))]
+        sample_E = source.lengths(group).sample_E
+        assert all(sample_E[part.first] != sample_E[part.first - 1] for part in own if part.first)
+        assert all(len(part) <= 4 for part in own)
+    import vlp.features.parts as module
+
+    before, module.MAX_BYTES = module.MAX_BYTES, 4 * 7 * 12**2
+    try:
+        small = cut(source, features, {"pooled": 8, "attention": 7}, most=100)
+    finally:
+        module.MAX_BYTES = before
+    assert len(small) > len(cut(source, features, {"pooled": 8, "attention": 7}, most=100)), "cut by memory too"
+
+
+def test_a_finished_folder_is_left_alone_and_another_request_refused(
+    model: VisionLanguageModel, source: ShardSource, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    first = to(out, model, source, part_examples=5)
+    times = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert to(out, model, source, part_examples=5) == Extracted(first.rows, 0, len(times) - 1)
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == times
+    with pytest.raises(ConfigError, match=r"another request \('what' is \[\"pooled\"\] there, and \[\"text\"\] now\)"):
+        to(out, model, source, what="text", part_examples=5)
+    with pytest.raises(ConfigError, match="another request \\('model' is"):
+        to(out, other_model(), source, part_examples=5)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigError, match="is not empty and holds no extraction"):
+        to(tmp_path / "mine", model, source)
+    with pytest.raises(DataError, match="holds no finished extraction"):
+        Features(tmp_path / "mine")
+
+
+def test_choices_that_do_not_go_together_are_refused() -> None:
+    for given, sentence in (
+        ({"format": "csv"}, "--format: 'csv' is not known"),
+        ({"dtype": "int8"}, "--dtype: 'int8' is not known"),
+        ({"dtype": "bf16"}, "--dtype: parquet has no bf16; take --format safetensors"),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            Request(**given)  # type: ignore[arg-type]
+
+
+def test_a_number_too_large_for_its_type_is_quarantined(tmp_path: Path) -> None:
+    model = trained()
+    with torch.no_grad():
+        model.network.heads["itm"].output.weight[1] *= 1e7  # type: ignore[union-attr,operator,index]
+    source = ShardSource(shards(tmp_path / "data"), Preparing(model))
+    assert to(tmp_path / "whole", model, source, what="itm").quarantined == 0
+    done = to(tmp_path / "half", model, source, what="itm", dtype="fp16")
+    assert done.quarantined > 0
+    (line, *_) = (tmp_path / "half" / "quarantine.jsonl").read_text().splitlines()
+    assert json.loads(line)["error"] == "is not finite in fp16"
+
+
+# ------------------------------------------------------------------------------------------------------------- inputs
+
+
+def test_images_alone_of_shards(model: VisionLanguageModel, source: ShardSource, tmp_path: Path) -> None:
+    alone = open_source(Inputs(source.place, texts="none"), model)
+    to(tmp_path / "out", model, alone, what="image.vector")
+    found = rows_of(tmp_path / "out")
+    assert [row.key for row in found] == [sample.key for sample in samples(12)]
+    assert found[0].id.endswith("/s000")
+    to(tmp_path / "texts", model, source, what="image.vector")
+    by_key = {row.key: row.arrays["image.vector"] for row in rows_of(tmp_path / "texts")}
+    for row in found:
+        np.testing.assert_allclose(row.arrays["image.vector"], by_key[row.key], atol=1e-5)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    (folder / "deep").mkdir(parents=True)
+    ramps(30, 40).save(folder / "one.jpg")
+    ramps(50, 20).save(folder / "deep" / "two.png")
+    ramps(25, 25).save(folder / "deep" / "two.webp")
+    (folder / "one.txt").write_text("red circle\n")
+    (folder / "notes.pdf").write_text("no image")
+    return folder
+
+
+def test_a_folder_of_images(photos: Path, tmp_path: Path) -> None:
+    model = pixel_model()
+    to(tmp_path / "out", model, open_source(Inputs(str(photos)), model), what="pooled,image.vector")
+    found = rows_of(tmp_path / "out")
+    assert [row.id for row in found] == ["deep/two.png", "deep/two.webp", "one.jpg"]
+    assert [row.key for row in found] == ["deep/two.png", "deep/two.webp", "one"]
+    assert [row.words for row in found] == ["", "", "red circle"]
+    encodings = model.encode([photos / row.id for row in found], [row.words for row in found])
+    np.testing.assert_allclose([row.arrays["pooled"] for row in found], encodings.pooled, atol=1e-5)
+
+
+def test_tables_of_pairs_are_the_same_whatever_their_kind(photos: Path, tmp_path: Path) -> None:
+    model = pixel_model()
+    pairs = [("one.jpg", 'red, "round"\ncircle'), ("deep/two.png", "blue"), ("one.jpg", "grün")]
+    quoted = [(image, '"' + text.replace('"', '""') + '"') for image, text in pairs]
+    header = "\ufefffile,title,other\n"
+    (photos / "pairs.csv").write_text(header + "".join(f"{i},{t},x\n" for i, t in quoted) + "\n", "utf-8")
+    lines = [json.dumps({"file": image, "title": text, "other": 3}) for image, text in pairs]
+    (photos / "pairs.jsonl").write_text("\n".join(lines), "utf-8")
+    found = []
+    for name in ("pairs.csv", "pairs.jsonl"):
+        inputs = Inputs(str(photos / name), columns="image=file,text=title")
+        done = to(tmp_path / name, model, open_source(inputs, model), what="pooled,itm", part_examples=2, workers=1)
+        assert (done.rows, done.quarantined) == (3, 0)
+        found.append(rows_of(tmp_path / name))
+    same(*found)
+    assert [row.words for row in found[0]] == [text for _, text in pairs]
+    encodings = model.encode([photos / image for image, _ in pairs], [text for _, text in pairs])
+    np.testing.assert_allclose([row.arrays["pooled"] for row in found[0]], encodings.pooled, atol=1e-5)
+
+
+def test_regions_beside_a_table(tmp_path: Path) -> None:
+    model = trained()
+    arrays = [sample.regions for sample in samples(3)]
+    for number, regions in enumerate(arrays):
+        assert regions is not None
+        np.savez(tmp_path / f"p{number}.npz", features=regions.features_RD, boxes=regions.boxes_R4)
+    (tmp_path / "pairs.csv").write_text("key,text\n" + "".join(f"p{n},red\n" for n in range(4)))
+    source = open_source(Inputs(str(tmp_path / "pairs.csv"), regions=tmp_path), model)
+    done = to(tmp_path / "out", model, source, what="image")
+    assert (done.rows, done.quarantined) == (3, 1)
+    assert [row.id for row in rows_of(tmp_path / "out")] == ["p0", "p1", "p2"]
+
+
+WRONG_INPUTS: list[tuple[dict[str, Any], str]] = [
+    ({"data": "nowhere"}, "--data: nowhere is no directory and no table"),
+    ({"data": "{photos}", "texts": "both"}, "--texts: .* holds no shards"),
+    ({"data": "{photos}", "columns": "image=x"}, "--columns: .* is a folder of images, which does not take it"),
+    ({"data": "{photos}/one.txt"}, "ends in .csv, .tsv, .jsonl"),
+    ({"data": "{photos}/bad.csv"}, "has no column 'image' or 'text'"),
+    ({"data": "{photos}/bad.csv", "columns": "text=titel"}, "has no column 'titel' .*did you mean 'title'"),
+    ({"data": "{photos}/bad.csv", "columns": "txt=title"}, "--columns: 'txt=title' is not right"),
+    ({"data": "{photos}/empty.jsonl"}, "has no row"),
+    ({"data": "{photos}/none"}, "holds neither shards nor an image"),
+]
+
+
+@pytest.mark.parametrize(("given", "sentence"), WRONG_INPUTS, ids=[sentence[:30] for _, sentence in WRONG_INPUTS])
+def test_inputs_that_are_none_are_refused(given: dict[str, Any], sentence: str, photos: Path) -> None:
+    (photos / "bad.csv").write_text("file,title\nx,y\n")
+    (photos / "empty.jsonl").write_text("\n \n")
+    (photos / "none").mkdir()
+    values = {name: value.replace("{photos}", str(photos)) for name, value in given.items()}
+    with pytest.raises((ConfigError, DataError), match=sentence):
+        open_source(Inputs(**values), pixel_model())
+
+
+# ------------------------------------------------------------------------------------------------------------ hostile
+
+
+def hostile(folder: Path) -> dict[str, str | None]:
+    """Files that attack, in a folder and a table; what is said of each row, None for the good ones."""
+    jpeg = encoded(ramps())
+    files = {
+        "good.jpg": jpeg,
+        "cut.jpg": jpeg[: len(jpeg) // 2],
+        "claims.png": png(60000, 60000),
+        "scans.jpg": scans_jpeg(),
+        "text.jpg": b"only words",
+        "pickle.jpg": pickled(),
+        "empty.jpg": b"",
+        "black.png": large_png(),
+        "gif.jpg": encoded(Image.new("RGB", (9, 9)), "GIF"),
+    }
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "folder.jpg").mkdir()
+    good = {"image": "good.jpg", "text": "red"}
+    rows: list[tuple[Any, str | None]] = [
+        (good, None),
+        ({"image": "cut.jpg", "text": "red"}, "does not decode"),
+        ({"image": "claims.png"}, "pixels"),
+        ({"image": "scans.jpg"}, "scans"),
+        ({"image": "text.jpg"}, "is not a JPEG"),
+        ({"image": "pickle.jpg"}, "is not a JPEG"),
+        ({"image": "empty.jpg"}, "is not a JPEG"),
+        ({"image": "gif.jpg"}, "is not a JPEG"),
+        ({"image": "black.png"}, None),
+        ({"image": "pipe.jpg"}, "is not a file"),
+        ({"image": "folder.jpg"}, "is not a file"),
+        ({"image": "/dev/zero"}, "is not a file"),
+        ({"image": "x" * 5000}, "File name too long"),
+        ({"image": "good.jpg\0.png"}, "zero byte"),
+        ({"image": "good.jpg", "text": "red " * (10 << 18)}, "characters, more than"),
+        ({"image": "good.jpg", "text": "a" * 500_000}, None),
+        ({"image": "good.jpg", "text": "e" + "\u0301\u0316" * 200_000}, "combining marks"),
+        ({"image": "good.jpg", "text": "\ud800"}, "half a surrogate pair"),
+        ({"image": "good.jpg", "text": 7}, "has no text under 'text'"),
+        ({"image": ["good.jpg"]}, "has no text under 'image'"),
+        ([1, 2], "is not a JSON object"),
+        ("[" * 100_000, "recursion"),
+        ({"image": "good.jpg", "key": "../../../outside"}, None),
+        ({"image": "good.jpg", "key": "/etc/passwd"}, None),
+        ({"image": "good.jpg", "key": "a.b.c\\d\n"}, None),
+        ({"image": "good.jpg", "key": "k" * 5000}, "key of 5000 characters"),
+    ]
+    lines = [row if isinstance(row, str) else json.dumps(row) for row, _ in rows]
+    (folder / "pairs.jsonl").write_text("\n".join(lines))
+    return {f"{number:09d}": fault for number, (_, fault) in enumerate(rows)}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_hostile_rows_end_nothing(format: Format, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    faults = hostile(folder)
+    model = pixel_model()
+    before = set(tmp_path.rglob("*"))
+    source = open_source(Inputs(str(folder / "pairs.jsonl")), model)
+    done = to(tmp_path / "out", model, source, what="pooled,itm,text", format=format, part_examples=7)
+    good = [number for number, fault in faults.items() if fault is None]
+    records = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
+    said = {record["id"]: record["error"] for record in records}
+    wanted = {number: fault for number, fault in faults.items() if fault is not None}
+    assert said.keys() == wanted.keys()
+    for number, fault in wanted.items():
+        assert fault in said[number], f"row {number}: {said[number]}"
+    assert (done.rows, done.quarantined) == (len(good), len(wanted))
+    assert len(rows_of(tmp_path / "out")) == len(good)
+    made = set(tmp_path.rglob("*")) - before
+    assert all(path == tmp_path / "out" or tmp_path / "out" in path.parents for path in made)
+
+
+def test_keys_stay_inside_where_a_tar_is_unpacked(tmp_path: Path) -> None:
+    keys = [
+        "../../up",
+        "/etc/passwd",
+        "a/../../b",
+        ".",
+        "..",
+        "",
+        "x.y.z",
+        "deep/er/k1",
+        "a\\b\n",
+        "./a",
+        "grün",
+        "a//b",
+    ]
+    layout = Layout(parse_what("itm"), {"itm": 1})
+    rows = [Row(key, key, "", {"itm": np.float32(number)}) for number, key in enumerate(keys)]  # type: ignore[dict-item]
+    write("webdataset", tmp_path / "x.tar", rows, layout)
+    with tarfile.open(tmp_path / "x.tar") as archive:
+        names = archive.getnames()
+        archive.extractall(tmp_path / "deep" / "in", filter="data")  # refuses what would leave the folder
+    assert len(set(names)) == len(names)
+    assert [(row.id, float(row.arrays["itm"])) for row in read("webdataset", tmp_path / "x.tar", layout)] == [
+        (key, float(number)) for number, key in enumerate(keys)
+    ]
+    assert member_key("deep/er/k1") == "deep/er/k1"
+    assert "." not in member_key("x.y.z")
+
+
+def test_a_bomb_costs_bounded_memory(tmp_path: Path) -> None:
+    """Five images of 190 KB that unpack to 192 MB each; and a cell of 40 MB in a CSV."""
+    import resource
+
+    for number in range(5):
+        (tmp_path / f"{number}.png").write_bytes(large_png())
+    with (tmp_path / "pairs.csv").open("w") as file:
+        file.write("image,text\n" + "".join(f"{number}.png,red\n" for number in range(5)))
+        file.write('0.png,"' + "never ends " * (4 << 20))
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            model = pixel_model()
+            _, hard = resource.getrlimit(resource.RLIMIT_AS)
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (used + (2 << 30), hard))
+            torch.set_num_threads(1)
+            source = open_source(Inputs(str(tmp_path / "pairs.csv")), model)
+            items = list(source.items(0, 0, source.groups[0].examples))
+            bad = [item for item in items if item.example is None]
+            code = 0 if len(items) - len(bad) == 5 and len(bad) >= 1 else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_how_far_it_is_and_how_long_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    progress = Progress(1000, ranks=2, every=10, clock=lambda: now[0])
+    progress(50)
+    assert not capsys.readouterr().err, "nothing in the first seconds"
+    now[0] = 20.0
+    progress(50)
+    assert capsys.readouterr().err == "200 of 1,000 examples (20 %), 10.0 a second, 1 min 20 s left\n"
+    now[0] = 25.0
+    progress(50)
+    assert not capsys.readouterr().err, "a line every ten seconds"
+    now[0] = 7200.0
+    assert progress.line(7200.0) == "300 of 1,000 examples (30 %), 0.0 a second, 4 h 40 min left"

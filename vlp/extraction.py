@@ -1,0 +1,130 @@
+"""What `vlp extract` does on each rank: open a model and its inputs, extract, say the result."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from vlp.assemble import open_dataset
+from vlp.data.index import open_index
+from vlp.data.storage import remote_url
+from vlp.distributed import world
+from vlp.errors import ConfigError, DataError
+from vlp.features.folder import QUARANTINE
+from vlp.features.job import Request, extract_to
+from vlp.features.kinds import parse_what
+from vlp.features.preparing import Preparing
+from vlp.features.sources import FolderSource, ShardSource, Source, Texts
+from vlp.features.tables import COLUMNS, SUFFIXES, TableSource
+from vlp.vision_language_model import VisionLanguageModel
+
+_PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_MINUTES = 7 * 24 * 60
+"""That ranks wait for each other: none waits but at the end, and then for the slowest."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What features are extracted of."""
+
+    data: str
+    """A directory or URL of indexed shards, a folder of images, or a table of pairs."""
+    texts: str | None = None
+    """Which texts of shards; None for what the model was trained with."""
+    columns: str | None = None
+    """What a table calls our columns, as `image=file,text=title`."""
+    images: Path | None = None
+    """The folder that a table's images are relative to."""
+    regions: Path | None = None
+    """A folder of npz files, for a model that reads regions."""
+
+
+def extract_features(
+    model_name: str, inputs: Inputs, out: Path, request: Request, *, micro_tokens: int, precision: str, workers: int
+) -> None:
+    """Write features and say how many."""
+    if precision not in _PRECISIONS:
+        raise ConfigError(f"--precision: '{precision}' is not right, it should be one of {', '.join(_PRECISIONS)}")
+    names = [one.name for one in parse_what(request.what)]
+    with world(timeout_minutes=_MINUTES) as ranks:
+        model = VisionLanguageModel.from_pretrained(model_name)
+        source = open_source(inputs, model)
+        model.to(ranks.device, _PRECISIONS[precision])
+        done = extract_to(
+            out,
+            model,
+            source,
+            request,
+            ranks,
+            model_name=model_name,
+            micro_tokens=micro_tokens,
+            workers=workers,
+        )
+        if ranks.is_main:
+            if done.before:
+                print(f"{done.before} files were there already", file=sys.stderr)
+            print(f"{done.rows} examples: {', '.join(names)} in {out}", flush=True)
+            if done.quarantined:
+                where = out / QUARANTINE
+                print(f"{done.quarantined} examples cannot be used and were left out: see {where}", flush=True)
+
+
+def open_source(inputs: Inputs, model: VisionLanguageModel) -> Source:
+    """The inputs, as what they are: shards, images, or pairs.
+
+    Raises:
+        ConfigError: an option that these inputs do not take, or there is nothing of that name.
+        DataError: they cannot be read, or do not have what the model reads.
+    """
+    preparing, path = Preparing(model), Path(inputs.data)
+    if remote_url(inputs.data) or (path.is_dir() and any(path.glob("*.tar"))):
+        _refuse(inputs, "shards", "columns", "images", "regions")
+        return _shards(inputs, model, preparing)
+    if inputs.texts is not None:
+        raise ConfigError(f"--texts: {inputs.data} holds no shards, whose texts could be chosen from")
+    if path.is_dir():
+        _refuse(inputs, "a folder of images", "columns", "images")
+        return FolderSource(path, preparing, inputs.regions)
+    if path.suffix in SUFFIXES:
+        return TableSource(path, preparing, _columns(inputs.columns), inputs.images, inputs.regions)
+    raise ConfigError(
+        f"--data: {inputs.data} is no directory and no table; give indexed shards, a folder of images, or a file that "
+        f"ends in {', '.join(SUFFIXES)}"
+    )
+
+
+def _shards(inputs: Inputs, model: VisionLanguageModel, preparing: Preparing) -> ShardSource:
+    texts = inputs.texts or (model.task.task.texts if model.task else "captions")
+    if texts not in get_args(Texts):
+        raise ConfigError(f"--texts: '{texts}' is not right, it should be one of {', '.join(get_args(Texts))}")
+    if texts == "none":
+        index = open_index(inputs.data)
+    else:
+        dataset = open_dataset(inputs.data, texts, preparing.text)  # type: ignore[arg-type]
+        index = dataset.index
+    source, found = model.config.image.source, index.manifest.feature_width
+    width = getattr(source, "width", None)
+    if preparing.wants_regions and width != found:
+        raise DataError(
+            f"{inputs.data}: the model reads regions of {width} numbers, but those there have {found or 'no'} features"
+        )
+    return ShardSource(index if texts == "none" else dataset, preparing)
+
+
+def _columns(text: str | None) -> dict[str, str]:
+    """`image=file,text=title` as a mapping of our names to the table's."""
+    pairs = [part.partition("=") for part in (text or "").split(",") if part]
+    for ours, _, theirs in pairs:
+        if ours not in COLUMNS or not theirs:
+            raise ConfigError(f"--columns: '{ours}={theirs}' is not right, give {'=NAME, '.join(COLUMNS)}=NAME")
+    return {ours: theirs for ours, _, theirs in pairs}
+
+
+def _refuse(inputs: Inputs, kind: str, *options: str) -> None:
+    for option in options:
+        if getattr(inputs, option) is not None:
+            raise ConfigError(f"--{option}: {inputs.data} is {kind}, which does not take it")

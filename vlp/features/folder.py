@@ -1,0 +1,136 @@
+"""The folder that an extraction writes, and how it comes through a kill at any moment.
+
+<part>.parquet ...       finished parts, each renamed to its place when it is whole
+.work/request.json       what is being extracted, until all is done
+.work/<part>.json        rows and refusals of a part, written before the part takes its place
+.work/*.partial          a part that is being written
+manifest.json            written last: model, data, features, shapes, parts
+quarantine.jsonl         what was left out, if anything was
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vlp.data.arrays import write_whole
+from vlp.errors import ConfigError, DataError
+
+MANIFEST = "manifest.json"
+QUARANTINE = "quarantine.jsonl"
+_WORK = ".work"
+_REQUEST = "request.json"
+
+
+class FeatureFolder:
+    """A folder of features in the making.
+
+    Args:
+        suffix: of its parts' files.
+    """
+
+    def __init__(self, path: Path, suffix: str) -> None:
+        self.path, self._suffix = path, suffix
+        self._work = path / _WORK
+
+    def open(self, request: Mapping[str, Any]) -> bool:
+        """Begin, or go on with what a run of the same request left; True if all is done already. One rank calls it.
+
+        Raises:
+            ConfigError: the folder holds something else.
+        """
+        kept = _json(self.path / MANIFEST)
+        before = kept.get("request") if kept else _json(self._work / _REQUEST)
+        if before is None and (kept or (self.path.exists() and any(self.path.iterdir()) and not self._only_work())):
+            raise ConfigError(f"--out: {self.path} is not empty and holds no extraction; take another folder")
+        if before is not None and before != request:
+            key = next(key for key in (*request, *before) if before.get(key) != request.get(key))
+            raise ConfigError(
+                f"--out: {self.path} holds features of another request ('{key}' is {_short(before.get(key))} there, "
+                f"and {_short(request.get(key))} now); take another folder"
+            )
+        if kept:
+            shutil.rmtree(self._work, ignore_errors=True)
+            return True
+        self._work.mkdir(parents=True, exist_ok=True)
+        if before is None:
+            write_whole(self._work / _REQUEST, _lines(request))
+        return False
+
+    def done(self, part: str) -> bool:
+        """Whether a part is finished."""
+        return self.file(part).exists() and (self._work / f"{part}.json").exists()
+
+    def file(self, part: str) -> Path:
+        return self.path / f"{part}{self._suffix}"
+
+    def put(self, part: str, rows: int, refused: Sequence[Mapping[str, str]], write: Callable[[Path], None]) -> None:
+        """Write a part: it is there whole or not at all.
+
+        Args:
+            write: writes the file at a path.
+        """
+        write_whole(self._work / f"{part}.json", _lines({"rows": rows, "quarantined": list(refused)}))
+        partial = self._work / f"{part}.partial"
+        write(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, self.file(part))
+
+    def close(self, parts: Sequence[str], facts: Mapping[str, Any], request: Mapping[str, Any]) -> tuple[int, int]:
+        """Write the manifest when all parts are there; returns rows, and examples left out. One rank calls it.
+
+        Raises:
+            DataError: a part is missing.
+        """
+        rows, refused, files = 0, [], []
+        for part in parts:
+            about = _json(self._work / f"{part}.json")
+            if about is None or not self.file(part).exists():
+                raise DataError(f"{self.file(part)}: is missing, though its extraction is done; run it again")
+            rows += about["rows"]
+            refused += about["quarantined"]
+            files.append({"file": self.file(part).name, "rows": about["rows"]})
+        if refused:
+            lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in refused)
+            self._place(QUARANTINE, lines.encode(errors="backslashreplace"))
+        manifest = {"rows": rows, **facts, "quarantined": len(refused), "parts": files, "request": request}
+        self._place(MANIFEST, _lines(manifest))
+        shutil.rmtree(self._work, ignore_errors=True)
+        return rows, len(refused)
+
+    def _place(self, name: str, data: bytes) -> None:
+        """Write a file of the finished folder, by way of the work's: what a kill leaves lies there and goes with it."""
+        write_whole(self._work / name, data)
+        os.replace(self._work / name, self.path / name)
+
+    def totals(self) -> tuple[int, int]:
+        """Rows, and examples left out, of a finished folder."""
+        kept = _json(self.path / MANIFEST) or {}
+        return int(kept["rows"]), int(kept["quarantined"])
+
+    def _only_work(self) -> bool:
+        """A start that was killed before it wrote what it was asked for."""
+        return {path.name for path in self.path.iterdir()} <= {_WORK}
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be used ({error}); remove the folder") from None
+
+
+def _lines(record: Mapping[str, Any]) -> bytes:
+    return (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."

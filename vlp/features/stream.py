@@ -1,0 +1,78 @@
+"""Features of any iterable of pairs, in a program: `vlp.extract`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from vlp.errors import ConfigError, DataError
+from vlp.features.extractor import Extractor
+from vlp.features.files import Layout, Row
+from vlp.features.job import fitting, run
+from vlp.features.kinds import parse_what
+from vlp.features.parts import WINDOW
+from vlp.features.preparing import Files, Item, Preparing
+
+if TYPE_CHECKING:
+    from vlp.vision_language_model import VisionLanguageModel
+
+_KEYS = ("id", "image", "text", "regions")
+
+
+def extract(
+    model: VisionLanguageModel,
+    pairs: Iterable[Mapping[str, Any] | tuple[Any, str]],
+    what: str | Sequence[str] = "pooled",
+    *,
+    bad: Callable[[dict[str, str]], object] | None = None,
+    window: int = WINDOW,
+    micro_tokens: int = 8192,
+) -> Iterator[Row]:
+    """The features of pairs, in their order, as they come: some hundred pairs are read, batched by length, and given.
+
+        for row in vlp.extract(model, [{"image": "1.jpg", "text": "a dog"}], "pooled,itm"):
+            row.id, row.arrays["pooled"]
+
+    Args:
+        pairs: mappings with any of `image` (a picture or a path), `text`, `regions` and `id`; or (image, text).
+        what: names as of `vlp extract --what`.
+        bad: is told of each pair that cannot be used (`id`, `member`, `error`), which is then left out.
+        window: pairs that are held at once.
+        micro_tokens: most tokens of a batch.
+    Raises:
+        ConfigError: the model cannot give a feature, or a pair has unknown keys.
+        DataError: a pair cannot be used, and `bad` is not given.
+    """
+    extractor, preparing = Extractor(model, parse_what(what), micro_tokens), Preparing(model)
+    layout = Layout(extractor.features, extractor.widths)
+    return _rows(pairs, extractor, preparing, layout, bad, window)
+
+
+def _rows(
+    pairs: Iterable[Any],
+    extractor: Extractor,
+    preparing: Preparing,
+    layout: Layout,
+    bad: Callable[[dict[str, str]], object] | None,
+    window: int,
+) -> Iterator[Row]:
+    source = enumerate(pairs)
+    while items := [_item(preparing, number, pair) for number, pair in islice(source, window)]:
+        for item, arrays in zip(items, run(items, extractor), strict=True):
+            row = fitting(item, arrays, layout)
+            if isinstance(row, Row):
+                yield row
+            elif bad is None:
+                raise DataError("pair {id}: {member} {error}".format(**row.record))
+            else:
+                bad(row.record)
+
+
+def _item(preparing: Preparing, number: int, pair: Any) -> Item:
+    values = pair if isinstance(pair, Mapping) else dict(zip(("image", "text"), pair, strict=True))
+    unknown = [name for name in values if name not in _KEYS]
+    if unknown:
+        raise ConfigError(f"extract: pair {number} has an unknown '{unknown[0]}' (known: {', '.join(_KEYS)})")
+    id = str(values.get("id", number))
+    return preparing.item(id, id, values.get("text") or "", Files(values.get("image"), values.get("regions")))
