@@ -73,7 +73,7 @@ def test_features_are_what_the_network_makes(encoder: list[dict[str, Any]]) -> N
         batch = collate([example], model.images.form, {})
         with torch.no_grad():
             encoded = model(batch)
-            image_MH, _, _ = model.network.image(batch.image, batch.text, model.network.text.tables)
+            image_MH, *_ = model.network.image(batch.image, batch.text, model.network.text.tables)
             scores = model.network.heads["itm"](encoded.pooled_BH)[0]
         np.testing.assert_allclose(found["pooled"], encoded.pooled_BH[0], atol=1e-5)
         np.testing.assert_allclose(found["text"], encoded.text_NH, atol=1e-5)

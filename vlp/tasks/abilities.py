@@ -45,8 +45,8 @@ class Comparer:
         """Vectors of the texts and of the images, each [B, D], of length 1, in fp32; their product is the cosine."""
         everyone = _all_examples(batch, encoded.taps["text.unimodal"])
         reading = self.objective.reading(encoded, batch)
-        both_B2D = self.objective.scores(heads[self.objective.name], reading, everyone).float()
-        text_BD, image_BD = both_B2D.chunk(2, dim=1)
+        parts = self.objective.scores(heads[self.objective.name], reading, everyone).float()
+        text_BD, image_BD = parts[:, : self.width], parts[:, self.width : 2 * self.width]
         return F.normalize(text_BD, dim=1), F.normalize(image_BD, dim=1)
 
 
