@@ -25,7 +25,7 @@ def place(shapes: Shapes, single: Path, tmp_path_factory: pytest.TempPathFactory
     shutil.copytree(single / "model", folder / "runs" / "first" / "model")
     shutil.copytree(shapes.dev, folder / "shards" / "world" / "dev")
     run = ("finetune", "retrieval", f"model={single / 'model'}", f"data.train={shapes.train}", *SMALL[1:])
-    length = ("run.steps=3", "run.epochs=null", "batch.size=4", "data.val=null", "task.contrast={group: 4, width: 16}")
+    length = ("run.steps=3", "run.epochs=null", "batch.size=4", "data.val=null", "task.contrast={width: 16}")
     done(vlp(*run, *length, f"run.dir={folder / 'runs' / 'search'}"))
     return folder
 

@@ -97,12 +97,12 @@ def _read(data: bytes, how: object, frame: Frame, view: View | None) -> NDArray[
     return pixels_3HW
 
 
-def square(image: Image.Image, size: int, fit: Fit = "squash") -> NDArray[np.uint8]:
-    """The pixels of a picture, [3, size, size]: turned upright, cut as `fit` says, antialiased to size.
+def square(image: Image.Image, size: int, fit: Fit = "squash", view: View | None = None) -> NDArray[np.uint8]:
+    """The pixels of a picture, [3, size, size]: turned upright, cut as `view` or else `fit` says, antialiased to size.
 
     A JPEG that is not decoded yet is shrunk by 2, 4 or 8 as it is, never below size.
     """
-    return _framed(image, _square(size, fit, None), None)
+    return _framed(image, _square(size, fit, view), view)
 
 
 def shaped(image: Image.Image, shape: OwnShape) -> NDArray[np.uint8]:

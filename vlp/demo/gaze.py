@@ -23,9 +23,9 @@ from vlp.errors import ConfigError, DataError
 from vlp.features.extractor import Extractor
 from vlp.features.kinds import parse_what
 from vlp.features.preparing import Files, Preparing
-from vlp.models.backbone import Grid, grid_of
+from vlp.models.backbone import grid_of
 from vlp.models.patches import PatchSource
-from vlp.types import Example
+from vlp.types import Example, PixelInput
 
 if TYPE_CHECKING:
     from vlp.vision_language_model import VisionLanguageModel
@@ -70,9 +70,9 @@ def gaze(model: VisionLanguageModel, photo: Path, text: str) -> Gaze:
         raise ConfigError("in this model the text never looks at the image (the image looks at the text alone)")
     mean_TM = looked_STM[seeing].mean(0)
     words, weights_WM = _by_word(model, item.example, mean_TM)
-    grid = _grid(model)
     weights_WM /= np.maximum(weights_WM.sum(1, keepdims=True), 1e-12)
-    cells_WRC = weights_WM[:, grid.prefix :].reshape(-1, grid.rows, grid.columns)
+    rows, columns = _cells(model, item.example)
+    cells_WRC = weights_WM[:, -rows * columns :].reshape(-1, rows, columns)  # tokens of the whole image come first
     return Gaze(words, cells_WRC, shown(*upright_picture(photo).size, images.fit, None))
 
 
@@ -114,9 +114,14 @@ def _image_rows(example: Example, images: PixelImages) -> slice:
     return slice(first, first + len(example.image))
 
 
-def _grid(model: VisionLanguageModel) -> Grid:
+def _cells(model: VisionLanguageModel, example: Example) -> tuple[int, int]:
+    """Rows and columns of the photo's cells: its own where photos keep their shape."""
+    assert isinstance(example.image, PixelInput)
+    if example.image.grid is not None:
+        return example.image.grid
     source = model.config.image.source
-    return source.grid if isinstance(source, PatchSource) else grid_of(source)  # type: ignore[arg-type]
+    grid = source.grid if isinstance(source, PatchSource) else grid_of(source)  # type: ignore[arg-type]
+    return grid.rows, grid.columns
 
 
 def _by_word(
