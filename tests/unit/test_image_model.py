@@ -78,7 +78,7 @@ def test_regions_come_first_and_the_grid_of_the_whole_picture_after_them() -> No
     with torch.no_grad():
         tokens = tokens_of(model, batch)
         reading = Reading(batch.text, model.text.tables)
-        regions_RH, _ = Tokens.forward(model.image, image.regions, reading)
+        regions_RH, *_ = Tokens.forward(model.image, image.regions, reading)
         assert model.image.grid is not None
         cells_GH, *_ = model.image.grid(image.pixels, reading)
     assert torch.equal(tokens, torch.cat([regions_RH[:3], cells_GH[:10], regions_RH[3:], cells_GH[10:]]))
