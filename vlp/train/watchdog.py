@@ -19,8 +19,8 @@ _PERIOD = 10.0
 """Seconds between two looks at the clock, each of which tells the other ranks that this one lives."""
 _PERIODS_READ = 3
 """Periods after which a rank that has written nothing is taken for dead."""
-_GAVE_UP = "gave up"
-"""Written last by a rank that ends itself: it is not the one to blame."""
+_GAVE_UP = "gave up on "
+"""Written by a rank that ends itself before what it was doing."""
 
 
 class Watchdog:
@@ -48,14 +48,10 @@ class Watchdog:
         self._doing = "starting"
         self._since = time.monotonic()
         self._period = min(_PERIOD, self._seconds / 8)
-        self._beats = 0
+        self._gave_up = False
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-
-    @property
-    def doing(self) -> str:
-        """What was reported last."""
-        return self._doing
+        self._heart = threading.Thread(target=self._beat, name="heart", daemon=True)
 
     def report(self, doing: str) -> None:
         """Say what the process does next, as in `step 12`."""
@@ -64,6 +60,7 @@ class Watchdog:
     def __enter__(self) -> Watchdog:
         self.report(self._doing)
         self._thread.start()
+        self._heart.start()
         return self
 
     def __exit__(
@@ -71,6 +68,7 @@ class Watchdog:
     ) -> None:
         self._stopped.set()
         self._thread.join()
+        self._heart.join(timeout=1)
         if isinstance(error, RuntimeError) and is_broken(error):
             reason = re.sub(r"^\[[^]]*\] ", "", str(error)).split(". ")[0].splitlines()[0]  # without the line in gloo
             raise TrainingError(
@@ -80,13 +78,13 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._stopped.wait(self._period):
-            self._beat(self._doing)
             since = self._since
             if time.monotonic() - since <= self._seconds:
                 continue
             others = self._others()
             if self._since == since and not self._stopped.is_set():
-                self._beat(_GAVE_UP)
+                self._gave_up = True
+                time.sleep(1.5 * self._period)  # the others must hear of it: this rank is not the one that hangs
                 self._end(
                     f"rank {self._rank}: {self._doing} has taken {(time.monotonic() - since) / 60:.3g} minutes, more "
                     f"than guard.step_minutes ({self._seconds / 60:.3g}): {others}; look at what the ranks said last, "
@@ -94,15 +92,16 @@ class Watchdog:
                 )
                 return
 
-    def _beat(self, doing: str) -> None:
-        if self._board is None:
-            return
-        self._beats += 1
-        with suppress(RuntimeError):  # who keeps the board may be gone; the collectives will tell
-            self._board.post(f"{self._beats} {doing}")
+    def _beat(self) -> None:
+        """Tell the other ranks what this one does. A thread of its own: it waits where who keeps the board hangs."""
+        beats = 0
+        while self._board is not None and not self._stopped.wait(self._period):
+            beats += 1
+            with suppress(RuntimeError):  # who keeps the board may be gone; the collectives will tell
+                self._board.post(f"{beats} {_GAVE_UP if self._gave_up else ''}{self._doing}")
 
     def _others(self) -> str:
-        """Which rank is to blame, as far as the board tells. Takes some periods, in which this rank goes on beating."""
+        """Which rank is to blame, as far as the board tells; takes some periods."""
         found: list[tuple[dict[int, str], dict[int, str]]] = []
 
         def read() -> None:
@@ -111,22 +110,21 @@ class Watchdog:
 
         reader = threading.Thread(target=read, daemon=True)
         reader.start()
-        for _ in range(2 * _PERIODS_READ):
-            reader.join(self._period)
-            self._beat(self._doing)
+        reader.join(2 * _PERIODS_READ * self._period)
         if not found:
             return "another rank has died or hangs, probably rank 0, which keeps the board and no longer answers"
         before, after = ({rank: said for rank, said in board.items() if rank != self._rank} for board in found[0])
-        waiting = {rank: said.partition(" ")[2] for rank, said in after.items() if not said.endswith(_GAVE_UP)}
-        silent = [rank for rank in waiting if before.get(rank) == after[rank]]
-        elsewhere = [rank for rank in waiting if rank not in silent and waiting[rank] != self._doing]
+        doing = {rank: said.partition(" ")[2].removeprefix(_GAVE_UP) for rank, said in after.items()}
+        # A rank that gave up is not silent because it hangs, but it may be the one that was elsewhere.
+        silent = [rank for rank, said in after.items() if before.get(rank) == said and f" {_GAVE_UP}" not in said]
+        elsewhere = [rank for rank in after if rank not in silent and doing[rank] != self._doing]
         for ranks, state in ((silent, "no longer answers and was last heard in"), (elsewhere, "is in")):
             if ranks:
                 more = f" (and {len(ranks) - 1} more)" if len(ranks) > 1 else ""
-                return f"rank {ranks[0]} {state} {waiting[ranks[0]]}{more}"
-        if not waiting:
+                return f"rank {ranks[0]} {state} {doing[ranks[0]]}{more}"
+        if not after:
             return "its data, its disk or its device may hang"
-        return f"all {len(waiting) + 1} ranks are in it, so the network between them, the disk or a device may hang"
+        return f"all {len(after) + 1} ranks are in it, so the network between them, the disk or a device may hang"
 
     def _read_twice(self) -> tuple[dict[int, str], dict[int, str]]:
         """The board now, and when every rank that lives has written again."""
