@@ -11,7 +11,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass
 from io import StringIO
@@ -160,12 +160,13 @@ def tiny_run(words: tuple[str, ...], directory: Path, stage: int, precision: str
     return {"config": "uniter_tiny", "overrides": overrides}
 
 
-def curve(directory: Path) -> list[dict[str, Any]]:
-    """Every line of a run's numbers but what a clock says; half a line is an error."""
+def curve(directory: Path, without: Collection[str] = ()) -> list[dict[str, Any]]:
+    """Every line of a run's numbers but what a clock says, and `without` some more; half a line is an error."""
     text = (directory / "metrics.jsonl").read_text()
     assert text.endswith("\n") or not text
     records = map(json.loads, text.splitlines())
-    return [{name: value for name, value in record.items() if name not in SPEEDS} for record in records]
+    left_out = SPEEDS.union(without)
+    return [{name: value for name, value in record.items() if name not in left_out} for record in records]
 
 
 def struck(ranks: int, run: dict[str, Any], fault: Fault) -> list[str]:

@@ -55,7 +55,7 @@ KINDS: tuple[Kind | None, ...] = (
     None,
 )
 """None: all are killed, and a file of the newest checkpoint is torn."""
-SAMPLE = (0, 13, 24)
+SAMPLE = (2, 13, 25)
 
 
 @dataclass(frozen=True)

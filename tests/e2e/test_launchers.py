@@ -104,8 +104,7 @@ def test_the_deepspeed_launcher_with_a_hostfile_of_two_nodes(
     monkeypatch.setenv("PATH", f"{commands}:{Path(sys.executable).parent}:{os.environ['PATH']}")
     (tmp_path / "hosts").write_text("node0 slots=1\nnode1 slots=1\n")
     place = ("--master_addr", "127.0.0.1", "--master_port", str(free_port()), "--hostfile", str(tmp_path / "hosts"))
-    quoted = [word.replace(" ", "") for word in pretrain_single]  # the launcher hands words on unquoted
-    command = ["deepspeed", *place, "--module", "vlp", *quoted, f"run.dir={tmp_path / 'run'}"]
+    command = ["deepspeed", *place, "--module", "vlp", *pretrain_single, f"run.dir={tmp_path / 'run'}"]
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHED} | {"OMP_NUM_THREADS": "1"}
     finished(
         subprocess.Popen(
