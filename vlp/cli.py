@@ -247,6 +247,40 @@ def export(
 
 
 @app.command()
+def plan(
+    config: Annotated[str, typer.Argument(help="A run's YAML file or shipped name, or a model's.", show_default=False)],
+    overrides: Overrides = None,
+    gpus: Annotated[int, typer.Option(help="Ranks over all nodes.", min=1)] = 8,
+    gpu_memory: Annotated[float, typer.Option(help="GiB of each GPU.", min=0.1)] = 80.0,
+    nodes: Annotated[int | None, typer.Option(help="Machines; one for every 8 GPUs by default.", min=1)] = None,
+    peak: Annotated[float | None, typer.Option(help="TFLOPS of a GPU in the run's precision (312).", min=0.001)] = None,
+    mfu: Annotated[
+        float | None, typer.Option(help="Share of the peak that is reached (0.4).", min=0.001, max=1)
+    ] = None,
+    text_tokens: Annotated[
+        int | None, typer.Option(help="Of an example, specials included; the data's mean, or 20.", min=3)
+    ] = None,
+    regions: Annotated[int | None, typer.Option(help="Of an image; the data's mean, or 36.", min=1)] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="The memory of ranks that are processes without a GPU.")] = False,
+) -> None:
+    """Work out what a run needs before it is launched: memory, time, network, data."""
+    from vlp.plan.show import plan_run
+
+    plan_run(
+        config,
+        overrides or [],
+        gpus=gpus,
+        gpu_memory=gpu_memory,
+        nodes=nodes,
+        peak=peak,
+        mfu=mfu,
+        text_tokens=text_tokens,
+        regions=regions,
+        cpu=cpu,
+    )
+
+
+@app.command()
 def doctor(
     config: Annotated[str | None, typer.Argument(help="A run's config, to check its data too.")] = None,
     overrides: Overrides = None,

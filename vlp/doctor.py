@@ -37,7 +37,7 @@ def examine(config: str | None, overrides: Sequence[str], build: bool) -> list[F
 
     Args:
         config: a run's config; its data, tokenizer and DeepSpeed file are checked too.
-        build: compile now what the config's DeepSpeed settings need.
+        build: start DeepSpeed with the config's settings now, so that what it compiles is compiled.
     """
     checks: list[Callable[[], Iterator[Finding]]] = [
         _packages,
@@ -217,6 +217,8 @@ def _config(config: str, overrides: Sequence[str], build: bool) -> Iterator[Find
         yield Finding("config", "bad", str(error), "correct the config")
         return
     yield Finding("config", "good", f"{config}: {run.task.name}, {run.precision}")
+    if build:
+        yield from _first_start(run)
     try:
         from vlp.assemble import assemble
 
@@ -225,30 +227,15 @@ def _config(config: str, overrides: Sequence[str], build: bool) -> Iterator[Find
     except VlpError as error:
         yield Finding("data", "bad", str(error), "see the sentence")
         return
-    yield from _compiled(run, build)
 
 
-def _compiled(run: Any, build: bool) -> Iterator[Finding]:
-    """What DeepSpeed will compile at the run's first start: nothing, unless it offloads to NVMe."""
-    from vlp.train.zero import compiled_operations, read_zero, zero_file
+def _first_start(run: Any) -> Iterator[Finding]:
+    """Start DeepSpeed once with the run's settings on a model of one layer, so that what it compiles is compiled."""
+    from vlp.train.firststart import start_once
 
-    for name in compiled_operations(read_zero(zero_file(run.deepspeed), run.precision)):
-        if build:
-            from deepspeed.ops.op_builder.all_ops import ALL_OPS
-
-            print(f"compiling {name}: a minute or more", flush=True)
-            ALL_OPS[name].load()
-        ready = build or _is_built(name)
-        remedy = "" if ready else "compiled at the first start, a minute or more; do it now: vlp doctor --build CONFIG"
-        yield Finding(
-            f"operation {name}", "good" if ready else "note", "compiled" if ready else "to be compiled", remedy
-        )
-
-
-def _is_built(name: str) -> bool:
-    from torch.utils.cpp_extension import get_default_build_root
-
-    return any(Path(get_default_build_root()).glob(f"**/{name}/*.so"))
+    made = start_once(run.deepspeed, run.precision)
+    said = f"compiled {', '.join(made)}" if made else "nothing had to be compiled"
+    yield Finding("first start", "good", f"DeepSpeed trains with {run.deepspeed or 'its defaults'}; {said}")
 
 
 def _load(config: str, overrides: Sequence[str]) -> Any:

@@ -10,6 +10,7 @@ from vlp.data.loader import StepLoader
 from vlp.distributed import Board, World, barrier, world
 from vlp.errors import ConfigError
 from vlp.export import CONFIG_FILE, MODEL_DIRECTORY, model_weights
+from vlp.models.flops import Arithmetic
 from vlp.models.heights import heights
 from vlp.run import Command, load_run
 from vlp.rundirectory import changeable, describe, identity, saved_task, training_record
@@ -25,6 +26,7 @@ from vlp.train.logs import METRICS_FILE, Logs
 from vlp.train.profiler import Profiler
 from vlp.train.quarantine import Quarantine
 from vlp.train.saver import Saver
+from vlp.train.speed import Utilisation, measured_peak
 from vlp.train.trainer import Outcome, Trainer
 from vlp.train.watchdog import Watchdog
 from vlp.train.zero import read_zero, zero_file
@@ -95,7 +97,7 @@ def _train(assembled: Assembled, directory: Path, ranks: World, resume: bool, wa
     if ranks.is_main:
         describe(assembled, directory, ranks, done)
     evaluation = _evaluation(assembled, engine)
-    with Logs(directory, run.log, ranks, steps=assembled.steps, resume_from=done) as logs:
+    with Logs(directory, run.log, ranks, steps=assembled.steps, resume_from=done, facts=run.plain()) as logs:
         logs.note(_headline(assembled, ranks, done))
         for note in notes if not done else ():
             logs.note(note)
@@ -134,6 +136,12 @@ def _hooks(assembled: Assembled, directory: Path, logs: Logs, ranks: World) -> l
     guard = Guard(run.guard, logs, ranks)
     guard.remember(directory / METRICS_FILE)
     hooks: list[Hook] = [Quarantine(run.data.quarantine_limit, logs, ranks), guard]
+    if run.log.peak_tflops is not None:
+        given = run.log.peak_tflops
+        peak = measured_peak(ranks.device, run.precision) if given == "measure" else given * 1e12
+        measured = ", as measured" if given == "measure" else ""
+        logs.note(f"mfu is a share of {peak / 1e12:.3g} TFLOPS per rank{measured}")
+        hooks.append(Utilisation(Arithmetic(run.model), peak, ranks))
     if run.profile is not None:
         hooks.append(Profiler(run.profile, directory, ranks.rank))
     return hooks

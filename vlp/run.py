@@ -179,6 +179,11 @@ def load_run(config: str, overrides: Sequence[str], command: Command) -> RunConf
     values = read_yaml(path)
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must hold a mapping of sections, such as model, data and task")
+    return run_of(values, overrides, path)
+
+
+def run_of(values: dict[str, Any], overrides: Sequence[str], path: Path) -> RunConfig:
+    """The run of what a file holds and overrides, as `load_run` makes it."""
     values = _anchored(values, path.parent)
     named = [o for o in overrides if not o.startswith("model.")]
     values = apply_overrides(values, named)

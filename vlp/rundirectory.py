@@ -31,7 +31,7 @@ def identity(assembled: Assembled) -> dict[str, Any]:
     """What a resumed run must have in common with the one that wrote the checkpoint."""
     run = assembled.config
     return {
-        "model": run.model.plain(),
+        "model": _lasting(run.model.plain()),
         "transfer": run.transfer.plain(),
         "task": run.task.plain(),
         "data.without": run.data.without,
@@ -46,6 +46,13 @@ def identity(assembled: Assembled) -> dict[str, Any]:
         "run.seed": run.run.seed,
         "run.steps": assembled.steps,
     }
+
+
+def _lasting(model: Any) -> Any:
+    """A model's config less what changes no number, so that a run may go on with it changed."""
+    if not isinstance(model, dict):
+        return model
+    return {key: _lasting(value) for key, value in model.items() if key != "checkpointing"}
 
 
 def changeable(assembled: Assembled) -> dict[str, Any]:

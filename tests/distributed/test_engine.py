@@ -246,3 +246,49 @@ def fp16(world: World) -> None:
 def test_fp16_is_refused() -> None:
     with pytest.raises(ConfigError, match="precision: fp16 needs a GPU"):
         run_on_ranks(1, fp16)
+
+
+class Plane(nn.Module):
+    """A loss whose gradient is long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.layer = nn.Linear(7, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 10 * self.layer(x).square().sum()  # type: ignore[no-any-return]
+
+
+def sgd(world: World, stage: int, clip: float | None) -> tuple[float, torch.Tensor]:
+    """A step of plain SGD, which moves as far as the gradient is long, under the engine's configuration."""
+    from vlp.train.quiet import import_deepspeed
+    from vlp.train.zero import engine_config
+
+    module = Plane()
+    config = engine_config({"zero_optimization": {"stage": stage}}, "fp32", clip)
+    config["zero_allow_untested_optimizer"] = True
+    optimizer = torch.optim.SGD(module.parameters(), lr=1e-3)
+    engine, *_ = import_deepspeed().initialize(model=module, optimizer=optimizer, config=config)
+    engine.backward(engine(torch.ones(2, 7) * (1 + world.rank)))
+    engine.step()
+    norm = float(engine.get_global_grad_norm() or math.nan)
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([module.layer.weight], enabled=stage == 3):
+        weight = module.layer.weight.detach().clone()
+    engine.destroy()
+    return norm, weight
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("clip", [None, 2.0])
+def test_no_clipping_in_the_recipe_means_none_and_clipping_is_global(stage: int, clip: float | None) -> None:
+    plain = Plane()
+    (sum(plain(torch.ones(2, 7) * size) for size in (1, 2)) / 2).backward()  # type: ignore[union-attr]
+    norm = nn.utils.clip_grad_norm_(plain.parameters(), clip or math.inf)
+    assert norm > 10
+    torch.optim.SGD(plain.parameters(), lr=1e-3).step()
+    for _, weight in run_on_ranks(2, sgd, stage=stage, clip=clip):
+        torch.testing.assert_close(weight, plain.layer.weight.detach(), atol=1e-6, rtol=1e-6)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from tests.distributed.ranks import run_on_ranks
 from vlp import doctor
+from vlp.distributed import World
 from vlp.doctor import Finding, examine
 
 
@@ -68,12 +71,38 @@ def test_a_config_is_checked_with_its_data(tmp_path: Path) -> None:
     assert (found["config"], found["data"]) == ("good", "bad")
 
 
-def test_nvme_needs_an_operation_to_be_compiled() -> None:
-    from vlp.train.zero import compiled_operations
+def test_what_deepspeed_compiles_is_announced_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from types import SimpleNamespace
 
-    assert compiled_operations({"zero_optimization": {"stage": 2}}) == []
-    nvme = {"device": "nvme", "nvme_path": "/tmp"}
-    assert compiled_operations({"zero_optimization": {"stage": 3, "offload_param": nvme}}) == ["async_io"]
+    from deepspeed.ops.op_builder.builder import OpBuilder
+
+    from vlp.train.quiet import import_deepspeed
+
+    def load(self: Any, verbose: bool = True) -> str:
+        (tmp_path / self.name).mkdir(exist_ok=True)
+        (tmp_path / self.name / f"{self.name}.so").touch()
+        return "loaded"
+
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setattr(OpBuilder, "jit_load", load)
+    import_deepspeed()
+    import_deepspeed()  # announces no line twice
+    builder = SimpleNamespace(name="some_op")
+    assert [OpBuilder.jit_load(builder) for _ in range(2)] == ["loaded", "loaded"]
+    assert capsys.readouterr().out.count("compiling DeepSpeed's some_op") == 1
+
+
+@pytest.mark.parametrize("deepspeed", [None, "zero2_offload", "zero3"])
+def test_a_first_start_compiles_nothing(deepspeed: str | None) -> None:
+    assert run_on_ranks(1, first_start, deepspeed=deepspeed) == [[]]
+
+
+def first_start(world: World, deepspeed: str | None) -> list[str]:
+    from vlp.train.firststart import start_once
+
+    return start_once(deepspeed, "bf16")
 
 
 def test_the_table_shows_remedies(capsys: pytest.CaptureFixture[str]) -> None:

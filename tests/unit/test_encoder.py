@@ -264,3 +264,55 @@ def test_blocks_that_cannot_be_are_refused_with_a_sentence(case: str) -> None:
     block, settings, sentence = REFUSED[case]
     with pytest.raises(ConfigError, match=sentence):
         of_blocks(block, **settings)
+
+
+BLOCKS: dict[str, list[dict[str, Any]]] = {
+    "one stream": [{"stream": "both", "repeat": 3, "sublayers": JOINT, "share": JOINT}],
+    "two streams": [
+        {"stream": "text", "sublayers": SELF},
+        {"stream": "both", "repeat": 2, "sublayers": ["cross", "self", "ffn"], "share": ["cross"]},
+        {"stream": "both", "sublayers": JOINT, "share": JOINT},
+        {"stream": "both", "sublayers": JOINT},
+    ],
+}
+
+
+def kept_and_gradients(blocks: list[dict[str, Any]], checkpointing: bool) -> tuple[int, list[torch.Tensor]]:
+    """Bytes that the encoder keeps for backward, and the gradients, with dropout on."""
+    config = of_blocks(*blocks, dropout=0.4, attention_dropout=0.2, checkpointing=checkpointing)
+    model = shaken(Network(config)).train()
+    own = {parameter.data_ptr() for parameter in model.parameters()}
+    batch = batch_of([(14, 13), (15, None), (12, 14)])
+    text, image = (torch.randn(rows, 16, generator=torch.Generator().manual_seed(rows)) for rows in (41, 27))
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    torch.manual_seed(3)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        states = model.encoder(text.requires_grad_(), image.requires_grad_(), batch)[:2]
+    total = sum(kept.values())
+    sum(part.pow(3).sum() for part in states).backward()  # type: ignore[union-attr]
+    parameters = [parameter.grad for parameter in model.encoder.parameters()]
+    return total, [gradient for gradient in (text.grad, image.grad, *parameters) if gradient is not None]
+
+
+@pytest.mark.parametrize("blocks", BLOCKS.values(), ids=BLOCKS)
+def test_checkpointing_keeps_less_and_changes_no_gradient(blocks: list[dict[str, Any]]) -> None:
+    much, wanted = kept_and_gradients(blocks, False)
+    little, found = kept_and_gradients(blocks, True)
+    assert little < much / 3
+    assert len(found) == len(wanted)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, wanted, strict=True))
+
+
+def test_checkpointing_keeps_nothing_where_nothing_is_learned() -> None:
+    model = Network(of_blocks(*BLOCKS["two streams"], checkpointing=True)).eval()
+    batch = batch_of([(4, 3)])
+    with torch.no_grad():
+        text, _, _ = model.encoder(torch.randn(4, 16), torch.randn(3, 16), batch)
+    assert not text.requires_grad

@@ -1,13 +1,18 @@
 """metrics.jsonl, plain lines, TensorBoard."""
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from vlp.distributed import World
+from vlp.errors import ConfigError
 from vlp.train.logs import LogConfig, Logs, Spike
+from vlp.train.trackers import WandbConfig
 
 MAIN = World(0, 2, 0, torch.device("cpu"))
 OTHER = World(1, 2, 1, torch.device("cpu"))
@@ -118,6 +123,84 @@ def test_tensorboard_holds_the_numbers(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 3.0)]
+
+
+class FakeWandb(ModuleType):
+    """As much of wandb as is used; keeps what it is told, and a step once, as wandb does."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.errors = SimpleNamespace(Error=RuntimeError)
+        self.util = SimpleNamespace(generate_id=lambda: f"id{len(self.started)}")
+        self.started: list[dict[str, Any]] = []
+        self.rows: dict[str, dict[int, dict[str, float]]] = {}
+        self.finished = 0
+        self.refuses = False
+
+    def init(self, **settings: Any) -> SimpleNamespace:
+        if self.refuses:
+            raise RuntimeError("api key not configured")
+        self.started.append(settings)
+        rows = self.rows.setdefault(settings["id"], {})
+
+        def log(numbers: dict[str, float], step: int) -> None:
+            if step >= max(rows, default=0):
+                rows.setdefault(step, {}).update(numbers)
+
+        def finish() -> None:
+            self.finished += 1
+
+        return SimpleNamespace(log=log, finish=finish)
+
+
+@pytest.fixture
+def wandb(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    return fake
+
+
+def tracked(directory: Path, resume_from: int = 0, world: World = MAIN) -> Logs:
+    config = LogConfig(tensorboard=False, wandb=WandbConfig(project="p", mode="offline"))
+    return Logs(directory, config, world, steps=9, resume_from=resume_from, facts={"seed": 3}, terminal=False)
+
+
+def test_wandb_gets_steps_and_evaluations_and_a_resumed_run_goes_on_with_its_own(
+    tmp_path: Path, wandb: FakeWandb
+) -> None:
+    with tracked(tmp_path / "a") as written:
+        written.step(record(1, 3.0))
+        written.step(record(2, float("nan")))
+        written.evaluation(2, {"accuracy": 0.5})
+    with tracked(tmp_path / "a", resume_from=1) as written:
+        written.step(record(2, 9.0))
+        written.step(record(3, 1.0))
+    (first, again), (rows,) = wandb.started, wandb.rows.values()
+    assert first["id"] == again["id"]
+    assert (first["project"], first["mode"], first["name"]) == ("p", "offline", "a")
+    assert first["config"] == {"seed": 3}
+    assert wandb.finished == 2
+    assert [row.get("loss") for row in rows.values()] == [3.0, 9.0, 1.0]
+    assert rows[2]["eval/accuracy"] == 0.5
+    with tracked(tmp_path / "b"):
+        assert wandb.started[-1]["id"] != first["id"]
+
+
+def test_wandb_belongs_to_rank_0(tmp_path: Path, wandb: FakeWandb) -> None:
+    with tracked(tmp_path, world=OTHER) as written:
+        written.step(record(1))
+    assert not wandb.started
+
+
+def test_wandb_that_is_missing_or_refuses_is_told_with_a_remedy(
+    tmp_path: Path, wandb: FakeWandb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb.refuses = True
+    with pytest.raises(ConfigError, match=r"log.wandb: api key .*offline"):
+        tracked(tmp_path)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match="wandb is missing: pip install wandb"):
+        tracked(tmp_path)
 
 
 def test_the_bar_shows_the_last_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vlp.errors import ConfigError
-from vlp.train.zero import engine_config, read_zero, stage_of
+from vlp.train.zero import BUCKET, engine_config, read_zero, stage_of
 
 
 def written(tmp_path: Path, values: object) -> Path:
@@ -74,3 +74,16 @@ def test_a_section_deepspeed_does_not_know_is_refused(section: dict[str, object]
 def test_clipping_is_always_written() -> None:
     assert engine_config({}, "fp32", None)["gradient_clipping"] == 0.0
     assert engine_config({}, "fp32", 2.0)["gradient_clipping"] == 2.0
+
+
+@pytest.mark.parametrize("key", ["offload_optimizer", "offload_param"])
+def test_offload_to_a_disk_is_refused(tmp_path: Path, key: str) -> None:
+    section = {"stage": 3, key: {"device": "nvme", "nvme_path": "somewhere"}}
+    with pytest.raises(ConfigError, match=f"{key}.device cannot be nvme: .*write cpu"):
+        read_zero(written(tmp_path, {"zero_optimization": section}), "bf16")
+
+
+def test_buckets_are_small_unless_the_file_says_otherwise() -> None:
+    section = {"stage": 2, "reduce_bucket_size": 7}
+    assert engine_config({"zero_optimization": section}, "fp32", None)["zero_optimization"]["reduce_bucket_size"] == 7
+    assert engine_config({}, "fp32", None)["zero_optimization"]["reduce_bucket_size"] == BUCKET

@@ -14,8 +14,12 @@ Shape suffixes: N text tokens, M image tokens, J = N + M; H width of a stream.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vlp.models.attention import permute
 from vlp.models.blocks import BlockConfig, Blocks, Layers, ModalityConfig, RelativeConfig, SublayerName, after, rows_of
@@ -23,6 +27,8 @@ from vlp.models.causal import may_look
 from vlp.models.relative import RelativeBias, Side, distances
 from vlp.models.sublayers import AttentionSublayer, FeedForward, Habits, Looking, Norm
 from vlp.types import Batch, Packing, Stream
+
+Form = Literal["apart", "joint"]
 
 
 class States:
@@ -58,6 +64,26 @@ class States:
 
     def set_apart(self, states: dict[Stream, Tensor]) -> None:
         self._apart, self._joint_JH = states, None
+
+    def held(self) -> tuple[Form, tuple[Tensor, ...]]:
+        """The form the streams have now, and their tensors."""
+        if self._joint_JH is not None:
+            return "joint", (self._joint_JH,)
+        return "apart", tuple(self.apart().values())
+
+    def hold(self, form: Form, tensors: Sequence[Tensor]) -> None:
+        """Set what `held` gave."""
+        if form == "joint":
+            self.set_joint(*tensors)
+        else:
+            self.set_apart({"text": tensors[0], "image": tensors[1]})
+
+    def like(self, form: Form, tensors: Sequence[Tensor]) -> States:
+        """Other streams of the same batch; distances of tokens are worked out once for both."""
+        other = States(tensors[0], tensors[-1], self.batch)
+        other.hold(form, tensors)
+        other._distances = self._distances
+        return other
 
     def packing(self, stream: Stream) -> Packing:
         return self.batch.text.packing if stream == "text" else self.batch.image.packing
@@ -204,10 +230,12 @@ class Encoder(nn.Module):
     Args:
         blocks: the config's `encoder:` lines.
         layers: the layer of each stream as its embedding leaves it.
+        checkpointing: keep of a block's activations only what enters it, and run it again in backward.
     """
 
-    def __init__(self, blocks: Blocks, layers: Layers, habits: Habits) -> None:
+    def __init__(self, blocks: Blocks, layers: Layers, habits: Habits, *, checkpointing: bool = False) -> None:
         super().__init__()
+        self.checkpointing = checkpointing
         made: list[Block] = []
         self.runs: list[tuple[int, int]] = []
         """Blocks in running order, as their number and how many times each runs in a row."""
@@ -249,7 +277,27 @@ class Encoder(nn.Module):
     def _run(self, states: States, runs: list[tuple[int, int]]) -> None:
         for number, times in runs:
             for _ in range(times):
-                self.blocks[number](states)
+                if self.checkpointing and torch.is_grad_enabled():
+                    _recomputed(self.blocks[number], states)
+                else:
+                    self.blocks[number](states)
+
+
+def _recomputed(block: nn.Module, states: States) -> None:
+    """A block whose activations are worked out again in backward, with the same dropout (Chen et al. 2016, arXiv
+    1604.06174)."""
+    form, entering = states.held()
+    left: Form = form
+
+    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+        nonlocal left
+        inner = states.like(form, tensors)
+        block(inner)
+        left, leaving = inner.held()
+        return leaving
+
+    leaving = checkpoint(run, *entering, use_reentrant=False)
+    states.hold(left, leaving)
 
 
 def _other(stream: Stream) -> Stream:

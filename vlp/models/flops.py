@@ -1,4 +1,7 @@
-"""Floating-point operations of one example, counted by running the model on the meta device."""
+"""Floating-point operations of an example or a batch, counted by running the model on the meta device.
+
+Shape suffixes: P points that are counted; F features of an example's lengths.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlp.data.batch import collate
 from vlp.data.image import BothImages, PixelImages, RegionImages
+from vlp.models.heads import ContrastHead
 from vlp.models.image import images_of
-from vlp.models.model import Network
-from vlp.types import BothInput, Example, ImageInput, RegionInput
+from vlp.models.model import ModelConfig, Network, meta_model
+from vlp.types import Batch, BothInput, Example, ImageInput, RegionInput
 
 
 @dataclass(frozen=True)
@@ -32,23 +37,64 @@ class Flops:
         return self.modules.get(name, 0)
 
 
-def count_flops(model: Network, text_tokens: int, regions: int) -> Flops:
+def count_flops(model: Network, text_tokens: int, regions: int | None) -> Flops:
     """Count one example's operations.
 
     Args:
         model: on the meta device (see `meta_model`).
         text_tokens: of the text, specials included.
-        regions: of the image, if the model reads regions.
+        regions: of the image, if the model reads regions; None for a text without an image.
     """
     zeros = np.zeros(text_tokens, np.int64)
     images = images_of(model.config.image)
-    batch = collate([Example("", zeros, zeros > 0, zeros, _blank(images, regions))], images.form, {})
+    shown = None if regions is None else _blank(images, regions)
+    batch = collate([Example("", zeros, zeros > 0, zeros, shown)], images.form, {})
     counter = FlopCounterMode(display=False)
     with counter:  # with gradients: the counter's hooks stumble over views of weights without
         model.eval()(batch.to("meta"))
     name = type(model).__name__
     modules = {key.removeprefix(f"{name}."): sum(ops.values()) for key, ops in counter.get_flop_counts().items()}
     return Flops(text_tokens, batch.image.packing.tokens, counter.get_total_flops(), modules)
+
+
+class Arithmetic:
+    """The model's operations for any batch, without padding and without what is recomputed.
+
+    What an example costs is a polynomial of its lengths (1, t, i, t^2, i^2 and t i for t text and i image tokens), so
+    a few examples counted once tell all others; to it come the heads, for the rows that have a target.
+
+    Args:
+        config: with all sizes filled in and the heads that are trained.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        model = meta_model(config)
+        longest = config.text.max_length
+        short, middle, long = 3, max(4, min(8, longest)), max(5, min(20, longest))
+        points: list[tuple[int, int | None]] = [(short, None), (middle, None), (long, None), (short, 9), (middle, 9)]
+        if images_of(config.image).wants_regions:
+            points.append((short, 3))
+        counted = [count_flops(model, text, regions) for text, regions in points]
+        features_PF = np.array([_features(one.text_tokens, one.image_tokens) for one in counted])
+        scale_F = features_PF.max(axis=0)  # so that squares of lengths and ones weigh alike
+        costs_P = np.array([one.total for one in counted], np.float64)
+        self._costs_F = np.linalg.lstsq(features_PF / scale_F, costs_P, rcond=None)[0] / scale_F
+        self._rows = {
+            name: head_flops(head, config.width(own.reads) * getattr(own, "join", 1)) / getattr(own, "join", 1)
+            for (name, own), head in zip(config.heads.items(), model.heads.values(), strict=True)
+            if not isinstance(own, ContrastHead)  # its two projections are nothing beside the encoder
+        }
+
+    def forward(self, batch: Batch) -> float:
+        """Operations of a forward pass; backward costs twice as much again."""
+        lengths = zip(batch.text.packing.lengths, batch.image.packing.lengths, strict=True)
+        features_F = np.sum([_features(text, image) for text, image in lengths] or [np.zeros(6)], axis=0)
+        heads = sum(cost * len(batch.targets[name].positions_K) for name, cost in self._rows.items())
+        return float(features_F @ self._costs_F) + heads
+
+
+def _features(text: int, image: int) -> NDArray[np.float64]:
+    return np.array([1, text, image, text**2, image**2, text * image], np.float64)
 
 
 def head_flops(head: nn.Module, width: int) -> int:

@@ -51,6 +51,9 @@ class ModelConfig(Config):
     """Standard deviation of the initial weights (normal around 0); biases start at 0, norms at 1."""
     attention: Literal["sdpa", "reference"] = "sdpa"
     """Torch's fused attention, or the plain formula (slow, for tests)."""
+    checkpointing: bool = False
+    """Recompute the activations of the encoder's blocks in backward: less memory, about a third more time. A backbone
+    of pixels has a key of its own, `image.source.checkpointing`."""
     heads: dict[str, HeadConfig] = {}
     """Heads by objective; written by the task that trains the model."""
 
@@ -176,7 +179,8 @@ class Network(nn.Module):
         self.text = TextEmbedding(config.text, config.dropout)
         self.image = ImageEmbedding(config.image, image, config.dropout)
         habits = Habits(config.dropout, config.attention_dropout, config.attention)
-        self.encoder = Encoder(config.encoder, {"text": text, "image": image}, habits)
+        layers: dict[Stream, LayerConfig] = {"text": text, "image": image}
+        self.encoder = Encoder(config.encoder, layers, habits, checkpointing=config.checkpointing)
         self.pooler = Pooler(config.pooler, config.final)
         self.heads = self._heads(config.heads)
         # All but the backbone, which timm has initialised or given pre-trained weights.

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,21 @@ FORMAT = 3
 STATE_FILE = "state.json"
 CHECKPOINTS = "checkpoints"
 """Where a run's directory has them."""
+
+
+_DTYPES = {
+    "torch.float64": "F64",
+    "torch.float32": "F32",
+    "torch.float16": "F16",
+    "torch.bfloat16": "BF16",
+    "torch.int64": "I64",
+    "torch.int32": "I32",
+    "torch.int16": "I16",
+    "torch.int8": "I8",
+    "torch.uint8": "U8",
+    "torch.bool": "BOOL",
+}
+"""What safetensors calls torch's types."""
 
 
 class DamagedCheckpoint(CheckpointError):
@@ -92,12 +108,25 @@ def verify(path: Path, state: dict[str, Any], share: slice = slice(None)) -> Non
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Write a rank's file to the disk; its size and checksum."""
-    from safetensors.torch import save_file
+    """Write a rank's file to the disk; its size and checksum.
 
-    # Views of one flat buffer: safetensors wants each in storage of its own.
-    save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}, path)
-    with path.open("rb") as file:
+    The format is safetensors': the size of a header, the header, the bytes of the tensors. Its own writer wants each
+    tensor in storage of its own, and pieces are views of flat buffers: all of a rank's states would be copied first.
+    """
+    import torch
+
+    header: dict[str, Any] = {}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _DTYPES[str(tensor.dtype)], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for tensor in tensors.values():
+            file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        file.flush()
         os.fsync(file.fileno())
     return {"bytes": path.stat().st_size, "checksum": checksum_of(path)}
 

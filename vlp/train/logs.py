@@ -1,4 +1,4 @@
-"""What a run says: a progress bar or plain lines, `metrics.jsonl`, TensorBoard. Only rank 0 writes."""
+"""What a run says: a progress bar or plain lines, `metrics.jsonl`, trackers. Only rank 0 writes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from vlp.config import Config
 from vlp.distributed import World
 from vlp.train.jsonlines import JsonLines
+from vlp.train.trackers import Tracker, WandbConfig, make_trackers
 
 METRICS_FILE = "metrics.jsonl"
 QUARANTINE_FILE = "quarantine.jsonl"
@@ -26,6 +27,12 @@ class LogConfig(Config):
     """Steps between lines where the output is not a terminal."""
     tensorboard: bool = True
     """Write TensorBoard events to the run's `tensorboard/`."""
+    wandb: WandbConfig | None = None
+    """Send the numbers to Weights & Biases too; null does not."""
+    peak_tflops: Annotated[float, Field(gt=0)] | Literal["measure"] | None = None
+    """What a rank's device can do at most, in 10^12 operations per second of the run's precision: `mfu` is the share of
+    it that the model's own arithmetic reaches. `measure` times a large matrix product at the start; null leaves `mfu`
+    out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +53,7 @@ class Logs:
         directory: of the run.
         steps: of the whole run, for the progress.
         resume_from: steps that the checkpoint holds; later lines of an earlier try are removed from the files.
+        facts: the run's config, for trackers that show it.
         terminal: show a bar (None: if the output is a terminal).
     """
 
@@ -57,6 +65,7 @@ class Logs:
         *,
         steps: int,
         resume_from: int = 0,
+        facts: Mapping[str, Any] | None = None,
         terminal: bool | None = None,
     ) -> None:
         self._config = config
@@ -66,7 +75,7 @@ class Logs:
         self._spikes: JsonLines | None = None
         self._known: set[tuple[str, ...]] = set()
         self._judged: set[int] = set()
-        self._events: Any = None
+        self._trackers: list[Tracker] = []
         self._bar: Any = None
         if not world.is_main:
             return
@@ -76,8 +85,9 @@ class Logs:
             directory / QUARANTINE_FILE, resume_from, lambda record: self._known.add(_place_of(record))
         )
         self._spikes = JsonLines(directory / SPIKES_FILE, resume_from)
-        if config.tensorboard:
-            self._events = _events(directory / "tensorboard", resume_from)
+        self._trackers = make_trackers(
+            directory, tensorboard=config.tensorboard, wandb=config.wandb, resume_from=resume_from, facts=facts or {}
+        )
         if sys.stdout.isatty() if terminal is None else terminal:
             self._bar = _Bar(steps, resume_from)
 
@@ -139,10 +149,11 @@ class Logs:
             print(text, flush=True)
 
     def close(self) -> None:
-        for part in (self._bar, self._events, self._metrics, self._quarantine, self._spikes):
+        for part in (self._bar, *self._trackers, self._metrics, self._quarantine, self._spikes):
             if part is not None:
                 part.close()
-        self._metrics = self._quarantine = self._spikes = self._events = self._bar = None
+        self._metrics = self._quarantine = self._spikes = self._bar = None
+        self._trackers = []
 
     def sync(self) -> None:
         """Make what is written survive a power cut; a checkpoint that follows then has all lines before it."""
@@ -153,22 +164,13 @@ class Logs:
     def _write(self, record: Mapping[str, float]) -> None:
         assert self._metrics is not None
         self._metrics.append(record)
-        if self._events:
-            step = int(record["step"])
-            for name, value in record.items():
-                if name != "step":
-                    self._events.add_scalar(name, value, step)
+        numbers = {name: value for name, value in record.items() if name != "step"}
+        for tracker in self._trackers:
+            tracker.log(int(record["step"]), numbers)
 
 
 def _place_of(record: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(record.get(name, "")) for name in ("data", "shard", "key", "member"))
-
-
-def _events(directory: Path, resume_from: int) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    purge = resume_from + 1 if directory.exists() else None
-    return SummaryWriter(str(directory), purge_step=purge)
 
 
 def _line(record: Mapping[str, float], steps: int) -> str:

@@ -30,6 +30,10 @@ _OWNED = {
 }
 """Keys of DeepSpeed that the run's own config decides, and where it does."""
 
+BUCKET = 50_000_000
+"""Gradients that are reduced at a time unless the file says otherwise. DeepSpeed's 500 million take up to two further
+copies of a model's gradients; messages of 100 MB are large enough for any network."""
+
 _REFUSED = {
     "round_robin_gradients": "it moves parameters between partitions, so checkpoints by name would be wrong",
     "zenflow": "it updates parameters late, so a step would no longer be a function of its batch",
@@ -80,18 +84,14 @@ def _check(values: dict[str, Any], path: str) -> None:
     for key, reason in _REFUSED.items():
         if section.get(key):
             raise ConfigError(f"{path}: zero_optimization.{key} cannot be used: {reason}; remove it")
+    for key in ("offload_optimizer", "offload_param"):
+        if (section.get(key) or {}).get("device") == "nvme":
+            raise ConfigError(
+                f"{path}: zero_optimization.{key}.device cannot be nvme: checkpoints by name could not read the states "
+                "there; write cpu"
+            )
     if section.get("compute_grad_norm") is False:
         raise ConfigError(f"{path}: zero_optimization.compute_grad_norm cannot be off: NaNs would be applied")
-
-
-def compiled_operations(zero: dict[str, Any]) -> list[str]:
-    """Operations that DeepSpeed compiles when a run with this configuration first starts.
-
-    Torch's own AdamW and collectives are used, so only reading and writing offloaded states on an NVMe disk needs one.
-    """
-    section = zero.get("zero_optimization", {})
-    offloads = (section.get("offload_optimizer") or {}, section.get("offload_param") or {})
-    return ["async_io"] if any(offload.get("device") == "nvme" for offload in offloads) else []
 
 
 def stage_of(zero: dict[str, Any]) -> int:
@@ -111,9 +111,11 @@ def engine_config(
     """
     if precision == "fp16" and not cuda:
         raise ConfigError("precision: fp16 needs a GPU; on a CPU use bf16 (same memory, no loss scaling) or fp32")
-    _check_section(zero.get("zero_optimization", {}))
+    section = zero.get("zero_optimization", {})
+    _check_section(section)
     config: dict[str, Any] = {
         **zero,
+        "zero_optimization": {"reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET, **section},
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,  # counts are global, so micro-batches add up without a mean
         "gradient_clipping": clip_norm or 0.0,  # DeepSpeed's default is 1.0

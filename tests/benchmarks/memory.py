@@ -1,0 +1,160 @@
+"""What `vlp plan` says of memory against what ranks really take, at every ZeRO stage.
+
+    python -m tests.benchmarks.memory [tiny] [base] [bf16] [fp32] [1] [2]
+
+Each rank is a process that trains three steps of a run on made-up regions (36 of 2048 numbers and 16 words per
+example, 2048 tokens per micro-batch), saves a checkpoint and exports the model. Measured is its peak of resident memory
+(VmHWM, Linux) above what it had after all imports; planned is `vlp plan --cpu` of the same config. Held to: within
+10 %, for the tiny model within 10 % or 100 MB. It also tells what all ranks take together, imports included.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.results import save, show
+
+MODELS = {"tiny": "uniter_tiny", "base": "uniter_base"}
+STAGES, RANKS, PRECISIONS = (0, 1, 2, 3), (1, 2), ("bf16", "fp32")
+WORDS, REGIONS, TOKENS = 16, 36, 2048
+MB = 1 << 20
+_IMPORTED = (
+    "vlp.job",
+    "vlp.train.trainer",
+    "torch.utils.tensorboard",
+    "torch._dynamo",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+)
+"""All that a run imports sooner or later, so that the baseline holds it."""
+
+
+def main(arguments: list[str]) -> None:
+    models = [name for name in MODELS if name in arguments] or list(MODELS)
+    precisions = [name for name in PRECISIONS if name in arguments] or list(PRECISIONS)
+    ranks = [number for number in RANKS if str(number) in arguments] or list(RANKS)
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="vlp-memory-") as folder:
+        from tests.benchmarks.regiondata import region_data
+
+        data, tokenizer = region_data(Path(folder), samples=160, words=WORDS, regions=REGIONS)
+        given = [f"data.train={data}", f"tokenizer={tokenizer}"]
+        for model in models:
+            for precision in precisions:
+                for number in ranks:
+                    rows += [measured(model, precision, number, stage, given, Path(folder)) for stage in STAGES]
+    columns = ["model", "precision", "ranks", "stage", "planned MB", "measured MB", "off by", "all ranks, with imports"]
+    cells = [
+        [
+            row["model"],
+            row["precision"],
+            str(row["ranks"]),
+            str(row["stage"]),
+            f"{row['planned']:,.0f}",
+            f"{row['measured']:,.0f}",
+            f"{row['planned'] / row['measured'] - 1:+.1%}",
+            f"{row['together']:,.0f}",
+        ]
+        for row in rows
+    ]
+    show(f"{TOKENS} tokens per micro-batch", columns, cells)
+    missed = [row for row in rows if not holds(row)]
+    print(f"{len(rows) - len(missed)} of {len(rows)} within what is held to")
+    save("memory", {"rows": rows})
+
+
+def holds(row: dict[str, Any]) -> bool:
+    """Within 10 %, or 100 MB for a tiny model."""
+    off = abs(row["planned"] - row["measured"])
+    return bool(off <= 0.1 * row["measured"] or (row["model"] == "tiny" and off <= 100))
+
+
+def measured(model: str, precision: str, ranks: int, stage: int, given: list[str], folder: Path) -> dict[str, Any]:
+    """One run, and its plan; sizes in MB of 2^20 bytes."""
+    examples = TOKENS // (WORDS + 2 + REGIONS)
+    overrides = [
+        f"model={MODELS[model]}",
+        f"precision={precision}",
+        f"deepspeed=zero{stage}",
+        f"batch.micro_tokens={TOKENS}",
+        f"batch.size={examples * ranks}",
+        "run.steps=3",
+        f"run.dir={folder / f'{model}-{precision}-{ranks}-{stage}'}",
+        *given,
+    ]
+    found = _run(ranks, overrides)
+    peaks = [rank["peak"] for rank in found]
+    return {
+        "model": model,
+        "precision": precision,
+        "ranks": ranks,
+        "stage": stage,
+        "planned": _planned(ranks, overrides),
+        "measured": max(peaks),
+        "together": sum(rank["baseline"] + rank["peak"] for rank in found),
+    }
+
+
+def _planned(ranks: int, overrides: list[str]) -> float:
+    from vlp.plan.cluster import Cluster
+    from vlp.plan.config import planned_run
+    from vlp.plan.ground import ground_of
+    from vlp.plan.plan import make_plan
+
+    ground = ground_of(planned_run("uniter_tiny", overrides), text_tokens=None, regions=None)
+    plan = make_plan(ground, Cluster(ranks, 1, 24.0, 1.0, 1.0), "cpu")
+    return plan.chosen.memory.peak / MB
+
+
+def _run(ranks: int, overrides: list[str]) -> list[dict[str, float]]:
+    """The ranks of a run as processes; what each says of its memory."""
+    from vlp.launch import _free_port
+
+    place = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.memory", "rank", *overrides]
+    processes = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    said = [process.communicate() for process in processes]
+    for process, (_, errors) in zip(processes, said, strict=True):
+        if process.returncode:
+            raise SystemExit(errors)
+    return [json.loads(output.splitlines()[-1]) for output, _ in said]
+
+
+def one_rank(overrides: list[str]) -> None:
+    """Train, and print the memory that imports and training took, in MB."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    for name in _IMPORTED:
+        importlib.import_module(name)
+    from vlp.job import train
+
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here
+    baseline = _status("VmRSS")
+    train("uniter_tiny", overrides, "pretrain", resume=False)
+    print(json.dumps({"baseline": baseline, "peak": _status("VmHWM") - baseline}))
+
+
+def _status(key: str) -> float:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(f"{key}:"))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["rank"]:
+        one_rank(sys.argv[2:])
+    else:
+        main(sys.argv[1:])

@@ -1,0 +1,64 @@
+"""What a run says of its speed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.examples import batch_of, shipped
+from tests.unit.backbones import batch_of as pixel_batch
+from tests.unit.backbones import config_of, source_of
+from vlp.distributed import World
+from vlp.models.flops import Arithmetic, count_flops, head_flops
+from vlp.models.heads import VocabularyHead
+from vlp.models.model import ModelConfig, meta_model
+from vlp.train.engine import StepResult
+from vlp.train.speed import Utilisation, measured_peak
+from vlp.types import Batch, Step, Targets
+
+SIZES = [(4, 2), (7, None), (15, 11), (3, 1)]
+
+
+def with_head(config: ModelConfig) -> ModelConfig:
+    return config.model_copy(update={"heads": {"mlm": VocabularyHead()}})
+
+
+def targets(batch: Batch, rows: int) -> Batch:
+    batch.targets = {"mlm": Targets(torch.arange(rows), {}, float(rows))}
+    return batch
+
+
+@pytest.mark.parametrize("name", ["uniter_tiny", "lxmert_tiny"])
+def test_a_batch_costs_what_its_examples_and_its_targets_cost(name: str) -> None:
+    config = with_head(shipped(name, "text.max_length=16"))
+    model = meta_model(config)
+    counted = sum(count_flops(model, text, regions).total for text, regions in SIZES)
+    row = head_flops(model.heads["mlm"], config.width("text"))
+    found = Arithmetic(config).forward(targets(batch_of(SIZES), 5))
+    assert found == pytest.approx(counted + 5 * row, rel=1e-4)
+
+
+def test_a_backbone_costs_where_there_is_an_image() -> None:
+    source = source_of("patches and their class token")
+    config = with_head(config_of(source))
+    model = meta_model(config)
+    batch = pixel_batch(source, [True, False, True])
+    lengths = zip(batch.text.packing.lengths, batch.image.packing.lengths, strict=True)
+    counted = sum(count_flops(model, text, 1 if image else None).total for text, image in lengths)
+    assert Arithmetic(config).forward(targets(batch, 0)) == pytest.approx(counted, rel=1e-4)
+
+
+def test_mfu_is_the_model_s_arithmetic_over_all_ranks_peak() -> None:
+    config = with_head(shipped("uniter_tiny", "text.max_length=16"))
+    arithmetic, batch = Arithmetic(config), targets(batch_of(SIZES), 5)
+    result = StepResult(1.0, {}, {}, 1.0, True, False, False, 8, 2 * batch.tokens, 0.0, 1, 0, 0)
+    record = {"step_seconds": 0.5}
+    hook = Utilisation(arithmetic, 1e9, World(0, 2, 0, torch.device("cpu")))
+    hook.after(Step(0, [batch], 4), result, record)
+    assert record["mfu"] == pytest.approx(2 * 3 * arithmetic.forward(batch) / 0.5 / 2e9)
+    hook.after(Step(1, [targets(batch_of([]), 0)], 0), result, empty := {"step_seconds": 0.5})
+    assert "mfu" not in empty
+
+
+def test_a_measured_peak_is_a_speed() -> None:
+    assert 1e8 < measured_peak(torch.device("cpu"), "fp32") < 1e14
