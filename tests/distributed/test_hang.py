@@ -37,6 +37,7 @@ def hang(world: World, folder: Path, rank: int, how: str) -> None:
         barrier(world)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rank", "how", "blamed"),
     [
