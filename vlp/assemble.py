@@ -51,7 +51,7 @@ class Assembled:
 
     @property
     def data_fingerprints(self) -> tuple[str, ...]:
-        return tuple(dataset.index.manifest.fingerprint for dataset in self.train)
+        return tuple(dict.fromkeys(dataset.index.manifest.fingerprint for dataset in self.train))
 
 
 def assemble(config: RunConfig) -> Assembled:

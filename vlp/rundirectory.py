@@ -38,6 +38,8 @@ def identity(assembled: Assembled) -> dict[str, Any]:
         "data.augment": run.data.augment and run.data.augment.plain(),
         "data.train": [f"fingerprint {name}" for name in assembled.data_fingerprints],
         "data.train weights": [entry.weight for entry in run.data.train],
+        "data.train text_only": [entry.text_only for entry in run.data.train],
+        "data.text_only_share": run.data.text_only_share,
         "data.temperature": run.data.temperature,
         "data.groups": run.data.groups,
         "data.block_shards": run.data.block_shards,
@@ -134,7 +136,8 @@ def training_record(assembled: Assembled, metrics: Mapping[str, float]) -> Train
     return Training(
         steps=assembled.steps,
         recipe=recipe,
-        data=tuple(_data_facts(dataset) for dataset in assembled.train),
+        # A dataset may stand in a mixture twice, with and without its images.
+        data=tuple(map(_data_facts, {dataset.directory: dataset for dataset in assembled.train}.values())),
         judged_on=_data_facts(assembled.val) if assembled.val else None,
         metrics=dict(metrics),
         versions={name: version(name) for name in PACKAGES},

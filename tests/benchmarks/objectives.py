@@ -69,13 +69,13 @@ TRIALS = {
         without="image",
     ),
     "region_class_soft": Trial(
-        "class of a hidden region", "{mrc: {kind: region_class}}", "mrc_accuracy", steps=600, without="text"
+        "class of a hidden region", "{mrc: {kind: region_class}}", "mrc_accuracy", steps=400, without="text"
     ),
     "region_class_hard": Trial(
         "class of a hidden region",
         "{mrc: {kind: region_class, labels: hard}}",
         "mrc_accuracy",
-        steps=600,
+        steps=400,
         without="text",
     ),
     "region_feature": Trial(
@@ -94,7 +94,7 @@ TRIALS = {
         model="uniter_tiny_pixels",
         without="text",
     ),
-    "matching": Trial("pairs told", "{itm: {kind: matching}}", "itm_accuracy", steps=1000, level=0.5),
+    "matching": Trial("pairs told", "{itm: {kind: matching}}", "itm_accuracy", steps=600, level=0.5),
     "contrast": Trial(
         "the one of 400 scenes that a caption is of, found first",
         "{itc: {kind: contrast, width: 64}}",
@@ -123,7 +123,7 @@ TRIALS = {
         "cost of a mismatched pair above that of a matched one",
         "{itm: {kind: matching, weight: 0}, wra: {kind: word_region_alignment}}",
         "wra_distance_mismatched",
-        steps=600,
+        steps=300,
         below="wra_distance_matched",
     ),
     "question_answering": Trial(
@@ -131,21 +131,21 @@ TRIALS = {
         "{qa: {kind: question_answering}}",
         "qa_accuracy",
         "task.texts=questions",
-        steps=1000,
+        steps=600,
         without="image",
     ),
     "prefix_language_next": Trial(
         "captions written, word by word one of the scene's",
         "{lm: {kind: prefix_language}}",
         "caption_exact_match",
-        steps=1000,
+        steps=700,
         without="image",
     ),
     "prefix_language_masked": Trial(
         "captions written, word by word one of the scene's",
         f"{{lm: {{kind: prefix_language, guess: masked, {HIDDEN}}}}}",
         "caption_exact_match",
-        steps=1500,
+        steps=1000,
         without="image",
     ),
 }
