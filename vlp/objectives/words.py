@@ -39,8 +39,10 @@ def choose_words(
     """
     places_K, words_K = _words(special_T, word_T)
     chosen_U = choose(np.arange(words_K[-1] + 1 if len(words_K) else 0), probability, rng)
-    taken_K = np.isin(words_K, chosen_U)
-    return places_K[taken_K], np.searchsorted(chosen_U, words_K[taken_K])
+    taken_U = np.zeros(len(chosen_U) and words_K[-1] + 1, np.bool_)
+    taken_U[chosen_U] = True
+    taken_K = taken_U[words_K]
+    return places_K[taken_K], (np.cumsum(taken_U) - 1)[words_K[taken_K]]
 
 
 def choose_spans(
