@@ -371,7 +371,7 @@ def cooled(world: World, stage: int) -> float:
     for _ in range(3):
         for piece in engine.states.pieces():
             if piece.name.endswith("log_scale"):
-                piece.values["exp_avg"].fill_(-1e6)  # whatever the step's own gradient says
+                piece.values["exp_avg"].fill_(-1e3)  # whatever the step's own gradient says
         result = engine.train_step(step_of(task, 0, [list(range(BATCH))[world.rank :: world.size]]), 1.0)
     scale = float(engine.full_weights().get("model.heads.itc.log_scale", torch.zeros(1)).exp())
     engine.close()

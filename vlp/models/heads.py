@@ -116,7 +116,7 @@ class Contrast(nn.Module):
         log_scale = self.log_scale.float()
         # The copy that forward reads may lie outside until the next step; the gradient is that at the bound.
         low, high = self.bounds["log_scale"]
-        scale = (log_scale + (log_scale.clamp(low, high) - log_scale).detach()).exp()
+        scale = (log_scale.detach().clamp(low, high) + (log_scale - log_scale.detach())).exp()
         return torch.cat([text_KD * scale, image_KD, scale.expand(len(text_KD), 1)], dim=1)
 
 
