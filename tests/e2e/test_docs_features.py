@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import shutil
 from pathlib import Path
@@ -11,11 +10,10 @@ import pytest
 
 from tests.e2e.conftest import SMALL, Shapes, done, vlp
 
-SHORT = {"hnsw": "exact", "photo.jpg": None, "--image": None}
-
 
 def blocks(root: Path, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (root / "docs" / "features.md").read_text(encoding="utf-8"), re.S)
+    parts = (root / "docs" / "features.md").read_text(encoding="utf-8").split("```")[1::2]
+    return [block for part in parts for name, _, block in [part.partition("\n")] if name == language]
 
 
 @pytest.fixture(scope="module")
