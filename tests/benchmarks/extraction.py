@@ -30,6 +30,7 @@ from torch import Tensor
 
 from tests.benchmarks.material import test_data
 from tests.benchmarks.results import rate, save, show, spread
+from vlp.data.text import TextEncoder
 from vlp.features.extractor import Arrays, Extractor
 from vlp.features.kinds import parse_what
 from vlp.models.convert.checkpoint import convert_from, read_checkpoint
@@ -67,8 +68,8 @@ def _lengths(count: int, rng: np.random.Generator) -> list[int]:
         return [int(length) for length in np.clip(rng.normal(13.5, 2.7, count), 8, 40)]
     captions = json.loads(next((data / "coco_mini" / "annotations").glob("captions*.json")).read_text())["annotations"]
     captions.sort(key=lambda caption: (caption["image_id"], caption["id"]))
-    tokenizer = transformers.BertTokenizer(data / "bert_vocab" / "vocab.txt")
-    return [len(tokenizer(caption["caption"]).input_ids) for caption in captions[:count]]
+    text = TextEncoder(data / "bert_vocab", 64)
+    return [len(text.encode(caption["caption"])[0]) for caption in captions[:count]]
 
 
 def padded(part: Sequence[Example]) -> dict[str, Tensor]:
