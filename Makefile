@@ -2,6 +2,7 @@
 # make test     the tests, but for the slow ones (make slow)
 # make faults   runs that are killed, signalled or out of disk at 30 random places, and resumed (SEED=1: 30 others)
 # make bench PART=loader    a benchmark of tests/benchmarks (loader, order, shuffle, ...): a table, and JSON in runs/bench
+# make objectives    each objective alone on the shapes world: a table (ONLY="matching ..." for some of them)
 # make recipes  docs/recipes.md out of the configs
 # make lint     style, types and the floors of the house
 # PYTHON=python3.12 make test    with another interpreter (when .venv is made)
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test slow faults bench recipes lint install clean
+.PHONY: demo test slow faults bench objectives recipes lint install clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m tests.e2e.demo
@@ -28,6 +29,9 @@ faults: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -W ignore -m tests.benchmarks.$(PART)
+
+objectives: $(INSTALLED)
+	$(BIN)/python -W ignore -m tests.benchmarks.objectives $(ONLY)
 
 recipes: $(INSTALLED)
 	$(BIN)/python -m vlp.recipes > docs/recipes.md
