@@ -316,6 +316,9 @@ def test_a_pickle_with_code_is_refused_unread(tmp_path: Path, monkeypatch: pytes
 # --------------------------------------------------------------------------------------------- layers that differ
 
 
+NEW = ["position", "segment"]
+
+
 def modern_bert(folder: Path) -> None:
     from transformers import ModernBertConfig, ModernBertForMaskedLM
 
@@ -336,3 +339,26 @@ def test_layers_that_cannot_be_ours_are_refused_and_the_words_can_be_had(tmp_pat
     assert set(found.loaded) == {"text.parts.word.table.weight", "text.combine.norm.weight"}
     with pytest.raises(ConfigError, match="layers"):
         account(model, tmp_path)
+
+
+def test_attention_and_norms_of_named_layers_start_ours_where_the_rest_differs(tmp_path: Path) -> None:
+    modern_bert(tmp_path)
+    text = {"layer": {"eps": 1e-5, "norm": "pre"}}
+    model, untouched = model_of("bert", **text), model_of("bert", **text)
+    found = account(model, tmp_path, layers=[1, 0], new=["position", "segment"])
+    theirs, ours = tensors(tmp_path), model.state_dict()
+    for number, layer in enumerate((1, 0)):
+        start, own = f"model.layers.{layer}", f"encoder.blocks.{number}.sublayers"
+        attention = f"{own}.self.weights.text.attention"
+        joined = torch.cat([ours[f"{attention}.query.weight"], ours[f"{attention}.key_value.weight"]])
+        assert torch.equal(joined, theirs[f"{start}.attn.Wqkv.weight"])
+        assert torch.equal(ours[f"{attention}.output.weight"], theirs[f"{start}.attn.Wo.weight"])
+        assert torch.equal(ours[f"{own}.ffn.weights.text.norm.weight"], theirs[f"{start}.mlp_norm.weight"])
+        assert f"{own}.ffn" in found.new
+        assert torch.equal(
+            ours[f"{own}.ffn.weights.text.up.weight"], untouched.state_dict()[f"{own}.ffn.weights.text.up.weight"]
+        )
+    assert found.unused["layers.0.mlp.Wi.weight"] == "of gated feed-forward networks"
+    refused(model_of("bert", layer={"eps": 1e-5}), tmp_path, "norm of encoder.blocks.0 is post", layers=[0], new=NEW)
+    narrow = model_of("bert", layer={"eps": 1e-5, "norm": "pre", "heads": 2})
+    refused(narrow, tmp_path, "heads of encoder.blocks.0 is 2, and theirs is 4", layers=[0], new=NEW)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Names:
     attention: Mapping[str, str]
     """Of attention, below `layer`: ours below the sublayer; `key` and `value` are halves of our `key_value`."""
     ffn: Mapping[str, str]
-    """Of the feed-forward network, below `layer`."""
+    """Of the feed-forward network, below `layer`; its norm alone where the network cannot be ours."""
     vocabulary: Mapping[str, str]
     """Of the head that guesses masked words: ours below the head."""
     pooler: str = ""
@@ -35,8 +35,14 @@ class Names:
     """Settings that stand in no `config.json` of this architecture."""
     unused: Mapping[str, str] = field(default_factory=dict)
     """Names (or what they begin with) that nothing of ours holds, and why."""
+    joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Tensors that hold several others one below the other, by name, and what those are called here."""
+    norm: Literal["post", "pre"] = "post"
+    """Where the norms of its layers stand."""
+    left: Mapping[str, str] = field(default_factory=dict)
+    """Names below `layer` that nothing of ours holds, and why."""
     differs: str = ""
-    """Why the layers cannot be ours, if they cannot."""
+    """Why the layers compute something else than ours, if they do; then they start ours only if they are named."""
 
     def setting(self, config: Mapping[str, Any], key: str, default: Any = None) -> Any:
         """A value of a `config.json` by BERT's name for it; `default` where there is none."""
@@ -144,12 +150,21 @@ ARCHITECTURES: dict[str, Names] = {
         prefix="model.",
         embedding={"parts.word.table": "embeddings.tok_embeddings", "combine.norm": "embeddings.norm"},
         layer="layers.{layer}.",
-        attention={},
-        ffn={},
+        attention={
+            "attention.query": "attn.Wq",
+            "key": "attn.Wk",
+            "value": "attn.Wv",
+            "attention.output": "attn.Wo",
+            "norm": "attn_norm",
+        },
+        ffn={"norm": "mlp_norm"},
+        joined={"attn.Wqkv": ("attn.Wq", "attn.Wk", "attn.Wv")},
+        norm="pre",
+        left={"mlp": "of gated feed-forward networks"},
         vocabulary={"transform.linear": "head.dense", "transform.norm": "head.norm", "decoder": "decoder"},
         settings={"layer_norm_eps": "norm_eps", "hidden_act": "hidden_activation"},
         unused={
-            "final_norm.": "stands behind layers that are not taken",
+            "final_norm.": "stands behind layers that compute something else",
             "decoder.bias": "needs that head's transform",
         },
         differs="rotary positions, local attention, gated feed-forward networks and no biases",

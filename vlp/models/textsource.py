@@ -88,5 +88,14 @@ def read_text_model(source: str) -> PretrainedText:
     for name, tensor in read_tensors(directory).items():
         # Checkpoints of 2018 call a norm's parameters gamma and beta.
         modern = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name))
-        tensors[modern.removeprefix(names.prefix)] = tensor
+        tensors |= _apart(modern.removeprefix(names.prefix), tensor, names)
     return PretrainedText(source, names, config, tensors)
+
+
+def _apart(name: str, tensor: Tensor, names: Names) -> dict[str, Tensor]:
+    """The tensors that stand one below the other in this one, or it alone."""
+    for joined, parts in names.joined.items():
+        stem, found, kind = name.rpartition(f"{joined}.")
+        if found:
+            return {f"{stem}{part}.{kind}": rows for part, rows in zip(parts, tensor.chunk(len(parts)), strict=True)}
+    return {name: tensor}

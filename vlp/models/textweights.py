@@ -96,16 +96,16 @@ class _Matching:
     def blocks(self) -> None:
         blocks, depth, source = list(_text_blocks(self.model)), self.pretrained.depth, self.pretrained.source
         layers = self.wanted.layers
+        if layers is None and self.names.differs:
+            raise ConfigError(
+                f"{KEY}.source: the layers of '{source}' differ from ours: {self.names.differs}; write {KEY}.layers: "
+                "[] to start from its words alone, or name layers whose attention and norms shall start ours"
+            )
         if layers is None:
             layers = tuple(range(min(depth, len(blocks))))
         if len(layers) > len(blocks):
             raise ConfigError(
                 f"{KEY}.layers names {len(layers)} layers, but text looks at text in {len(blocks)} blocks only"
-            )
-        if self.names.differs and any(layer is not None for layer in layers):
-            raise ConfigError(
-                f"{KEY}.source: the layers of '{source}' differ from ours: {self.names.differs}; write "
-                f"{KEY}.layers: [] to start from its words alone"
             )
         for layer in layers:
             if layer is not None and not 0 <= layer < depth:
@@ -125,12 +125,17 @@ class _Matching:
             ours = f"encoder.blocks.{number}.sublayers.{sublayer}.weights.{owner}"
             if sublayer == "ffn":
                 self._layers(ours, {own: start + theirs for own, theirs in names.ffn.items()})
+                self.account.new += [] if "up" in names.ffn else [f"encoder.blocks.{number}.sublayers.ffn"]
                 continue
             whole = {own: start + theirs for own, theirs in names.attention.items() if own not in ("key", "value")}
             self._layers(ours, whole)
             for kind in ("weight", "bias"):
                 halves = [f"{start}{names.attention[half]}.{kind}" for half in ("key", "value")]
+                if self._lacks(halves[0]):
+                    continue
                 self._take(f"{ours}.attention.key_value.{kind}", halves, lambda given, _: torch.cat(given))
+        for theirs, reason in names.left.items():
+            self._leave(start + theirs, reason)
         if "ffn" not in block.sublayers:
             for theirs in names.ffn.values():
                 self._leave(start + theirs, "of feed-forward networks that the block does not have")
@@ -140,8 +145,9 @@ class _Matching:
         layer, setting = block.config.layer(self.model.config.final["text"]), self.pretrained.setting
         self._same(f"heads of {where}", layer.heads, setting("num_attention_heads"))
         self._same(f"eps of {where}", layer.eps, setting("layer_norm_eps"))
-        self._same(f"activation of {where}", layer.activation, self.pretrained.activation)
-        self._same(f"norm of {where}", layer.norm, "post")
+        if "up" in self.names.ffn:
+            self._same(f"activation of {where}", layer.activation, self.pretrained.activation)
+        self._same(f"norm of {where}", layer.norm, self.names.norm)
         self._same(f"positions of {where}", "absolute", setting("position_embedding_type", "absolute"))
 
     def pooler(self) -> None:
@@ -204,9 +210,12 @@ class _Matching:
         """Linears and norms as they are, by our names below `ours`."""
         for own, theirs in names.items():
             for kind in ("weight", "bias"):
-                if kind == "bias" and self.names.differs and f"{theirs}.bias" not in self.tensors:
-                    continue  # of an architecture without biases; ours is zero
-                self._take(f"{ours}.{own}.{kind}", [f"{theirs}.{kind}"], lambda given, _: given[0])
+                if not self._lacks(f"{theirs}.{kind}"):
+                    self._take(f"{ours}.{own}.{kind}", [f"{theirs}.{kind}"], lambda given, _: given[0])
+
+    def _lacks(self, theirs: str) -> bool:
+        """Whether layers that differ from ours have no such bias or norm; ours then starts as one that does nothing."""
+        return bool(self.names.differs) and theirs not in self.tensors
 
     def _take(self, ours: str, theirs: list[str], make: Make) -> None:
         """One parameter of ours out of tensors of theirs."""
