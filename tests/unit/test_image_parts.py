@@ -329,12 +329,8 @@ def test_images_that_keep_their_shapes_do_not_change_each_other() -> None:
     for number, size in enumerate(((30, 30), (90, 30), (20, 30), (30, 40))):
         made.append(example(3, None, number))
         made[-1].image = images.prepare(Sample("key", image=encoded(ramps(*size))), np.random.default_rng(0))
-    assert [each.image and len(each.image) for each in made] == [
-        7,
-        5,
-        7,
-        7,
-    ]  # three to one: 7 x 20 pixels, 1 x 5 patches
+    # Three to one: 7 x 20 pixels, so 1 x 5 patches.
+    assert [each.image and len(each.image) for each in made] == [7, 5, 7, 7]
 
     def tokens(chosen: list[Example]) -> Tensor:
         return image_of(model, collate(chosen, images.form, {}))

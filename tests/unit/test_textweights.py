@@ -354,11 +354,31 @@ def test_attention_and_norms_of_named_layers_start_ours_where_the_rest_differs(t
         assert torch.equal(joined, theirs[f"{start}.attn.Wqkv.weight"])
         assert torch.equal(ours[f"{attention}.output.weight"], theirs[f"{start}.attn.Wo.weight"])
         assert torch.equal(ours[f"{own}.ffn.weights.text.norm.weight"], theirs[f"{start}.mlp_norm.weight"])
-        assert f"{own}.ffn" in found.new
+        assert {f"{own}.ffn.weights.text.{each}" for each in ("up", "down")} <= set(found.new)
         assert torch.equal(
             ours[f"{own}.ffn.weights.text.up.weight"], untouched.state_dict()[f"{own}.ffn.weights.text.up.weight"]
         )
+    assert "encoder.blocks.1.sublayers.self.weights.text.norm" in found.new, "its first layer has no such norm"
     assert found.unused["layers.0.mlp.Wi.weight"] == "of gated feed-forward networks"
     refused(model_of("bert", layer={"eps": 1e-5}), tmp_path, "norm of encoder.blocks.0 is post", layers=[0], new=NEW)
     narrow = model_of("bert", layer={"eps": 1e-5, "norm": "pre", "heads": 2})
     refused(narrow, tmp_path, "heads of encoder.blocks.0 is 2, and theirs is 4", layers=[0], new=NEW)
+
+
+@pytest.mark.parametrize(
+    ("name", "left", "sentence"),
+    [
+        ("attn.Wo.weight", None, r"layers\.1\.attn\.Wo\.weight is missing"),
+        ("attn_norm.weight", None, r"layers\.1\.attn_norm\.weight is missing"),
+        ("attn.Wqkv.weight", None, r"layers\.1\.attn\.Wq\.weight is missing"),
+        ("attn.Wqkv.weight", 2, r"layers\.1\.attn\.Wq\.weight gives \[1, 16\]"),
+    ],
+)
+def test_what_named_layers_lack_is_refused(name: str, left: int | None, sentence: str, tmp_path: Path) -> None:
+    modern_bert(tmp_path)
+    given = tensors(tmp_path)
+    whole = given.pop(f"model.layers.1.{name}")
+    if left is not None:
+        given[f"model.layers.1.{name}"] = whole[:left].clone()
+    save_file(given, tmp_path / "model.safetensors")
+    refused(model_of("bert", layer={"eps": 1e-5, "norm": "pre"}), tmp_path, sentence, layers=[0, 1], new=NEW)

@@ -74,8 +74,8 @@ def test_freezing_that_makes_no_sense_is_refused() -> None:
         apply_transfer(model(), transfer(freeze=["tetx"]))
     with pytest.raises(ConfigError, match=r"transfer\.freeze: leaves nothing to learn"):
         apply_transfer(model(), transfer(freeze=["."]))
-    with pytest.raises(ConfigError, match="is no regular expression"):
-        transfer(freeze=["("])
+    with pytest.raises(ConfigError, match=r"freeze\.1: '\(' is no regular expression"):
+        transfer(freeze=["^text", "("])
     with pytest.raises(ConfigError, match="freeze and adapters are both given"):
         transfer(freeze="trunk", adapters={})
 
@@ -110,8 +110,9 @@ def test_adapters_start_as_nothing_and_merge_into_what_they_learned(kind: str) -
 def test_targets_that_fit_nothing_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"transfer\.adapters\.targets: 'nothing' fits no linear"):
         apply_transfer(model(), transfer(adapters={"targets": "nothing"}))
-    with pytest.raises(ConfigError, match="is no regular expression"):
-        transfer(adapters={"targets": "("})
+    for key, wrong in (("targets", "("), ("train", ["("])):
+        with pytest.raises(ConfigError, match=rf"adapters\.{key}.*: '\(' is no regular expression"):
+            transfer(adapters={key: wrong})
 
 
 def test_targets_are_chosen_by_name() -> None:

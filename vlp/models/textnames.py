@@ -41,6 +41,8 @@ class Names:
     """Where the norms of its layers stand."""
     left: Mapping[str, str] = field(default_factory=dict)
     """Names below `layer` that nothing of ours holds, and why."""
+    absent: frozenset[str] = frozenset()
+    """Weights that its first layers lack, though others have them."""
     differs: str = ""
     """Why the layers compute something else than ours, if they do; then they start ours only if they are named."""
 
@@ -160,6 +162,7 @@ ARCHITECTURES: dict[str, Names] = {
         ffn={"norm": "mlp_norm"},
         joined={"attn.Wqkv": ("attn.Wq", "attn.Wk", "attn.Wv")},
         norm="pre",
+        absent=frozenset({"layers.0.attn_norm.weight"}),  # the embedding's norm stands before it
         left={"mlp": "of gated feed-forward networks"},
         vocabulary={"transform.linear": "head.dense", "transform.norm": "head.norm", "decoder": "decoder"},
         settings={"layer_norm_eps": "norm_eps", "hidden_act": "hidden_activation"},

@@ -96,6 +96,7 @@ def _apart(name: str, tensor: Tensor, names: Names) -> dict[str, Tensor]:
     """The tensors that stand one below the other in this one, or it alone."""
     for joined, parts in names.joined.items():
         stem, found, kind = name.rpartition(f"{joined}.")
-        if found:
-            return {f"{stem}{part}.{kind}": rows for part, rows in zip(parts, tensor.chunk(len(parts)), strict=True)}
+        if found and tensor.dim():
+            split = tensor.tensor_split(len(parts))
+            return {f"{stem}{part}.{kind}": rows for part, rows in zip(parts, split, strict=True)}
     return {name: tensor}

@@ -125,7 +125,7 @@ class _Matching:
             ours = f"encoder.blocks.{number}.sublayers.{sublayer}.weights.{owner}"
             if sublayer == "ffn":
                 self._layers(ours, {own: start + theirs for own, theirs in names.ffn.items()})
-                self.account.new += [] if "up" in names.ffn else [f"encoder.blocks.{number}.sublayers.ffn"]
+                self.account.new += [f"{ours}.{own}" for own in ("up", "down") if own not in names.ffn]
                 continue
             whole = {own: start + theirs for own, theirs in names.attention.items() if own not in ("key", "value")}
             self._layers(ours, whole)
@@ -209,13 +209,16 @@ class _Matching:
     def _layers(self, ours: str, names: Mapping[str, str]) -> None:
         """Linears and norms as they are, by our names below `ours`."""
         for own, theirs in names.items():
+            if self._lacks(f"{theirs}.weight"):
+                self.account.new.append(f"{ours}.{own}")
             for kind in ("weight", "bias"):
                 if not self._lacks(f"{theirs}.{kind}"):
                     self._take(f"{ours}.{own}.{kind}", [f"{theirs}.{kind}"], lambda given, _: given[0])
 
     def _lacks(self, theirs: str) -> bool:
-        """Whether layers that differ from ours have no such bias or norm; ours then starts as one that does nothing."""
-        return bool(self.names.differs) and theirs not in self.tensors
+        """Whether the architecture may do without this bias or norm; ours then starts as norms and biases do."""
+        without = theirs in self.names.absent or (bool(self.names.differs) and theirs.endswith(".bias"))
+        return without and theirs not in self.tensors
 
     def _take(self, ours: str, theirs: list[str], make: Make) -> None:
         """One parameter of ours out of tensors of theirs."""

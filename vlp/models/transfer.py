@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import model_validator
 from typing_extensions import Self
 
-from vlp.config import Config
+from vlp.config import Config, Pattern
 from vlp.errors import ConfigError
 from vlp.models.adapters import AdapterConfig, add_adapters
 from vlp.models.model import Network
@@ -20,21 +20,11 @@ TRUNK = (r"^text\.", r"^image\.", r"^encoder\.")
 class TransferConfig(Config):
     """`transfer:` of a run. Layers that begin to learn one after the other, or slower, are the optimizer's matter."""
 
-    freeze: tuple[str, ...] | Literal["trunk"] = ()
+    freeze: tuple[Pattern, ...] | Literal["trunk"] = ()
     """Regular expressions, searched for in the names of the model's parameters, which then do not learn; `trunk` is
     all but pooler and heads."""
     adapters: AdapterConfig | None = None
     """Learn adapters beside the frozen weights; null for none."""
-
-    @field_validator("freeze")
-    @classmethod
-    def _compiles(cls, value: tuple[str, ...] | str) -> tuple[str, ...] | str:
-        for pattern in value if isinstance(value, tuple) else ():
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
-        return value
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:

@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from vlp.config import Config
+from vlp.config import Config, Pattern
 from vlp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,22 +22,13 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class ParameterGroup(Config):
     """Parameters that learn otherwise than the rest."""
 
-    pattern: str
+    pattern: Pattern
     """A regular expression, searched for in a parameter's name (`vlp describe` shows the names' beginnings)."""
     learning_rate: float = Field(1.0, ge=0)
     """Factor on the learning rate; 0.1 for BERT's weights in Lu et al. 2019 (arXiv
     1908.02265)."""
     weight_decay: float | None = Field(None, ge=0)
     """Instead of `optimizer.weight_decay`, for all of them; none leaves the decay as it is."""
-
-    @field_validator("pattern")
-    @classmethod
-    def _compiles(cls, value: str) -> str:
-        try:
-            re.compile(value)
-        except re.error as error:
-            raise ValueError(f"{value!r} is no regular expression: {error}") from None
-        return value
 
 
 class OptimizerConfig(Config):

@@ -6,11 +6,11 @@ import re
 from typing import Literal
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from vlp.config import Config
+from vlp.config import Config, Pattern
 from vlp.errors import ConfigError
 
 
@@ -24,17 +24,8 @@ class PenaltyConfig(Config):
     """Factor of half the squared differences."""
     toward: Literal["start", "zero"] = "start"
     """What w0 is: each weight's value at the start of the run, or 0."""
-    pattern: str = ""
+    pattern: Pattern = ""
     """A regular expression, searched for in a parameter's name; by default it fits all."""
-
-    @field_validator("pattern")
-    @classmethod
-    def _compiles(cls, value: str) -> str:
-        try:
-            re.compile(value)
-        except re.error as error:
-            raise ValueError(f"{value!r} is no regular expression: {error}") from None
-        return value
 
     @model_validator(mode="after")
     def _penalises(self) -> Self:
