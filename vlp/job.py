@@ -125,7 +125,7 @@ def _train(assembled: Assembled, directory: Path, ranks: World, resume: bool, wa
             logs.note(f"model: {directory / MODEL_DIRECTORY}")
         if outcome.cut_texts or outcome.quarantined:
             logs.note(
-                f"{outcome.cut_texts} texts were cut at the model's limit, {outcome.quarantined} examples replaced"
+                f"texts cut at the model's limit: {outcome.cut_texts}, examples replaced: {outcome.quarantined}"
             )
     engine.close()
     return outcome
