@@ -124,9 +124,7 @@ def _train(assembled: Assembled, directory: Path, ranks: World, resume: bool, wa
             export(assembled, engine, directory / MODEL_DIRECTORY, outcome.evaluation)
             logs.note(f"model: {directory / MODEL_DIRECTORY}")
         if outcome.cut_texts or outcome.quarantined:
-            logs.note(
-                f"texts cut at the model's limit: {outcome.cut_texts}, examples replaced: {outcome.quarantined}"
-            )
+            logs.note(f"texts cut at the model's limit: {outcome.cut_texts}, examples replaced: {outcome.quarantined}")
     engine.close()
     return outcome
 
