@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,9 +88,11 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).strip().split("\n")[0]
+        # Torch's own sentence advises to read the file all the same.
+        asked = re.search(r"GLOBAL (\S+)", str(error))
         raise CheckpointError(
-            f"{path}: refused, since it may hold code: it is no pickle of plain tensors ({reason}); "
+            f"{path}: refused, since it may hold code: it is no pickle of plain tensors"
+            f"{f' (it asks for {asked[1]})' if asked else ''}; "
             "convert it to safetensors on a machine where you trust it"
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError) as error:
