@@ -84,7 +84,7 @@ def read_text_model(source: str) -> PretrainedText:
     names = ARCHITECTURES.get(kind)
     if names is None:
         raise ConfigError(f"{KEY}.source: '{source}' is a '{kind}', which is not known{nearest(kind, ARCHITECTURES)}")
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, tensor in read_tensors(directory).items():
         # Checkpoints of 2018 call a norm's parameters gamma and beta.
         modern = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name))
