@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def bad_shards(steps: list[Step]) -> set[str]:
     [
         (b"caption 0 of 1", b"caption 0 \xff\xff 1", "json", "is not UTF-8"),
         (b'"captions": ["caption 0 of 1', b'"saptions": ["caption 0 of 1', "json", "another number of texts"),
-        (b"\xff\xda", b"\xff\xd9", "image", "does not decode"),
+        (b"\xff\xda", b"\xff\xd9", "image", "does not decode|is not a JPEG"),  # Pillow 13 says the one, 12 the other
         (photo(2)[:3], b"\0\0\0", "image", "is not a JPEG, PNG or WebP image"),
     ],
 )
@@ -48,7 +49,7 @@ def test_a_bad_member_is_replaced_and_recorded(data: Path, old: bytes, new: byte
         assert (record["data"], record["shard"]) == (str(data), "shard-000000.tar")
         assert record["key"] in ("s1", "s2")
         assert record["member"] == member
-        assert error in record["error"]
+        assert re.search(error, record["error"])
     assert all(step.examples == 4 and not step.failure for step in steps)
 
 

@@ -127,7 +127,7 @@ class TableSource:
                 raise ValueError("is not a JSON object")
             values = record
         else:
-            cells = next(self._reader(file))
+            cells = self._cells(file)
             if len(cells) != len(self._header):
                 raise ValueError(f"has {len(cells)} cells where the first line names {len(self._header)}")
             values = dict(zip(self._header, cells, strict=True))
@@ -139,9 +139,13 @@ class TableSource:
                 raise ValueError(f"has no text under '{self._names[name]}'")
         return found
 
-    def _reader(self, file: BinaryIO) -> Iterator[list[str]]:
-        csv.field_size_limit(_MAX_LINE)
-        return csv.reader(iter(lambda: _line(file), ""), delimiter=_DELIMITERS[self._path.suffix])
+    def _cells(self, file: BinaryIO) -> list[str]:
+        """The cells of the next row; none at the end of the file."""
+        before = csv.field_size_limit(_MAX_LINE)  # of the whole process, so it is put back
+        try:
+            return next(csv.reader(iter(lambda: _line(file), ""), delimiter=_DELIMITERS[self._path.suffix]), [])
+        finally:
+            csv.field_size_limit(before)
 
     def _scan(self) -> str:
         """Find the rows; returns the fingerprint of the file's bytes."""
@@ -156,7 +160,7 @@ class TableSource:
 
     def _find_rows(self, file: BinaryIO) -> None:
         if self._path.suffix != ".jsonl":
-            self._header = [name.strip() for name in next(self._reader(file), [])]
+            self._header = [name.strip() for name in self._cells(file)]
             self._check_header()
         while True:
             start = file.tell()
@@ -173,10 +177,10 @@ class TableSource:
 
     def _pass_row(self, file: BinaryIO) -> tuple[bool, bool]:
         """Read a row of a CSV; whether the file is at its end, and whether there is nothing in the row."""
+        start = file.tell()
         try:
-            return False, not any(next(self._reader(file)))
-        except StopIteration:
-            return True, True
+            blank = not any(self._cells(file))
+            return file.tell() == start, blank
         except csv.Error:  # too long a cell, perhaps for a quote that never ends: a bad row
             return False, False
 
