@@ -108,7 +108,9 @@ def test_micro_batches_are_alike_and_within_the_budget() -> None:
     assert len(given.micro_batch(given.task, 1)) == 1
 
 
-@pytest.mark.parametrize("config", ["vqa", "retrieval", "classify", "lxmert_tiny_pixels", "vl_bert_base", "meter_base"])
+@pytest.mark.parametrize(
+    "config", ["vqa", "retrieval", "classify", "lxmert_tiny_pixels", "vl_bert_tiny", "uniter_base", "lxmert_base"]
+)
 def test_every_kind_of_run_can_be_planned(config: str) -> None:
     overrides = ["model=uniter_tiny", "tokenizer=words"] if config in ("vqa", "retrieval", "classify") else []
     given = ground_of(planned_run(config, [*overrides, "batch.size=16"]), text_tokens=9, regions=5)

@@ -103,7 +103,7 @@ class Alignment(SelfSupervised):
     def loss(self, scores_K: Tensor, targets: Targets) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
         matched_K = targets.values["matched"] == 1
         metrics = {
-            f"{self.name}_distance_{kind}": (scores_K.detach()[which_K].sum(), which_K.sum())
+            f"{self.name}_distance_{kind}": (scores_K.detach().masked_fill(~which_K, 0).sum(), which_K.sum())
             for kind, which_K in (("matched", matched_K), ("mismatched", ~matched_K))
         }
         return alignment_loss(scores_K, matched_K), metrics

@@ -24,10 +24,12 @@ from vlp.data.text import TextEncoder
 from vlp.models.assumed import assumed_sizes
 from vlp.models.image import images_of
 from vlp.models.model import ModelConfig, fill_sizes
+from vlp.objectives.question import QuestionAnsweringConfig
+from vlp.objectives.registry import AnyObjectiveConfig
 from vlp.run import RunConfig
 from vlp.seeds import generator
 from vlp.tasks.classify import ClassifyConfig
-from vlp.tasks.pretrain import PretrainTask
+from vlp.tasks.pretrain import PretrainConfig, PretrainTask
 from vlp.tasks.registry import AnyTaskConfig, make_task
 from vlp.tasks.task import Setting, Task
 from vlp.tasks.vqa import VqaConfig
@@ -179,7 +181,17 @@ def _assumed_task(task: AnyTaskConfig) -> AnyTaskConfig:
         return task.model_copy(update={"answers": tuple(f"answer {number}" for number in range(_ANSWERS))})
     if isinstance(task, ClassifyConfig) and task.labels == "auto":
         return task.model_copy(update={"labels": tuple(f"label {number}" for number in range(_LABELS))})
+    if isinstance(task, PretrainConfig):
+        return task.model_copy(
+            update={"objectives": {name: _assumed_answers(own) for name, own in task.objectives.items()}}
+        )
     return task
+
+
+def _assumed_answers(own: AnyObjectiveConfig) -> AnyObjectiveConfig:
+    if not isinstance(own, QuestionAnsweringConfig) or own.answers != "auto":
+        return own
+    return own.model_copy(update={"answers": tuple(f"answer {number}" for number in range(own.most or _ANSWERS))})
 
 
 def _task(config: RunConfig) -> Task:

@@ -53,20 +53,21 @@ def _headline(plan: Plan) -> list[str]:
     frozen = f", {trained.frozen:,} of them frozen" if trained.frozen else ""
     fits = plan.chosen.memory.peak <= cluster.memory * GIB
     held = "fits" if fits else "does not fit"
+    batches = f"{plan.micro_batches} micro-batch" + ("es" if plan.micro_batches > 1 else "")
     return [
         f"{plan.total:,} parameters{frozen}; {config.precision}, deepspeed {config.deepspeed or 'null'}; "
         f"{cluster.gpus} GPUs of {cluster.memory:g} GiB on {cluster.nodes} nodes",
-        f"a step of {config.batch.size:,} examples: {plan.micro_batches} micro-batches of up to "
+        f"a step of {config.batch.size:,} examples: {batches} of up to "
         f"{config.batch.micro_tokens:,} tokens per rank (the largest has {plan.micro_tokens:,})",
         f"{plan.chosen.name} needs {_gib(plan.chosen.memory.peak)} GiB per rank, which {held}",
     ]
 
 
 def _memory(plan: Plan) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("GiB per rank", no_wrap=True)
     parts = ("weights", "states", "gradients", "activations", "buffers")
-    for name in (*parts, "in all", "on the host", "tokens that fit"):
+    for name in (*parts, "in all", "host", "tokens that fit"):
         table.add_column(name, justify="right", no_wrap=True)
     for way in plan.ways:
         sizes = (*(getattr(way.memory, part) for part in parts), way.memory.peak)
