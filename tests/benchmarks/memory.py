@@ -49,25 +49,28 @@ def main(arguments: list[str]) -> None:
         for model in models:
             for precision in precisions:
                 for number in ranks:
-                    rows += [measured(model, precision, number, stage, given, Path(folder), tokens) for stage in STAGES]
+                    for stage in STAGES:
+                        rows.append(measured(model, precision, number, stage, given, Path(folder), tokens))
+                        print(*_cells(rows[-1]), flush=True)  # all take long
     columns = ["model", "precision", "ranks", "stage", "planned MB", "measured MB", "off by", "all ranks, with imports"]
-    cells = [
-        [
-            row["model"],
-            row["precision"],
-            str(row["ranks"]),
-            str(row["stage"]),
-            f"{row['planned']:,.0f}",
-            f"{row['measured']:,.0f}",
-            f"{row['planned'] / row['measured'] - 1:+.1%}",
-            f"{row['together']:,.0f}",
-        ]
-        for row in rows
-    ]
+    cells = [_cells(row) for row in rows]
     show(f"{tokens} tokens per micro-batch", columns, cells)
     missed = [row for row in rows if not holds(row)]
     print(f"{len(rows) - len(missed)} of {len(rows)} within what is held to")
     save("memory", {"tokens": tokens, "rows": rows})
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [
+        row["model"],
+        row["precision"],
+        str(row["ranks"]),
+        str(row["stage"]),
+        f"{row['planned']:,.0f}",
+        f"{row['measured']:,.0f}",
+        f"{row['planned'] / row['measured'] - 1:+.1%}",
+        f"{row['together']:,.0f}",
+    ]
 
 
 def holds(row: dict[str, Any]) -> bool:

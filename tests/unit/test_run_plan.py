@@ -17,6 +17,7 @@ from vlp.plan.ground import Ground, ground_of
 from vlp.plan.memory import STAGES, Setup, Trained, memory_of
 from vlp.plan.plan import make_plan
 from vlp.train.hostmemory import return_freed_memory
+from vlp.train.zero import Precision
 from vlp.types import Batch
 
 LEAST = ("model.text.layer.width=32", "model.text.layer.heads=2", "model.text.layer.ffn=48", "model.text.vocab_size=90")
@@ -85,6 +86,24 @@ def test_checkpointing_keeps_less() -> None:
 
 def of(stage: int, ranks: int, **more: Any) -> int:
     return memory_of(BASE, KEPT, Setup(ranks=ranks, stage=stage, precision="bf16", **more)).peak
+
+
+@pytest.mark.parametrize(
+    ("precision", "ranks", "measured"),
+    [
+        ("bf16", 1, [2334, 3001, 2688, 3025]),
+        ("bf16", 2, [2331, 2358, 1830, 1934]),
+        ("fp32", 1, [2243, 2669, 2673, 3539]),
+        ("fp32", 2, [2243, 2025, 2025, 2558]),
+    ],
+)
+def test_memory_is_what_ranks_were_seen_to_take(precision: Precision, ranks: int, measured: list[int]) -> None:
+    """UNITER-base at 512 tokens with DeepSpeed's own bucket, MB of ranks on a CPU (docs/scale.md)."""
+    model = Trained(112_938_887, 0, 28996 * 768)
+    kept = Kept(10 << 20, (270 if precision == "bf16" else 380) << 20, 12 << 20)
+    for stage, seen in enumerate(measured):
+        setup = Setup(ranks=ranks, stage=stage, precision=precision, bucket=500_000_000)
+        assert memory_of(model, kept, setup).peak / 2**20 == pytest.approx(seen, rel=0.06)
 
 
 def test_memory_falls_with_stage_and_ranks() -> None:

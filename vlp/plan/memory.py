@@ -135,12 +135,14 @@ def _beside_forward(model: Trained, setup: Setup, item: int) -> int:
 
 def _reduction(model: Trained, setup: Setup, item: int) -> int:
     """What adding gradients up over ranks and stepping take at their worst."""
-    bucket = item * min(setup.bucket, model.parameters)
-    largest = 4 * model.largest
+    numbers = min(setup.bucket, model.parameters)
+    bucket, largest = item * numbers, 4 * model.largest
     if setup.stage == 0:
         return 4 * model.parameters  # fp32: all gradients as one tensor; else in fp32, for the step
-    if setup.stage == 1 and setup.precision != "fp32":
-        return item * model.parameters + 4 * min(setup.bucket, model.parameters) + largest
     if setup.stage == 3:
         return 2 * bucket + (_live(model, setup, item) or bucket) + largest
-    return 2 * bucket + largest
+    if setup.precision == "fp32":
+        return bucket + bucket * (setup.ranks - 1) // setup.ranks  # what the other ranks own stands twice
+    if setup.stage == 1:
+        return item * model.parameters + bucket + 4 * numbers + largest
+    return bucket + 4 * numbers  # fp32 gradients beside their bucket
