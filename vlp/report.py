@@ -13,7 +13,7 @@ from rich.table import Table
 
 from vlp.tasks.outcomes import Group, Judgement, groups, intervals
 
-COUNTS = ("questions", "examples", "images", "texts", "unreadable_images", "unreadable_examples")
+COUNTS = ("questions", "examples", "images", "texts", "unreadable_images", "unreadable_samples")
 """Metrics that are whole numbers."""
 
 

@@ -26,7 +26,7 @@ def commands(root: Path) -> list[str]:
 
 def photos(folder: Path) -> None:
     """The user's own files that the README speaks of."""
-    for name in ("train2017", "photos", "features"):
+    for name in ("train2017", "photos", "regions"):
         (folder / name).mkdir()
     Image.new("RGB", (32, 24), "red").save(folder / "train2017" / "1.jpg")
     shutil.copy(folder / "train2017" / "1.jpg", folder / "photos" / "1.jpg")
@@ -39,7 +39,7 @@ def photos(folder: Path) -> None:
     (folder / "captions_train2017.json").write_text(json.dumps(captions))
     box = np.array([[0.1, 0.1, 0.5, 0.5, 0.4, 0.4]], np.float32)
     regions = {"features": np.ones((1, 4), np.float32), "norm_bb": box, "conf": np.ones(1, np.float32)}
-    np.savez(folder / "features" / "1.npz", **regions, soft_labels=np.full((1, 2), 0.5, np.float32))
+    np.savez(folder / "regions" / "1.npz", **regions, soft_labels=np.full((1, 2), 0.5, np.float32))
 
 
 def short(command: str) -> list[str]:

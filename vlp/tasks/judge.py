@@ -70,7 +70,7 @@ class Judge:
             yield step
 
     def metrics(self, task: Task) -> dict[str, float]:
-        """What the task measures, and how many examples could not be read, if any; on every rank."""
+        """What the task measures, and how many samples could not be read, if any; on every rank."""
         return self.shared(task.evaluate(self) | self._unreadable())[0]
 
     def judged(self, task: Task) -> Judgement:
@@ -81,7 +81,7 @@ class Judge:
     def _unreadable(self) -> dict[str, float]:
         lost = torch.tensor(float(len(self.left_out)), dtype=torch.float64, device=self.world.device)
         unreadable = float(sum_over_ranks(lost))
-        return {"unreadable_examples": unreadable} if unreadable else {}
+        return {"unreadable_samples": unreadable} if unreadable else {}
 
     def run(self, batch: Batch, call: Callable[[Any, Batch], T]) -> T:
         """`call(task module, batch)` on the device, without gradients."""
