@@ -54,7 +54,12 @@ def test_what_a_run_leaves(name: str, steps: int, request: pytest.FixtureRequest
 
 
 def test_evaluation_during_and_after_training(single: Path, dual: Path) -> None:
-    judged = {f"loss/{name}" for name in OBJECTIVES} | {"mlm_accuracy", "itm_accuracy", "mrc_kl_accuracy", "mrfr_cosine"}
+    judged = {f"loss/{name}" for name in OBJECTIVES} | {
+        "mlm_accuracy",
+        "itm_accuracy",
+        "mrc_kl_accuracy",
+        "mrfr_cosine",
+    }
     assert set(evaluation_of(single)) == judged | {"word_accuracy", "word_accuracy_wrong_image"}
     assert set(evaluation_of(dual)) == judged
     assert [line["step"] for line in lines(dual / "metrics.jsonl") if "eval/loss/mlm" in line] == [5, 9]
