@@ -144,5 +144,5 @@ def _reduction(model: Trained, setup: Setup, item: int) -> int:
     if setup.precision == "fp32":
         return bucket + bucket * (setup.ranks - 1) // setup.ranks  # what the other ranks own stands twice
     if setup.stage == 1:
-        return item * model.parameters + bucket + 4 * numbers + largest
+        return (2 * item + 4) * model.parameters + largest  # whatever the bucket: seen with 50 and 500 million
     return bucket + 4 * numbers  # fp32 gradients beside their bucket
