@@ -142,7 +142,8 @@ def _reduction(model: Trained, setup: Setup, item: int) -> int:
     if setup.stage == 3:
         return 2 * bucket + (_live(model, setup, item) or bucket) + largest
     if setup.precision == "fp32":
-        return bucket + bucket * (setup.ranks - 1) // setup.ranks  # what the other ranks own stands twice
+        # Three buckets at once; not more than all gradients and a second time those that other ranks own.
+        return min(3 * bucket, item * model.parameters * (2 * setup.ranks - 1) // setup.ranks)
     if setup.stage == 1:
         return (2 * item + 4) * model.parameters + largest  # whatever the bucket: seen with 50 and 500 million
     return bucket + 4 * numbers  # fp32 gradients beside their bucket
