@@ -61,13 +61,13 @@ def main() -> None:
         fits = [f"{ways[way].fits:,}" if ways[way].fits else "none" for way in ("zero2", "zero3")]
         _row(name, f"{plan.total / 1e6:,.0f} M", str(plan.cluster.gpus), *sizes, *fits)
     print()
-    _head("model", "GPUs", "s per step", "hours", "GB, zero2", "GB/s", "GB, zero3", "GB/s", "shards", "workers")
+    _head("model", "GPUs", "ms per step", "hours", "GB, zero2", "GB/s", "GB, zero3", "GB/s", "shards", "workers")
     for name, plan in made:
         sent = [plan.network[stage] for stage in (2, 3)]
         traffic = [cell for one in sent for cell in (f"{one.bytes / 1e9:.2f}", f"{one.bandwidth / 1e9:.1f}")]
         hours = f"{(plan.work.steps or 0) * plan.seconds / 3600:,.1f}"
         reading = (f"{plan.reading.shards:,}", str(plan.reading.workers))
-        _row(name, str(plan.cluster.gpus), f"{plan.seconds:.3f}", hours, *traffic, *reading)
+        _row(name, str(plan.cluster.gpus), f"{1000 * plan.seconds:,.1f}", hours, *traffic, *reading)
 
 
 def _row(*cells: str) -> None:
