@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -90,13 +91,17 @@ def killing(end: Connection, model: Path, data: Path, out: Path, kills: int) -> 
     os.waitpid(start(out / "whole"), 0)
     seen = []
     for _ in range(kills):
+        if (out / "killed" / "manifest.json").exists():  # it was done before the last blow fell: begin anew
+            shutil.rmtree(out / "killed")
         wanted = len(visible(out / "killed")) + rng.randrange(3)
-        pid = start(out / "killed")
-        while len(list((out / "killed").glob("*.parquet"))) < wanted and os.waitpid(pid, os.WNOHANG)[0] == 0:
+        pid, ended = start(out / "killed"), False
+        while len(list((out / "killed").glob("*.parquet"))) < wanted and not ended:
             time.sleep(0.001)
-        time.sleep(rng.uniform(0, 0.05))
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+            ended = os.waitpid(pid, os.WNOHANG)[0] != 0
+        if not ended:
+            time.sleep(rng.uniform(0, 0.02))
+            os.kill(pid, signal.SIGKILL)  # one that has just ended waits to be reaped, and takes it
+            os.waitpid(pid, 0)
         seen.append(visible(out / "killed"))
     os.waitpid(start(out / "killed"), 0)
     end.send(seen)
