@@ -1,6 +1,7 @@
 """What all tests share: no network, no accelerator unless asked for, few threads, and the folder of real data."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ for name, value in {
     "MKL_NUM_THREADS": "1",
 }.items():
     os.environ.setdefault(name, value)
+
+# A suite started in the background ignores Ctrl-C, and its children would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline: a shared machine is slow at times. The same examples at every run, so that a failure repeats.
 settings.register_profile("house", deadline=None, derandomize=True, max_examples=50)
