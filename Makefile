@@ -1,7 +1,8 @@
 # make demo     the main job on a small rendered world, with a report in runs/demo
 # make test     the tests, but for the slow ones (make slow)
 # make faults   runs that are killed, signalled or out of disk at 30 random places, and resumed (SEED=1: 30 others)
-# make bench PART=loader    a benchmark of tests/benchmarks (loader, order, shuffle, ...): a table, and JSON in runs/bench
+# make bench    speed and memory against peers and limits, under 15 minutes on 2 cores: runs/bench/results.json, docs/benchmarks.md
+#               (PART="loader retrieval" for some parts, DEVICE=cuda on a GPU)
 # make objectives    each objective alone on the shapes world: a table (ONLY="matching ..." for some of them)
 # make recipes  docs/recipes.md out of the configs
 # make lint     style, types and the floors of the house
@@ -28,7 +29,7 @@ faults: $(INSTALLED)
 		tests/distributed/test_faults.py tests/distributed/test_elastic.py
 
 bench: $(INSTALLED)
-	$(BIN)/python -W ignore -m tests.benchmarks.$(PART)
+	$(BIN)/python -W ignore -m tests.benchmarks $(PART) $(if $(DEVICE),--device $(DEVICE))
 
 objectives: $(INSTALLED)
 	$(BIN)/python -W ignore -m tests.benchmarks.objectives $(ONLY)

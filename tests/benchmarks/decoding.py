@@ -1,14 +1,15 @@
 """Which decoder makes a JPEG into a square of 224 x 224 fastest, by the size of the photo.
 
-    python -m tests.benchmarks.decoding
+    make bench PART=decoding
 
 Photos of `tests.benchmarks.material` as they are, and enlarged. All decoders but the last two are followed by the same
-resize (torch's, of bytes). CPU time, one thread, the best of several rounds over the same photos.
+resize (torch's, of bytes). CPU time, one thread, several rounds over the same photos, the decoders in turn.
 """
 
 from __future__ import annotations
 
 import io
+import statistics
 import time
 from collections.abc import Callable
 
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from tests.benchmarks.material import photo_bytes
-from tests.benchmarks.results import save, show
+from tests.benchmarks.results import Result, of_rounds, report
 from vlp.data.pixels import read_square
 
 SIZE, PHOTOS, ROUNDS = 224, 100, 5
@@ -50,25 +51,34 @@ def _pillow_alone(data: bytes) -> object:
 
 DECODERS: dict[str, Decoder] = {
     "torchvision": _torchvision,
-    "Pillow": _pillow,
-    "Pillow, shrunk on load": lambda data: _pillow(data, draft=True),
-    "Pillow with its own resize": _pillow_alone,
+    "pillow": _pillow,
+    "pillow_draft": lambda data: _pillow(data, draft=True),
+    "pillow_alone": _pillow_alone,
     "vlp": lambda data: read_square(data, SIZE),
+}
+AGAINST = {
+    "torchvision": "torchvision's decoder",
+    "pillow": "Pillow",
+    "pillow_draft": "Pillow, shrunk on load",
+    "pillow_alone": "Pillow with its own resize",
 }
 
 
 def main() -> None:
     torch.set_num_threads(1)
     photos, what = photo_bytes()
-    rows, found = [], {}
+    results: list[Result] = []
     for times in ENLARGED:
         files = [_enlarged(photo, times) for photo in photos[:PHOTOS]]
         width, height = np.median([Image.open(io.BytesIO(file)).size for file in files], axis=0)
-        taken = {name: _milliseconds(decode, files) for name, decode in DECODERS.items()}
-        found[f"{width:.0f} x {height:.0f}"] = taken
-        rows.append((f"{width:.0f} x {height:.0f}", *(f"{each:.2f}" for each in taken.values())))
-    show(f"JPEG to {SIZE} x {SIZE}, CPU ms a photo ({what})", ("median size", *DECODERS), rows)
-    save("decoding", {"what": what, "milliseconds": found})
+        rounds = _milliseconds(files)
+        own = rounds.pop("vlp")
+        for name, measured in rounds.items():
+            ratios = [theirs / ours for ours, theirs in zip(own, measured, strict=True)]
+            figures = {"vlp, ms a photo": statistics.median(own), "theirs, ms a photo": statistics.median(measured)}
+            named = f"decoding/{width:.0f}x{height:.0f}/{name}"
+            results.append(of_rounds(named, ratios, against=f"{AGAINST[name]}; {what}", figures=figures))
+    report("decoding", __doc__, results)
 
 
 def _enlarged(photo: bytes, times: int) -> bytes:
@@ -80,14 +90,16 @@ def _enlarged(photo: bytes, times: int) -> bytes:
     return stream.getvalue()
 
 
-def _milliseconds(decode: Decoder, files: list[bytes]) -> float:
-    rounds = []
+def _milliseconds(files: list[bytes]) -> dict[str, list[float]]:
+    """CPU time of a photo by decoder, for each round."""
+    rounds: dict[str, list[float]] = {name: [] for name in DECODERS}
     for _ in range(ROUNDS):
-        begun = time.process_time()
-        for file in files:
-            decode(file)
-        rounds.append(time.process_time() - begun)
-    return 1000 * min(rounds) / len(files)
+        for name, decode in DECODERS.items():
+            begun = time.process_time()
+            for file in files:
+                decode(file)
+            rounds[name].append(1000 * (time.process_time() - begun) / len(files))
+    return rounds
 
 
 if __name__ == "__main__":

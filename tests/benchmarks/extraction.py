@@ -29,7 +29,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.benchmarks.material import test_data
-from tests.benchmarks.results import rate, save, show, spread
+from tests.benchmarks.measuring import rate, spread
+from tests.benchmarks.results import save, show
 from vlp.data.text import TextEncoder
 from vlp.features.extractor import Arrays, Extractor
 from vlp.features.kinds import parse_what

@@ -1,6 +1,6 @@
-"""An import's speed: images per second with one process and with more, with and without a resize.
+"""An import's speed: how many times as fast with more processes as with one, with and without a resize.
 
-    python -m tests.benchmarks.importing [WORKERS ...]
+    make bench PART=importing
 
 The photos are those of `tests.benchmarks.material`; each import is a command of its own, so that its start counts too.
 CPU time is that of all its processes: where it stays the same with more of them, another core is not wasted.
@@ -14,16 +14,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.benchmarks.material import photo_files
-from tests.benchmarks.results import rate, save, show, spread
+from tests.benchmarks.measuring import interleaved
+from tests.benchmarks.results import Result, of_rounds, report
 
-REPEATS = 5
+REPEATS = 3
 SHARD = 100
-KINDS = {"original bytes": (), "--resize 128": ("--resize", "128")}
+KINDS = {"original_bytes": (), "resize_128": ("--resize", "128")}
 
 
 def main(workers: list[int]) -> None:
@@ -32,29 +32,36 @@ def main(workers: list[int]) -> None:
         what, count = photo_files(folder / "photos")
         names = sorted(path.name for path in (folder / "photos").iterdir())
         (folder / "captions.tsv").write_text("\n".join(f"{name}\ta photo" for name in names))
-        cpu: dict[str, list[float]] = {}
-        runs = {
-            f"{kind}, {number} worker{'s' * (number > 1)}": _Import(folder, (*more, "--workers", str(number)), cpu)
-            for kind, more in KINDS.items()
-            for number in workers
+        results = [
+            result for kind, more in KINDS.items() for result in compare(folder, kind, more, workers, what, count)
+        ]
+    report("importing", __doc__, results)
+
+
+def compare(
+    folder: Path, kind: str, more: tuple[str, ...], workers: list[int], what: str, count: int
+) -> Iterator[Result]:
+    """An import with more processes against one."""
+    cpu: dict[str, list[float]] = {}
+    runs = {str(number): _Import(folder, (*more, "--workers", str(number)), cpu) for number in (1, *workers)}
+    seconds = interleaved(runs, REPEATS)
+    spent = {number: 1000 * statistics.median(cpu[" ".join(run.words)]) / count for number, run in runs.items()}
+    for number in map(str, workers):
+        ratios = [one / more for one, more in zip(seconds["1"], seconds[number], strict=True)]
+        figures = {
+            f"{each}, {name}": value
+            for each in ("1", number)
+            for name, value in (
+                ("images/s", count / statistics.median(seconds[each])),
+                ("CPU ms/image", spent[each]),
+            )
         }
-        seconds = interleaved(runs, REPEATS)
-    rates = {name: rate(count, taken) for name, taken in seconds.items()}
-    milliseconds = {name: 1000 * statistics.median(cpu[" ".join(run.words)]) / count for name, run in runs.items()}
-    rows = [(name, spread(rates[name]), f"{milliseconds[name]:.2f}") for name in runs]
-    show(f"import of {what}", ("", "images/s, median (slowest to fastest)", "CPU ms/image"), rows)
-    save("importing", {"what": what, "images_per_second": rates, "cpu_ms_per_image": milliseconds})
-
-
-def interleaved(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each run, each as often, in turn, so that what else the machine does meets all of them alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            begun = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - begun)
-    return seconds
+        yield of_rounds(
+            f"importing/{kind}/{number}_workers",
+            ratios,
+            against=f"{number} processes against one; {what}",
+            figures=figures,
+        )
 
 
 class _Import:
@@ -80,4 +87,4 @@ def _cpu_seconds() -> float:
 
 
 if __name__ == "__main__":
-    main([int(word) for word in sys.argv[1:]] or [1, 2])
+    main([int(word) for word in sys.argv[1:]] or [2])

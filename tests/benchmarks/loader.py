@@ -1,6 +1,7 @@
 """The loader's speed: photos against WebDataset's own pipeline, regions against a file per image.
 
-    python -m tests.benchmarks.loader [photos] [regions] [memory]
+    make bench PART=loader
+    python -m tests.benchmarks.loader memory
 
 Photos: JPEGs out of local tars, decoded and scaled to 224 x 224, in shuffled batches of 64. Both sides read the same
 tars, parse the same JSON and call the same function on the same bytes (`vlp.data.pixels.read_square`); a third row is
@@ -30,7 +31,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from tests.benchmarks.material import caption_of, dataset_of, photo_shards, region_shards
-from tests.benchmarks.results import in_own_process, megabytes, rate, save, show, spread
+from tests.benchmarks.measuring import in_own_process, megabytes
+from tests.benchmarks.results import Result, of_rounds, report, save, show
 from vlp.data.batch import collate
 from vlp.data.dataset import Dataset
 from vlp.data.image import PixelImages, RegionImages
@@ -43,6 +45,11 @@ from vlp.types import Batch, Example, Pair, Sample, Slot
 SIZE, BATCH, REPEATS, EPOCHS = 224, 64, 5, 3
 WORKERS = (0, 1, 2)
 TOKENS = np.arange(5)
+AGAINST = {
+    "webdataset": "WebDataset's pipeline, its own decoder and Pillow's resize",
+    "webdataset_our_decoder": "WebDataset's pipeline calling vlp's decoder",
+    "npz_files": "a Dataset that reads an npz file per image",
+}
 Batches = Callable[[], Iterable[int]]
 """Starts a loader; its batches, each as the number of images in it."""
 
@@ -128,19 +135,19 @@ def _stacked(samples: list[tuple[np.ndarray[Any, Any], str]]) -> tuple[torch.Ten
     return torch.from_numpy(np.stack([pixels for pixels, _ in samples])), [caption for _, caption in samples]
 
 
-def photos(folder: Path) -> None:
+def photos(folder: Path) -> list[Result]:
     what = photo_shards(folder / "photos")
     dataset = dataset_of(folder / "photos")
     images = PixelImages(SIZE, 49)
     tried = {
         workers: {
             "vlp": ours(dataset, images, workers),
-            "webdataset, same decoding": webdataset_s(folder / "photos", workers, own_decoder=False),
-            "webdataset, its own decoder": webdataset_s(folder / "photos", workers, own_decoder=True),
+            "webdataset_our_decoder": webdataset_s(folder / "photos", workers, own_decoder=False),
+            "webdataset": webdataset_s(folder / "photos", workers, own_decoder=True),
         }
         for workers in WORKERS
     }
-    compare("photos", f"JPEG to {SIZE} x {SIZE}: {what}; images/s", tried)
+    return compare("photos", f"{what}, to {SIZE} x {SIZE}", tried)
 
 
 # --------------------------------------------------------------------------------------------------------- regions
@@ -181,7 +188,7 @@ def npz_files(folder: Path, workers: int) -> Batches:
     return start
 
 
-def regions(folder: Path) -> None:
+def regions(folder: Path) -> list[Result]:
     what = region_shards(folder / "regions", folder / "loose")
     dataset = dataset_of(folder / "regions")
     width = dataset.index.manifest.feature_width
@@ -189,17 +196,17 @@ def regions(folder: Path) -> None:
     tried = {
         workers: {
             "vlp": ours(dataset, RegionImages(width, max_regions=100), workers),
-            "an npz file per image": npz_files(folder / "loose", workers),
+            "npz_files": npz_files(folder / "loose", workers),
         }
         for workers in WORKERS
     }
-    compare("regions", f"Regions: {what}; images/s", tried)
+    return compare("regions", what, tried)
 
 
 # ---------------------------------------------------------------------------------------------------------- running
 
 
-def compare(name: str, title: str, tried: dict[int, dict[str, Batches]]) -> None:
+def compare(name: str, what: str, tried: dict[int, dict[str, Batches]]) -> list[Result]:
     rates: dict[int, dict[str, list[float]]] = {
         workers: {side: [] for side in sides} for workers, sides in tried.items()
     }
@@ -207,18 +214,16 @@ def compare(name: str, title: str, tried: dict[int, dict[str, Batches]]) -> None
         for workers, sides in tried.items():
             for side, start in sides.items():
                 rates[workers][side].append(_rate(start))
-    rows, found = [], {}
+    results = []
     for workers, sides_ in rates.items():
-        own = sides_["vlp"]
-        found[workers] = {side: rate(1, [1 / each for each in measured]) for side, measured in sides_.items()}
+        own = sides_.pop("vlp")
         for side, measured in sides_.items():
             # Each round's own ratio: what slowed the machine in a round slowed both sides.
-            ratio = [one / other for one, other in zip(own, measured, strict=True)]
-            shown = "" if side == "vlp" else f"{statistics.median(ratio):.2f} ({min(ratio):.2f} to {max(ratio):.2f})"
-            found[workers][side]["vlp is so many times as fast"] = statistics.median(ratio)
-            rows.append((f"{workers}", side, spread(found[workers][side]), shown))
-    show(title, ("workers", "loader", f"median of {REPEATS} (lowest to highest)", "vlp is faster by"), rows)
-    save(name, {"what": title, "repeats": REPEATS, "workers": found})
+            ratios = [one / other for one, other in zip(own, measured, strict=True)]
+            figures = {"vlp, images/s": statistics.median(own), "theirs, images/s": statistics.median(measured)}
+            named = f"loader/{name}/{workers}_workers/{side}"
+            results.append(of_rounds(named, ratios, against=f"{AGAINST[side]}; {what}", figures=figures))
+    return results
 
 
 def _rate(start: Batches) -> float:
@@ -244,7 +249,7 @@ def memory(folder: Path) -> None:
     rows = [(name, *(f"{each:.0f} MB" for each in epochs)) for name, epochs in found.items()]
     columns = ("shards", *(f"after epoch {number}" for number in range(1, EPOCHS + 1)))
     show(f"Memory of the process and its two workers ({what}, and regions)", columns, rows)
-    save("memory", {"what": what, "megabytes": found})
+    save("loader-memory", {"what": what, "megabytes": found})
 
 
 def measure_memory(folder: Path) -> None:
@@ -260,13 +265,14 @@ def measure_memory(folder: Path) -> None:
 
 
 def main(parts: list[str]) -> None:
-    known: dict[str, Callable[[Path], None]] = {"photos": photos, "regions": regions, "memory": memory}
     if parts[:1] == ["measure-memory"]:
         measure_memory(Path(parts[1]))
         return
-    for part in parts or known:
-        with tempfile.TemporaryDirectory() as folder:
-            known[part](Path(folder))
+    with tempfile.TemporaryDirectory() as folder:
+        if parts == ["memory"]:
+            memory(Path(folder))
+        else:
+            report("loader", __doc__, [*photos(Path(folder)), *regions(Path(folder))])
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.results import save, show
+from tests.benchmarks.results import Result, of_rounds, report, show
 
 MODELS = {"tiny": "uniter_tiny", "base": "uniter_base"}
 STAGES, RANKS, PRECISIONS = (0, 1, 2, 3), (1, 2), ("bf16", "fp32")
@@ -57,7 +57,14 @@ def main(arguments: list[str]) -> None:
     show(f"{tokens} tokens per micro-batch", columns, cells)
     missed = [row for row in rows if not holds(row)]
     print(f"{len(rows) - len(missed)} of {len(rows)} within what is held to")
-    save("memory", {"tokens": tokens, "rows": rows})
+    report("memory", __doc__, [_result(row, tokens) for row in rows])
+
+
+def _result(row: dict[str, Any], tokens: int) -> Result:
+    name = f"memory/{MODELS[row['model']]}/{row['precision']}/{row['ranks']}_ranks/zero{row['stage']}/{tokens}_tokens"
+    figures = {f"{what}, MB": row[what] for what in ("planned", "measured")}
+    figures["all ranks together, imports included, MB"] = row["together"]
+    return of_rounds(name, [row["planned"] / row["measured"]], against="planned over measured", figures=figures)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

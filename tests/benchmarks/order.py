@@ -1,6 +1,8 @@
 """40,000 shards, 400 million examples: how long to start, how long to any step of any epoch, how much memory.
 
-    python -m tests.benchmarks.order
+The ratio says how many times as long it takes with 40,000 shards as with 400, to start or to get to a step.
+
+    make bench PART=order
 
 The index is real: a manifest of 40,000 lines, a table and a side file of token lengths per shard, read as blocks open.
 Of tables there are 16 kinds under 40,000 names (hard links), and the tars are holes of the right size, so that it fits
@@ -18,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.benchmarks.results import in_own_process, peak_megabytes, save, show
+from tests.benchmarks.measuring import in_own_process, peak_megabytes
+from tests.benchmarks.results import of_rounds, report
 from vlp.data.arrays import write_npz
 from vlp.data.dataset import Dataset
 from vlp.data.index import open_index
@@ -29,13 +32,13 @@ from vlp.data.steps import StepMaker
 from vlp.data.tables import ShardTable, make_entry, save_table
 from vlp.types import Pair, Slot
 
-SHARDS, SAMPLES, KINDS = 40_000, 10_000, 16
+SHARDS, FEW, SAMPLES, KINDS = 40_000, 400, 10_000, 16
 BATCH = 4096
 TOKENIZER = "0123456789abcdef"
 
 
-def make(folder: Path) -> None:
-    """An index of `SHARDS` shards of about `SAMPLES` samples with one caption each, and nothing in the tars."""
+def make(folder: Path, shards: int) -> None:
+    """An index of so many shards of about `SAMPLES` samples with one caption each, and nothing in the tars."""
     lengths = folder / INDEX / f"lengths-{TOKENIZER}"
     lengths.mkdir(parents=True)
     random = np.random.default_rng(0)
@@ -54,7 +57,7 @@ def make(folder: Path) -> None:
             file.truncate(entry.bytes)
         kinds.append(entry)
     entries = []
-    for shard, kind in enumerate(random.integers(0, KINDS, SHARDS).tolist()):
+    for shard, kind in enumerate(random.integers(0, KINDS, shards).tolist()):
         one, name = kinds[kind], f"shard-{shard:06}"
         for place, ending in ((folder, "tar"), (folder / INDEX, "npz"), (lengths, "npz")):
             os.link(place / f"kind-{kind:02}.{ending}", place / f"{name}.{ending}")
@@ -127,25 +130,31 @@ def _no_count(texts: list[str]) -> list[int]:
 
 
 def main() -> None:
+    results = []
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        make(Path(folder))
-        print(f"{SHARDS:,} shards made in {time.perf_counter() - start:.0f} s")
-        found = {groups: in_own_process("tests.benchmarks.order", folder, str(groups)) for groups in (1, 8)}
-    rows = [
-        (
-            f"{groups}",
-            f"{one['examples']:,}",
-            f"{one['start']:.1f} s",
-            f"{np.median(one['seeks']):.2f} s (worst {max(one['seeks']):.2f})",
-            f"{1e3 * np.median(one['plans']):.0f} ms",
-            f"{one['peak']:.0f} MB (imports {one['imports']:.0f})",
-        )
-        for groups, one in found.items()
-    ]
-    columns = ("groups", "examples", "start", "to a step of 30 epochs", f"a further step of {BATCH}", "peak memory")
-    show(f"{SHARDS:,} shards, planned by one rank", columns, rows)
-    save("order", {"shards": SHARDS, "batch": BATCH, "groups": found})
+        folders = {shards: Path(folder) / str(shards) for shards in (FEW, SHARDS)}
+        for shards, place in folders.items():
+            make(place, shards)
+        for groups in (1, 8):
+            said = {
+                shards: in_own_process("tests.benchmarks.order", str(place), str(groups))
+                for shards, place in folders.items()
+            }
+            few, many = said[FEW], said[SHARDS]
+            figures = {
+                "examples": many["examples"],
+                "start, s": many["start"],
+                "to a step of 30 epochs, s": float(np.median(many["seeks"])),
+                "the worst, s": max(many["seeks"]),
+                f"a further step of {BATCH}, ms": 1e3 * float(np.median(many["plans"])),
+                "peak memory, MB": many["peak"],
+                "of which imports, MB": many["imports"],
+            }
+            for name, one, other in (("start", [many["start"]], [few["start"]]), ("seek", many["seeks"], few["seeks"])):
+                ratios = [more / less for more, less in zip(one, other, strict=True)]
+                against = f"{SHARDS:,} shards against {FEW}, planned by one rank of {groups}"
+                results.append(of_rounds(f"order/{name}/{groups}_groups", ratios, against=against, figures=figures))
+    report("order", __doc__, results)
 
 
 if __name__ == "__main__":

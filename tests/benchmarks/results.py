@@ -1,60 +1,179 @@
-"""How the benchmarks measure and report: repeated and interleaved, a table on the terminal, JSON in runs/bench."""
+"""What the benchmarks found: rows of `runs/bench/results.json`, tables on the terminal and in docs/benchmarks.md.
+
+A part of the benchmarks ends with `report`, which puts its rows in place of those of the same names, and its section of
+the page in place of its earlier one; what other parts measured stays.
+"""
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
-import platform
-import resource
+import re
 import statistics
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-RESULTS = Path("runs/bench")
+from tests.benchmarks.measuring import MACHINE
+
+RESULTS = Path("runs/bench/results.json")
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
+HEAD = """# Benchmarks
+
+`make bench` measures all of this in one run and writes this page and `runs/bench/results.json`; `make bench
+PART="loader retrieval"` measures some parts and replaces their sections alone. Each figure is a ratio of what was
+measured in one process, the programs in turn and repeated: the median of the rounds' own ratios, and the lowest and
+highest of them. "At least" is what the project holds itself to.
+"""
 
 
-def rate(count: int, seconds: Sequence[float]) -> dict[str, float]:
-    """Things per second: the median run, and the slowest and fastest."""
-    return {
-        "median": count / statistics.median(seconds),
-        "lowest": count / max(seconds),
-        "highest": count / min(seconds),
-    }
+@dataclass(frozen=True)
+class Result:
+    """One figure."""
+
+    name: str
+    """part/what/how, as `train/visualbert_base/fp32`."""
+    ratio: float
+    lowest: float
+    highest: float
+    repeats: int
+    against: str
+    """What the ratio compares with what."""
+    at_least: float | None = None
+    """What it is held to."""
+    figures: Mapping[str, float | str] = field(default_factory=dict)
+    """What the ratio is made of, by name and unit: `{"vlp, tokens/s": 3200, "largest difference": 1e-6}`."""
 
 
-def spread(values: Mapping[str, float]) -> str:
-    """A rate as a cell of a table."""
-    return f"{values['median']:,.0f} ({values['lowest']:,.0f} to {values['highest']:,.0f})"
+def compared(
+    name: str,
+    seconds: Mapping[str, Sequence[float]],
+    *,
+    against: str,
+    own: str = "vlp",
+    other: str = "theirs",
+    count: float = 1,
+    unit: str = "calls",
+    at_least: float | None = None,
+    figures: Mapping[str, float | str] | None = None,
+) -> Result:
+    """How many times as fast `own` is as `other`, by rounds that `interleaved` measured.
+
+    Args:
+        count: of the things that each call does, called `unit`.
+    """
+    ratios = [theirs / ours for ours, theirs in zip(seconds[own], seconds[other], strict=True)]
+    rates = {f"{who}, {unit}/s": count / statistics.median(seconds[who]) for who in (own, other)}
+    found = {**rates, **(figures or {})}
+    return of_rounds(name, ratios, against=against, at_least=at_least, figures=found)
 
 
-def in_own_process(module: str, *arguments: str) -> dict[str, Any]:
-    """What a module prints as its last line, in JSON: for measures of memory, which no earlier run may have touched."""
-    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+def of_rounds(
+    name: str,
+    ratios: Sequence[float],
+    *,
+    against: str,
+    at_least: float | None = None,
+    figures: Mapping[str, float | str] | None = None,
+) -> Result:
+    """A result by the ratio of each round."""
+    return Result(
+        name, statistics.median(ratios), min(ratios), max(ratios), len(ratios), against, at_least, figures or {}
+    )
 
 
-def megabytes(process: str = "self") -> float:
-    """Memory that a process has, in MB, what it shares counted by its part (Linux)."""
-    lines = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="ascii").splitlines()
-    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:"))
+def report(part: str, about: str | None, results: Sequence[Result], *, device: str = "cpu") -> None:
+    """Show a part's results, and keep them in the file of results and on the page.
+
+    Args:
+        about: the docstring of the part's module, which says what is measured; it becomes the section's text.
+    """
+    facts = MACHINE.facts()
+    rows = [{"part": part, "device": device, **asdict(result), "on": facts} for result in results]
+    show_results(rows)
+    new = {result.name for result in results}
+    kept = [row for row in read_results() if row["name"] not in new or row["device"] != device]
+    _write(RESULTS, json.dumps([*kept, *rows], indent=1) + "\n")
+    page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else HEAD
+    own = [row for row in [*kept, *rows] if row["part"] == part]
+    _write(PAGE, with_section(page, part, section(part, about or "", own)))
+    print(f"{RESULTS}, {os.path.relpath(PAGE)}", flush=True)
 
 
-def peak_megabytes() -> float:
-    """The most memory that this process ever had, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def read_results() -> list[dict[str, Any]]:
+    """All rows measured so far."""
+    found: list[dict[str, Any]] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
+    return found
+
+
+def show_results(rows: Sequence[Mapping[str, Any]]) -> None:
+    columns = ("name", "ratio", "lowest to highest", "at least", "figures")
+    show("Results", columns, [(row["name"], *_cells(row)) for row in rows])
+
+
+def section(part: str, about: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """A part's section of the page."""
+    lines = [f"## {part}", "", inspect.cleandoc(about), ""]
+    for on, together in groupby(rows, key=lambda row: row["on"]):
+        lines += [_where(on), "", *_table(list(together)), ""]
+    return "\n".join(lines)
+
+
+def with_section(page: str, part: str, text: str) -> str:
+    """The page with a section put in place of the part's earlier one; sections stand by name."""
+    head, *sections = re.split(r"^(?=## )", page, flags=re.M)
+    found = {one.splitlines()[0].removeprefix("## "): one.strip() for one in sections} | {part: text.strip()}
+    return "\n\n".join([head.strip(), *(found[name] for name in sorted(found))]) + "\n"
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    head = ["| name | ratio | lowest to highest | at least | what | figures |", "|---|---|---|---|---|---|"]
+    made = []
+    for row in rows:
+        ratio, spread, bar, figures = _cells(row)
+        made.append(f"| `{row['name']}` | **{ratio}** | {spread} | {bar} | {row['against']} | {figures} |")
+    return head + made
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    bar = "" if row["at_least"] is None else f"{row['at_least']:g}"
+    met = "" if row["at_least"] is None or row["ratio"] >= row["at_least"] else " (missed)"
+    figures = "; ".join(f"{name} {_number(value)}" for name, value in row["figures"].items())
+    ratio = _number(row["ratio"])
+    return ratio, f"{_number(row['lowest'])} to {_number(row['highest'])} of {row['repeats']}", bar + met, figures
+
+
+def _number(value: float | str) -> str:
+    if isinstance(value, str):
+        return value
+    if abs(value) >= 100 or value == int(value):
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
+
+
+def _where(on: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in on["versions"].items())
+    gpu = f", {on['gpu']}" if on["gpu"] else ""
+    return (
+        f"Taken on {on['date']}: {on['processor']}, {on['cores']} cores, {on['threads']} threads{gpu}; load before "
+        f"{on['load before']}, other programs took {100 * on['taken by others']:.0f} % of the cores; Python "
+        f"{on['python']}, {versions}."
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on the terminal."""
     table = Table(*columns, title=title, title_justify="left")
     for row in rows:
         table.add_row(*row)
@@ -62,15 +181,7 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> N
 
 
 def save(name: str, result: Mapping[str, Any]) -> None:
-    """Write `runs/bench/<name>.json` with what the figures were taken on."""
-    facts = {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "versions": {each: version(each) for each in ("torch", "torchvision", "pillow", "numpy", "webdataset")},
-    }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"on": facts, **result}, indent=1) + "\n", encoding="utf-8")
+    """Write `runs/bench/<name>.json`: what was measured beside the ratios, with what it was taken on."""
+    path = RESULTS.parent / f"{name}.json"
+    _write(path, json.dumps({"on": MACHINE.facts(), **result}, indent=1) + "\n")
     print(f"{path}")

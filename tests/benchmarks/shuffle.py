@@ -1,6 +1,6 @@
 """How well block shuffle shuffles, against a full shuffle, by `data.block_shards`.
 
-    python -m tests.benchmarks.shuffle
+    make bench PART=shuffle
 
 Examples that lie side by side in a shard (captions of one photo, photos of one source) should come far apart. Measured
 over one epoch of 1,000 shards of 1,000 examples, batches of 1,024:
@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.benchmarks.results import save, show
+from tests.benchmarks.results import of_rounds, report
 from vlp.data.order import Order
 
 SHARDS, EXAMPLES, BATCH = 1000, 1000, 1024
@@ -56,20 +56,19 @@ def main() -> None:
     random = np.random.default_rng(0)
     full = measures(random.permutation(SHARDS * EXAMPLES))
     found = {blocks: measures(places(blocks)) for blocks in BLOCKS}
-    rows = [_row(f"{blocks}", one, full) for blocks, one in found.items()]
-    rows.append(_row("full shuffle", full, full))
-    columns = ("block_shards", "distance", "together", "sources")
-    show(f"{SHARDS} shards of {EXAMPLES}, batches of {BATCH}", columns, rows)
-    save("shuffle", {"full": full, "block_shards": found})
-
-
-def _row(name: str, one: dict[str, float], full: dict[str, float]) -> tuple[str, ...]:
-    return (
-        name,
-        f"{one['distance'] / full['distance']:.3f}",
-        f"{one['together'] / full['together']:.1f}",
-        f"{one['sources'] / full['sources']:.3f} ({one['sources']:.0f})",
-    )
+    results = [
+        of_rounds(
+            f"shuffle/block_shards_{blocks}",
+            [one["distance"] / full["distance"]],
+            against="distance of neighbours, as a share of a full shuffle's",
+            figures={
+                "together, times a full shuffle's": one["together"] / full["together"],
+                "sources, share of a full shuffle's": one["sources"] / full["sources"],
+            },
+        )
+        for blocks, one in found.items()
+    ]
+    report("shuffle", __doc__, results)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,74 @@
+"""Benchmarks keep what other parts measured, and each part of `make bench` is a module that measures."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks import results
+from tests.benchmarks.__main__ import PARTS
+from tests.benchmarks.results import Result, compared, of_rounds, report, with_section
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results.json")
+    monkeypatch.setattr(results, "PAGE", tmp_path / "benchmarks.md")
+
+
+def _rows() -> dict[str, float]:
+    return {row["name"]: row["ratio"] for row in json.loads(results.RESULTS.read_text())}
+
+
+def _one(name: str, ratio: float, **more: float) -> Result:
+    return of_rounds(name, [ratio], against="the other", **more)  # type: ignore[arg-type]
+
+
+def test_a_ratio_is_the_median_of_the_rounds_own() -> None:
+    seconds = {"vlp": [1.0, 2.0, 1.0], "theirs": [2.0, 6.0, 2.5]}
+    found = compared("loader/x", seconds, against="theirs", count=10, unit="images")
+    assert (found.ratio, found.lowest, found.highest, found.repeats) == (2.5, 2.0, 3.0, 3)
+    assert found.figures == {"vlp, images/s": 10, "theirs, images/s": 4}
+
+
+def test_a_run_of_one_part_replaces_its_rows_alone() -> None:
+    report("loader", "Photos.", [_one("loader/a", 1.0), _one("loader/b", 2.0)])
+    report("training", "Steps.", [_one("train/a", 3.0)])
+    report("loader", "Photos.", [_one("loader/a", 1.5)])
+    assert _rows() == {"loader/a": 1.5, "loader/b": 2.0, "train/a": 3.0}
+    page = results.PAGE.read_text()
+    assert page.count("## loader") == 1
+    assert "| `loader/a` | **1.50** |" in page
+    assert "| `train/a` | **3** |" in page
+
+
+def test_figures_of_a_gpu_stand_beside_those_of_the_cpu() -> None:
+    report("training", "Steps.", [_one("train/a", 2.0)])
+    report("training", "Steps.", [_one("train/a", 4.0)], device="cuda")
+    rows = json.loads(results.RESULTS.read_text())
+    assert [(row["device"], row["ratio"]) for row in rows] == [("cpu", 2.0), ("cuda", 4.0)]
+
+
+def test_sections_that_this_machine_has_not_measured_stay() -> None:
+    page = "# Benchmarks\n\n## loader\n\nold\n\n## search\n\nkept\n"
+    assert with_section(page, "loader", "## loader\n\nnew") == "# Benchmarks\n\n## loader\n\nnew\n\n## search\n\nkept\n"
+
+
+def test_what_missed_its_mark_says_so() -> None:
+    report("training", "Steps.", [_one("train/a", 1.9, at_least=2.0), _one("train/b", 2.0, at_least=2.0)])
+    lines = {line.split("`")[1]: line for line in results.PAGE.read_text().splitlines() if line.startswith("| `")}
+    assert "2 (missed)" in lines["train/a"]
+    assert "missed" not in lines["train/b"]
+
+
+def test_a_figure_is_taken_on_a_named_machine() -> None:
+    report("loader", "Photos.", [_one("loader/a", 1.0)])
+    (row,) = json.loads(results.RESULTS.read_text())
+    assert {"processor", "cores", "threads", "load before", "taken by others", "versions"} <= set(row["on"])
+    assert row["on"]["versions"]["torch"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_each_part_is_a_module(part: str) -> None:
+    assert importlib.util.find_spec(f"tests.benchmarks.{part}")
