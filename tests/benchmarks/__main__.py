@@ -30,7 +30,8 @@ class Part:
 
 
 PARTS = {
-    "extraction": Part(),
+    "training": Part(gpu=True),
+    "extraction": Part(("visualbert_base", "lxmert_base"), gpu=True),
     "loader": Part(),
     "decoding": Part(),
     "importing": Part(),

@@ -46,11 +46,11 @@ def photo_files(folder: Path) -> tuple[str, int]:
     return what, len(photos)
 
 
-def photo_bytes() -> tuple[list[bytes], str]:
-    """The photos as files hold them, and what they are."""
+def photo_bytes(count: int = PHOTOS) -> tuple[list[bytes], str]:
+    """So many photos as files hold them, and what they are."""
     data = test_data()
-    files = sorted((data / "uit_viic" / "images").glob("*.jpg"))[:PHOTOS] if data else []
-    photos = [file.read_bytes() for file in files] or list(_drawn(PHOTOS))
+    files = sorted((data / "uit_viic" / "images").glob("*.jpg"))[:count] if data else []
+    photos = [file.read_bytes() for file in files] or list(_drawn(count))
     width, height = np.median([Image.open(io.BytesIO(photo)).size for photo in photos], axis=0)
     kind = "photos of uit_viic" if files else "drawn photos"
     kilobytes = sum(map(len, photos)) / len(photos) / 1000

@@ -37,12 +37,17 @@ def region_data(folder: Path, *, samples: int, words: int, regions: int) -> tupl
                 metadata={"id": number},
             )
     build_index(data)
-    vocabulary = {word: place for place, word in enumerate([*SPECIAL, *(f"w{n}" for n in range(len(SPECIAL), WORDS))])}
+    return data, words_tokenizer(tokenizer, WORDS)
+
+
+def words_tokenizer(folder: Path, count: int) -> Path:
+    """A tokenizer of made-up words `w5`, `w6`, ..., so many with the special tokens."""
+    vocabulary = {word: place for place, word in enumerate([*SPECIAL, *(f"w{n}" for n in range(len(SPECIAL), count))])}
     made = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     made.normalizer, made.pre_tokenizer = normalizers.NFC(), pre_tokenizers.Whitespace()
     made.add_special_tokens(list(SPECIAL))
-    save(made, tokenizer)
-    return data, tokenizer
+    save(made, folder)
+    return folder
 
 
 def _regions(count: int, random: np.random.Generator) -> Regions:

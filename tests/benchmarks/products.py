@@ -1,0 +1,48 @@
+"""The best matrix product of a machine: what a share of the limit is a share of."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tests.benchmarks.measuring import wait_for
+
+SHAPES = {
+    "cpu": ((1024, 1024, 1024), (1536, 1536, 1536), (2048, 768, 3072), (2048, 3072, 768), (3072, 2048, 768)),
+    "cuda": ((4096, 4096, 4096), (8192, 8192, 8192), (16384, 1024, 4096), (16384, 4096, 1024), (4096, 16384, 1024)),
+}
+"""Rows, inner width and columns that are tried: large squares, and what a base model multiplies."""
+REPEATS = 5
+
+
+def best_product(device: str, dtype: torch.dtype) -> tuple[float, str]:
+    """Operations per second of the fastest of some matrix products, each in both layouts of its right factor, and which
+    it was; with the threads that torch has."""
+    found: dict[str, float] = {}
+    for rows, inner, columns in SHAPES[device]:
+        left = torch.randn(rows, inner, device=device).to(dtype)
+        right, turned = (torch.randn(shape, device=device).to(dtype) for shape in ((inner, columns), (columns, inner)))
+        calls: dict[str, Callable[[], Tensor]] = {
+            "A B": lambda a=left, b=right: a @ b,
+            "A B^T": lambda a=left, b=turned: torch.nn.functional.linear(a, b),
+        }
+        for how, call in calls.items():
+            operations = 2 * rows * inner * columns
+            found[f"{how}, {rows} x {inner} x {columns}"] = operations / _seconds(call, device)
+    name = max(found, key=found.__getitem__)
+    return found[name], name
+
+
+def _seconds(call: Callable[[], Tensor], device: str) -> float:
+    """The fastest of some calls."""
+    taken = []
+    for _ in range(REPEATS):
+        wait_for(device)
+        begun = time.perf_counter()
+        call()
+        wait_for(device)
+        taken.append(time.perf_counter() - begun)
+    return min(taken)

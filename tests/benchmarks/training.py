@@ -1,0 +1,300 @@
+"""A step of training against the transformers library, and how near it comes to the machine's limit.
+
+Both take the same weights (by way of `vlp convert`) and the same examples: real captions, 10 to 100 regions or squares
+of 384 x 384 pixels, 0.15 of the words hidden. Counted are forward, loss, backward, clipping of the gradient's norm and
+the optimizer (fused AdamW in both); not reading the data, and not padding them for the library. Ours is the engine of
+`vlp pretrain` with all that it does in a step. The library's class is called as its documentation shows, on one padded
+batch with masks. In bf16 its model is in bf16, without the fp32 weights that ours keeps. Dropout is 0.1 in both;
+before, their losses without dropout are compared.
+
+`mfu` is the model's operations (three times a forward pass, on real tokens, nothing recomputed) per second, over the
+fastest matrix product of the same machine, type and number of threads in the same run.
+"""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tests.benchmarks.measuring import device_of, interleaved, parser_of
+from tests.benchmarks.pairs import PER_IMAGE, assembled_run, photo_pairs, region_pairs, steps_of, tokenizer
+from tests.benchmarks.peers import PEERS, VISUAL_WEIGHT, Inputs, Peer, Size
+from tests.benchmarks.products import best_product
+from tests.benchmarks.results import Result, compared, of_rounds, report
+from vlp.assemble import make_module
+from vlp.distributed import World, world
+from vlp.models.flops import Arithmetic
+from vlp.tasks.module import TaskModule
+from vlp.train.engine import Engine
+from vlp.train.optimizer import OptimizerConfig, make_optimizer
+from vlp.train.zero import Precision, read_zero
+from vlp.types import Batch, Losses, Step
+
+RATE, CLIP = 1e-4, 1.0
+CLOSE = {"fp32": 1e-5, "bf16": 1e-2}
+"""How much losses may differ, as a share."""
+WORDS = {"mlm": {"kind": "masked_language"}}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model that is trained."""
+
+    objectives: Mapping[str, Any]
+    model: str | None = None
+    """A shipped config; null for what the library's class of the same name is, converted."""
+    changes: tuple[str, ...] = ()
+    """Overrides of its config."""
+    photos: bool = False
+    at_least: Mapping[str, float] = field(default_factory=dict)
+    """How many times as fast as the library's it is held to be, by precision, at base size."""
+    share: Mapping[str, float] = field(default_factory=dict)
+    """What share of the limit it is held to."""
+
+
+SHARE = {"fp32": 0.85, "bf16": 0.60}
+CASES = {
+    "visualbert": Case(
+        {**WORDS, "itm": {"kind": "matching", "replace": "text", "matched_label": 0}},
+        at_least={"fp32": 2.2, "bf16": 2.0},
+        share=SHARE,
+    ),
+    "lxmert": Case(
+        {
+            **WORDS,
+            "itm": {"kind": "matching", "replace": "text"},
+            "obj": {"kind": "region_class", "labels": "hard", "over": "all", "by_confidence": True}
+            | {"weight": VISUAL_WEIGHT},
+            "attr": {"kind": "region_class", "of": "attribute", "labels": "hard", "over": "all", "by_confidence": True}
+            | {"weight": VISUAL_WEIGHT, "inner_of": "obj"},
+            "feat": {"kind": "region_feature", "distance": "smooth_l1", "average": "regions", "inner_of": "obj"}
+            | {"weight": VISUAL_WEIGHT},
+        },
+        changes=("model.image.source.max_regions=100",),
+        at_least={"fp32": 2.0, "bf16": 2.0},
+        share=SHARE,
+    ),
+    "vilt": Case(
+        WORDS,
+        changes=("model.image.source.fit=squash", "model.image.source.sample=null"),
+        photos=True,
+        at_least={"fp32": 1.2, "bf16": 1.2},
+    ),
+    "uniter": Case(
+        {
+            **WORDS,
+            "itm": {"kind": "matching"},
+            "mrfr": {"kind": "region_feature", "tied": True},
+            "mrc": {"kind": "region_class", "mean_over_classes": True},
+        },
+        model="uniter_base",
+        changes=("model.text.vocab_size=auto", "model.image.source.classes=auto"),
+        share=SHARE,
+    ),
+}
+
+
+class Ours:
+    """The engine of a run."""
+
+    def __init__(self, task: TaskModule, weights: Mapping[str, float], precision: Precision, ranks: World) -> None:
+        self.weights = weights
+        self.engine = Engine(
+            task,
+            weights=weights,
+            optimizer=OptimizerConfig(clip_norm=CLIP),
+            precision=precision,
+            zero=read_zero(None, precision),
+            world=ranks,
+            seed=0,
+        )
+
+    def train(self, step: Step) -> None:
+        self.engine.train_step(step, RATE)
+
+    def loss(self, batch: Batch) -> float:
+        """Without dropout."""
+        losses: Losses = self.engine.inference(lambda task: task(self.engine.to_device(batch)))
+        return sum(self.weights[n] * float(total) / batch.targets[n].count for n, total in losses.sums.items())
+
+
+class Theirs:
+    """The plain loop over the library's model."""
+
+    def __init__(self, peer: Peer, precision: Precision, device: str) -> None:
+        self.peer = peer
+        peer.model.to(device, torch.bfloat16 if precision == "bf16" else None).train()
+        self.optimizer = make_optimizer(peer.model, OptimizerConfig())
+        for group in self.optimizer.param_groups:
+            group["lr"] = RATE
+
+    def given(self, batch: Batch) -> Inputs:
+        return self.peer.inputs(batch) | self.peer.labels(batch)
+
+    def train(self, given: Inputs) -> None:
+        self.optimizer.zero_grad()
+        loss = self.peer.loss(given)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.peer.model.parameters(), CLIP)
+        self.optimizer.step()
+        loss.item()
+
+    def loss(self, batch: Batch) -> float:
+        """Without dropout."""
+        self.peer.model.eval()
+        with torch.inference_mode():
+            loss = float(self.peer.loss(self.given(batch)))
+        self.peer.model.train()
+        return loss
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How much is measured, and on what."""
+
+    size: Size
+    examples: int
+    repeats: int
+    dropout: float
+    device: str
+    folder: Path
+    ranks: World
+
+    @property
+    def steps(self) -> int:
+        return self.repeats + 1
+
+
+def measure(name: str, precision: Precision, setting: Setting) -> list[Result]:
+    """The results of one model in one precision."""
+    case = CASES[name]
+    torch.manual_seed(0)
+    peer = PEERS[name](setting.size, setting.dropout) if case.model is None else None
+    assembled = assembled_run(_values(case, peer, setting), _overrides(case, setting))
+    steps = steps_of(assembled, setting.steps)
+    ours = Ours(make_module(assembled), assembled.task.weights, precision, setting.ranks)
+    called = f"{name}_{setting.size}/{precision}"
+    calls: dict[str, Callable[[], object]] = {"vlp": Turns([lambda s=step: ours.train(s) for step in steps])}
+    figures: dict[str, float | str] = {"examples": setting.examples, "real tokens": _mean_tokens(steps)}
+    if peer is not None:
+        theirs = Theirs(peer, precision, setting.device)
+        figures |= _losses(ours, theirs, steps[0], precision)
+        padded = [theirs.given(step.micro_batches[0]) for step in steps]
+        figures["padded tokens"] = sum(step.micro_batches[0].padded_tokens for step in steps) / len(steps)
+        calls["theirs"] = Turns([lambda g=given: theirs.train(g) for given in padded])
+    seconds = interleaved(calls, setting.repeats, device=setting.device, warm=1)
+    bars = setting.size == "base" and setting.device == "cpu"
+    results = []
+    if peer is not None:
+        against = f"a training step of transformers' {type(peer.model).__name__}"
+        at_least = case.at_least.get(precision) if bars else None
+        count = figures["real tokens"]
+        assert isinstance(count, float)
+        results.append(
+            compared(
+                f"train/{called}",
+                seconds,
+                against=against,
+                count=count,
+                unit="tokens",
+                at_least=at_least,
+                figures=figures,
+            )
+        )
+    peak, product = best_product(setting.device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    arithmetic = Arithmetic(assembled.config.model)
+    work = [sum(3 * arithmetic.forward(batch) for batch in step.micro_batches) for step in steps[1:]]
+    results.append(
+        of_rounds(
+            f"mfu/{called}",
+            [operations / taken / peak for operations, taken in zip(work, seconds["vlp"], strict=True)],
+            against="the fastest matrix product",
+            at_least=case.share.get(precision) if bars else None,
+            figures={"limit, GFLOP/s": peak / 1e9, "of": product, "step, GFLOP": sum(work) / len(work) / 1e9},
+        )
+    )
+    ours.engine.close()
+    for result in results:
+        print(f"{result.name}: {result.ratio:.3f} ({result.lowest:.3f} to {result.highest:.3f})", flush=True)
+    return results
+
+
+class Turns:
+    """Calls of which each turn makes the next."""
+
+    def __init__(self, calls: Sequence[Callable[[], object]]) -> None:
+        self._calls = iter(calls)
+
+    def __call__(self) -> None:
+        next(self._calls)()
+
+
+def _losses(ours: Ours, theirs: Theirs, step: Step, precision: Precision) -> dict[str, float | str]:
+    """Both losses of one batch; equal, or nothing that follows is a comparison."""
+    (batch,) = step.micro_batches
+    own, other = ours.loss(batch), theirs.loss(batch)
+    apart = abs(own - other) / abs(other)
+    if not apart <= CLOSE[precision]:
+        raise SystemExit(f"losses differ: ours {own}, theirs {other}")
+    return {"loss, vlp": own, "loss, theirs": other, "apart": apart}
+
+
+def _mean_tokens(steps: Sequence[Step]) -> float:
+    return sum(batch.tokens for step in steps for batch in step.micro_batches) / len(steps)
+
+
+def _values(case: Case, peer: Peer | None, setting: Setting) -> dict[str, Any]:
+    if peer is None:
+        model: str = str(case.model)
+    else:
+        own = setting.folder / type(peer).__name__
+        own.mkdir(exist_ok=True)
+        model = str(peer.converted(own))
+    data = setting.folder / ("photos" if case.photos else "regions")
+    if not data.exists():
+        images = -(-setting.examples * setting.steps // PER_IMAGE)
+        (photo_pairs if case.photos else region_pairs)(setting.folder, images)
+    return {
+        "model": model,
+        "tokenizer": str(tokenizer(setting.folder)),
+        "task": {"name": "pretrain", "objectives": case.objectives, "on_mismatched": True},
+        "data": {"train": str(data)},
+        "batch": {"size": setting.examples, "micro_tokens": 1 << 30},
+    }
+
+
+def _overrides(case: Case, setting: Setting) -> list[str]:
+    dropout = [f"model.{key}={setting.dropout}" for key in ("dropout", "attention_dropout")]
+    return [*case.changes, *dropout]
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"{', '.join(CASES)} (default: all)")
+    parser.add_argument("--size", choices=("small", "base"), default="base")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: both")
+    parser.add_argument("--examples", type=int, default=32, help="of a step (default: 32)")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--dropout", type=float, default=0.1)
+    given = parser.parse_args()
+    precisions: tuple[Precision, ...] = (given.precision,) if given.precision else ("fp32", "bf16")
+    results: list[Result] = []
+    with tempfile.TemporaryDirectory() as folder, world() as ranks:
+        device = device_of(given.device)
+        setting = Setting(given.size, given.examples, given.repeats, given.dropout, device, Path(folder), ranks)
+        for name in given.models or CASES:
+            for precision in precisions:
+                results += measure(name, precision, setting)
+                gc.collect()
+    report("training", __doc__, results, device=device)
+
+
+if __name__ == "__main__":
+    main()
