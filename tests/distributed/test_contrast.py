@@ -33,6 +33,8 @@ BATCH, RATE, SEED, DECAY, QUEUE = 6, 1e-3, 3, 0.8, 8
 OPTIMIZER = OptimizerConfig(epsilon=1e-4, weight_decay=0.1)
 MODEL = ("encoder.0.repeat=1", "encoder.2.repeat=1", "encoder.1.repeat=1")
 
+ALPHA = 0.5
+"""The momentum model's share of the targets of hidden words."""
 MOMENTUM = {"decay": DECAY, "queue": QUEUE, "alpha": 0.4, "ramp": 3}
 MLM = {"kind": "masked_language", "probability": 0.3}
 ITC = {"kind": "contrast", "width": 5, "temperature": 0.2, "image": "mean"}
@@ -41,7 +43,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "alone": {"itc": ITC},
     "hard": {"itc": ITC, "itm": ITM},
     "hidden words": {"mlm": MLM, "itc": ITC, "itm": ITM},
-    "momentum": {"mlm": MLM, "itc": {**ITC, "momentum": MOMENTUM}, "itm": ITM},
+    "momentum": {"mlm": {**MLM, "alpha": ALPHA}, "itc": {**ITC, "momentum": MOMENTUM}, "itm": ITM},
 }
 
 
@@ -119,8 +121,7 @@ class Plain:
         active = self.task.active(number)
         total, vectors = torch.zeros(()), None
         if "mlm" in active:
-            batch = self.batch(examples)
-            total = total + self.module(batch).sums["mlm"] / batch.targets["mlm"].count
+            total = total + self.words(self.batch(examples), number)
         if "itc" in active:
             plain = [replace(e, token_ids_T=e.token_ids_T if e.plain_T is None else e.plain_T) for e in examples]
             contrast, scores_GG, vectors = self.contrast(plain, number)
@@ -128,6 +129,19 @@ class Plain:
             if "itm" in active:
                 total = total + 0.5 * self.matching(plain, scores_GG, number)
         return total, vectors
+
+    def words(self, batch: Batch, number: int) -> Tensor:
+        """Mean over the hidden words: cross entropy with the words, or in part with what the slow model guesses."""
+        targets = batch.targets["mlm"]
+
+        def scores_KV(module: TaskModule) -> Tensor:
+            return module.model.heads["mlm"](module.model(batch).text_NH[targets.positions_K])  # type: ignore[no-any-return]
+
+        alpha = self.task.config.objectives["mlm"].alpha * min(1, number / 3)  # type: ignore[union-attr]
+        logs_KV = scores_KV(self.module).log_softmax(1)
+        own_K = -logs_KV.gather(1, targets.values["token"][:, None])[:, 0]
+        slow_K = -(scores_KV(self.slow).softmax(1).detach() * logs_KV).sum(1)
+        return ((1 - alpha) * own_K + alpha * slow_K).mean()
 
     def batch(self, examples: list[Example]) -> Batch:
         return self.task.collate([[example] for example in examples], 0)

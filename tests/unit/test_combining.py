@@ -21,6 +21,10 @@ HIDING = {
     "mrfr": {"kind": "region_feature"},
     "mrc": {"kind": "region_class"},
 }
+ITC = {"kind": "contrast"}
+SLOW = {**ITC, "momentum": {}}
+HARD = {"kind": "matching", "negatives": "hard"}
+DISTILLED = {"kind": "masked_language", "alpha": 0.4}
 ASKED = (
     Question("what colour is the circle", ("red",)),
     Question("is the square left of the circle", ("no", "no", "no", "yes")),
@@ -139,11 +143,56 @@ def test_questions_alone_may_be_the_texts() -> None:
             {"objectives": {n: {"kind": "masked_language"} for n in "ab"}, "combine": "one", "masking": "joint"},
             "objectives.b hides words, and so does a",
         ),
+        ({"objectives": {"itm": HARD}}, "objectives.itm.negatives: hard ones are found by what contrast makes"),
+        ({"objectives": {"itm": HARD, "itc": ITC}, "combine": "one"}, "objectives.itm.negatives: hard ones"),
+        ({"objectives": {"itm": HARD, "itc": {**ITC, "from_step": 5}}}, "objectives.itm.negatives: hard ones"),
+        ({"objectives": {"a": ITC, "b": ITC}}, "objectives can hold one of kind contrast"),
+        ({"objectives": {"mlm": DISTILLED}}, "objectives.mlm.alpha: 0.4 is the share of a momentum model's guesses"),
+        ({"objectives": {"mlm": DISTILLED, "itc": ITC}}, "objectives.mlm.alpha: 0.4 is the share"),
+        ({"objectives": {"mlm": DISTILLED, "itc": SLOW}, "combine": "one"}, "objectives.mlm.alpha: 0.4 is the share"),
+        (
+            {"objectives": {"mlm": DISTILLED, "itc": {**SLOW, "from_step": 5}}},
+            "objectives.mlm.alpha: 0.4 is the share",
+        ),
     ],
 )
 def test_a_contradiction_is_refused(config: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         PretrainConfig.parse(config)
+
+
+def test_what_needs_contrast_may_stand_beside_it() -> None:
+    together = {"mlm": DISTILLED, "itm": HARD, "itc": SLOW}
+    assert PretrainConfig.parse({"objectives": together}).objectives["mlm"].alpha == 0.4  # type: ignore[union-attr]
+    along = {name: {**own, "along_with": "itc"} if name != "itc" else own for name, own in together.items()}
+    PretrainConfig.parse({"objectives": along, "combine": "one"})
+
+
+# ----------------------------------------------------------------------------------------------------- tokens of a pair
+
+
+def passes(combine: str = "all", step: int = 0, **objectives: Any) -> tuple[float, float]:
+    """How often a pair's text and image are gone over."""
+    made = task(objectives=objectives, combine=combine)
+    (pair,) = made.pairs(at(step), block(2, 2), generator(0, "t"))
+    return pair.text_passes, pair.image_passes
+
+
+def test_pairs_that_come_of_an_example_are_counted() -> None:
+    mlm = {"kind": "masked_language"}
+    assert passes(itm={"kind": "matching"}, mlm=mlm, itc=ITC) == (1, 1)
+    # Its own, the text that it draws, and two that draw it; text and image meet from the first block on.
+    assert passes(itm=HARD, itc=ITC) == (4, 4)
+    assert passes(itm=HARD, itc=ITC, mlm=mlm) == (5, 5)  # and its own text as it was before words were hidden
+    assert passes("one", 0, itm={**HARD, "along_with": "itc"}, itc={**ITC, "ratio": 0}, mlm=mlm) == (1, 1)
+    assert passes("one", 0, itm={**HARD, "along_with": "itc"}, itc=ITC, mlm={**mlm, "ratio": 0}) == (4, 4)
+
+
+def test_a_text_alone_makes_no_pairs() -> None:
+    made = task(objectives={"itm": HARD, "itc": ITC})
+    alone = replace(block(2, regions=0), has_image_S=np.zeros(1, bool))
+    (pair,) = made.pairs(SLOT, alone, generator(0, "t"))
+    assert (pair.text_passes, pair.image_passes) == (1, 1)
 
 
 # ---------------------------------------------------------------------------------------------- in another's steps

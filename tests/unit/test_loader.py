@@ -1,5 +1,7 @@
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -21,6 +23,7 @@ from vlp.data.dataset import Dataset
 from vlp.data.index import build_index, open_index
 from vlp.data.lengths import token_lengths
 from vlp.data.order import Order
+from vlp.types import Pair
 
 AUGMENT = AugmentConfig.parse({"flip": {}, "crop": {"kind": "shifted"}, "colour": {"brightness": 0.5}})
 
@@ -115,6 +118,19 @@ def test_micro_batches_keep_to_their_tokens_and_slots_stay_together() -> None:
         for batch in step.micro_batches:
             assert batch.tokens <= 80
             assert batch.ids[::2] == batch.ids[1::2]
+
+
+def test_what_a_step_makes_of_a_pair_beside_it_counts_for_the_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    preparer, own = FakePreparer(), FakePreparer.pairs
+
+    def twice(*given: Any) -> tuple[Pair, ...]:
+        return tuple(replace(pair, text_passes=2.0, image_passes=2.5) for pair in own(preparer, *given))
+
+    monkeypatch.setattr(preparer, "pairs", twice)
+    datasets = [FakeDataset([9, 12, 14, 5])]
+    for step in steps_of(datasets, order_of(*datasets), preparer=preparer, micro_tokens=80):
+        for batch in step.micro_batches:
+            assert 2 * batch.text.packing.tokens + 2.5 * batch.image.packing.tokens <= 80
 
 
 def test_ids_name_shard_sample_and_text() -> None:

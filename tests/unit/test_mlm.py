@@ -120,3 +120,19 @@ def test_the_mean_may_be_over_examples_first() -> None:
     weights = torch.tensor([0.5, 0.5, 1.0])  # two targets of one example, one of another
     total, _ = examples_first.loss(scores, Targets(torch.arange(3), {"token": labels, WEIGHT: weights}, 2.0))
     torch.testing.assert_close(total, (each[0] + each[1]) / 2.0001 + each[2] / 1.0001)
+
+
+def test_a_momentum_model_gives_part_of_the_targets() -> None:
+    scores, teacher = torch.randn(2, 3, 20, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([4, 0, 19])
+    survey = {"teacher": teacher, "alpha": torch.tensor(0.3)}
+    total, metrics = objective().loss(scores, Targets(torch.arange(3), {"token": labels}, 3.0, survey))
+    by_hand = 0.0
+    for row, slow, label in zip(scores.tolist(), teacher.tolist(), labels.tolist(), strict=True):
+        odds, all_odds = [np.exp(each) for each in row], sum(np.exp(row))
+        slow_odds = [np.exp(each) for each in slow]
+        for word in range(20):
+            wanted = 0.3 * slow_odds[word] / sum(slow_odds) + 0.7 * (word == label)
+            by_hand -= wanted * np.log(odds[word] / all_odds)
+    assert float(total) == pytest.approx(by_hand, rel=1e-5)
+    assert metrics["mlm_accuracy"][1] == 3

@@ -15,7 +15,7 @@ from vlp.data.dataset import Dataset
 from vlp.distributed import World, world
 from vlp.errors import ConfigError, DataError
 from vlp.evaluate import Inference
-from vlp.models.halves import separable
+from vlp.models.halves import image_met, separable
 from vlp.models.model import ModelConfig, Network
 from vlp.tasks.candidates import find_candidates
 from vlp.tasks.judge import Judge
@@ -117,6 +117,17 @@ def test_models_whose_streams_read_each_other_cannot_be_taken_apart() -> None:
     assert not task.apart
     with pytest.raises(ConfigError, match=r"task\.contrast: this model's text reads the image"):
         RetrievalTask(RetrievalConfig.parse({"contrast": {}}), Setting(reading, text_encoder(), 0))
+
+
+def test_the_part_of_an_image_s_way_that_lies_behind_a_text() -> None:
+    def share(encoder: list[dict[str, Any]]) -> float:
+        return image_met(ModelConfig.parse({**model_config().plain(), "encoder": encoder}))
+
+    assert share(JOINT) == 1
+    assert share(TOWERS) == 3 / 5
+    text_looks = {"stream": "text", "repeat": 2, "sublayers": ["self", "cross", "ffn"]}
+    assert share([{"stream": "image", "repeat": 3, "sublayers": ["self", "ffn"]}, text_looks]) == 2 / 8
+    assert share([{"stream": "image", "sublayers": ["self", "ffn"]}]) == 0
 
 
 def test_a_dual_encoder_compares_the_vectors_of_its_head(data: Dataset) -> None:

@@ -140,9 +140,9 @@ class SlotReader:
         return self._preparer.pairs(slot, tables, self._generator("pairs", slot))
 
     def tokens(self, slot: Slot, pairs: Sequence[Pair]) -> int:
-        """Tokens of a slot's pairs, known before anything is read."""
+        """Tokens that the model computes for a slot's pairs, known before anything is read."""
         image_tokens_S = self.block(slot).image_tokens_S
-        return sum([self._text_tokens(slot, pair)[0] + image_tokens_S.item(pair.image) for pair in pairs])
+        return sum([pair.tokens(self._text_tokens(slot, pair)[0], image_tokens_S.item(pair.image)) for pair in pairs])
 
     def _text_tokens(self, slot: Slot, pair: Pair) -> tuple[int, bool]:
         """Tokens of a pair's text, or of its two texts in one; and whether they are cut at the model's limit."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from vlp.models.blocks import unrolled
 from vlp.models.embeddings import WholeImageConfig
 from vlp.models.imageparts import AlignedConfig, ImagePositionConfig
 from vlp.models.model import ModelConfig, Network
@@ -24,6 +25,15 @@ def separable(config: ModelConfig) -> bool:
         for part in parts
     )
     return not reads_text and not any(isinstance(part, WholeImageConfig) for part in config.text.parts)
+
+
+def image_met(config: ModelConfig) -> float:
+    """The share of the image's way through the encoder that lies where text and image have met, by its sublayers; one
+    of the text that looks at it counts too."""
+    blocks = list(unrolled(config.encoder))
+    met = next((place for place, block in enumerate(blocks) if block.mixes), len(blocks))
+    counts = [len(b.sublayers) if "image" in b.streams else int("cross" in b.sublayers) for b in blocks]
+    return sum(counts[met:]) / max(1, sum(counts))
 
 
 def unimodal(model: Network, batch: Batch) -> tuple[Tensor, Tensor]:

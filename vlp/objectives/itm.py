@@ -49,8 +49,8 @@ class MatchingConfig(SelfSupervisedConfig):
     negatives: Literal["block", "hard"] = "block"
     """Where mismatched pairs come from: the example's block, by chance; or the global batch, two for each matched pair,
     its image with a text and its text with an image that contrast takes to be like its own. `hard` needs an objective
-    of kind contrast, and holds for training: evaluation draws from the block. Its pairs come on top of
-    `batch.micro_tokens`: two more of each example in the blocks where text and image meet."""
+    of kind contrast, and holds for training: evaluation draws from the block. An image is given to at most two texts;
+    `batch.micro_tokens` counts all pairs that can come of an example."""
     replace: Literal["image", "text", "either", "second_text"] = "image"
     """What is replaced in a mismatched pair: its image, its text, or either of them at random. `second_text`: two texts
     stand one after the other; the first is the image's, the second another of the image's texts or, mismatched, one of
@@ -84,7 +84,7 @@ class Matching(SelfSupervised):
         does a text without an image."""
         sample = int(block.sample_E[example])
         pair = Pair(sample, example)
-        if not (block.has_image_S[sample] or block.regions_S[sample]):
+        if not has_image(sample, block):
             return pair
         mismatched = rng.random() < self.config.probability
         if self.config.replace == "second_text":
@@ -132,6 +132,11 @@ class Matching(SelfSupervised):
         labels_K = matched_K if self.config.matched_label == 1 else 1 - matched_K
         total = F.cross_entropy(precise(scores_K), labels_K, reduction="sum") / (HARD_PAIRS if hard else 1)
         return total, {f"{self.name}_accuracy": accuracy(scores_K, labels_K)}
+
+
+def has_image(sample: int, block: Block) -> bool:
+    """Whether a sample of the block has an image, or regions of one."""
+    return bool(block.has_image_S[sample] or block.regions_S[sample])
 
 
 def other_sample(sample: int, block: Block, rng: np.random.Generator) -> int | None:

@@ -1,4 +1,5 @@
-"""Masked language modelling: hide words, guess them. Source: Devlin et al. 2019 (arXiv 1810.04805), section 3.1.
+"""Masked language modelling: hide words, guess them. Sources: Devlin et al. 2019 (arXiv 1810.04805), section 3.1; with
+a momentum model's guesses among the targets, Li et al. 2021 (arXiv 2107.07651), section 3.3.
 
 Shape suffixes: T tokens of a text, K hidden tokens, V vocabulary.
 """
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from vlp.models.heads import HeadConfig, VocabularyHead
+from vlp.objectives.gallery import soft_cross_entropy
 from vlp.objectives.objective import (
     Average,
     Facts,
@@ -63,6 +65,9 @@ class MaskedLanguageConfig(MaskingConfig):
     """Spans: most words. 10 as in Joshi et al., for a mean of 3.8 words."""
     average: Average = "targets"
     """What the loss is a mean over."""
+    alpha: float = Field(0.0, ge=0, le=1)
+    """The share of the targets that is what a momentum model guesses of the same hidden words; 0.4 in Li et al. 2021. It
+    needs an objective of kind contrast with `momentum` in the same step, and follows its `ramp`; evaluation does without."""
 
     @model_validator(mode="after")
     def _spans(self) -> Self:
@@ -95,8 +100,11 @@ class MaskedLanguage(SelfSupervised):
         return Target(made.positions, made.values | shares(self.config.average, len(made.positions)))
 
     def loss(self, scores_K: Tensor, targets: Targets) -> tuple[Tensor, dict[str, tuple[Tensor, float]]]:
-        labels_K = targets.values["token"]
-        loss_K = F.cross_entropy(precise(scores_K), labels_K, reduction="none")
+        labels_K, survey = targets.values["token"], targets.survey
+        if "teacher" in survey:
+            loss_K = soft_cross_entropy(precise(scores_K), precise(survey["teacher"]), labels_K, survey["alpha"])
+        else:
+            loss_K = F.cross_entropy(precise(scores_K), labels_K, reduction="none")
         return averaged(loss_K, targets, self.config.average), {f"{self.name}_accuracy": accuracy(scores_K, labels_K)}
 
 

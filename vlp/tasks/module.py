@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -46,18 +46,14 @@ class TaskModule(nn.Module):
         sums: dict[str, Tensor] = {}
         metrics: dict[str, tuple[Tensor, float | Tensor]] = {}
         for name, objective in self.objectives.items():
-            targets = batch.targets[name]
-            scores = objective.scores(self._head(name), objective.reading(encoded, batch), targets)
-            total, measured = objective.loss(scores, targets)
+            total, measured = objective.loss(self._scored(objective, encoded, batch), batch.targets[name])
             sums[name] = total + tie
             metrics.update(measured)
         return Losses(sums, metrics)
 
     def scores(self, batch: Batch, name: str) -> Tensor:
         """What one objective's head makes of the rows that have a target, in fp32."""
-        objective = self.objectives[name]
-        encoded = objective.reading(self.model(batch), batch)
-        return objective.scores(self._head(name), encoded, batch.targets[name]).float()
+        return self._scored(self.objectives[name], self.model(batch), batch).float()
 
     def _head(self, name: str) -> nn.Module | None:
         """The objective's head, if it has one."""
@@ -71,8 +67,18 @@ class TaskModule(nn.Module):
         taps = self._plain(batch)
         text_NH, image_MH = unimodal(self.model, batch)
         taps |= {"text.unimodal": text_NH, "image.unimodal": image_MH}
-        encoded = contrast.reading(Encoded(text_NH, image_MH, text_NH[:0], taps), batch)
-        return contrast.scores(self.model.heads[contrast.name], encoded, batch.targets[contrast.name])
+        return self._scored(contrast, Encoded(text_NH, image_MH, text_NH[:0], taps), batch)
+
+    def guesses(self, batch: Batch, names: Sequence[str]) -> tuple[Tensor, ...]:
+        """What the heads of some objectives make of the rows that have a target, by one forward of the whole model."""
+        plain = self._plain(batch)
+        encoded: Encoded = self.model(batch)
+        encoded.taps |= plain
+        return tuple(self._scored(self.objectives[name], encoded, batch) for name in names)
+
+    def _scored(self, objective: Objective, encoded: Encoded, batch: Batch) -> Tensor:
+        name = objective.name
+        return objective.scores(self._head(name), objective.reading(encoded, batch), batch.targets[name])
 
     def _plain(self, batch: Batch) -> dict[str, Tensor]:
         """The unimodal states of the texts before words were hidden, if those are asked for."""

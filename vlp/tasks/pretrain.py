@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import replace
 from functools import lru_cache
@@ -13,11 +14,13 @@ from typing_extensions import Self
 
 from vlp.data.batch import collate
 from vlp.data.index import Block
+from vlp.models.halves import image_met
 from vlp.models.image import RegionSource
 from vlp.objectives.itc import Contrast, image_number
-from vlp.objectives.itm import Matching
+from vlp.objectives.itm import Matching, has_image
 from vlp.objectives.mlm import MaskedLanguage
-from vlp.objectives.objective import Facts, Hidden, SelfSupervised
+from vlp.objectives.negatives import MOST
+from vlp.objectives.objective import Facts, Hidden, SelfSupervised, SelfSupervisedConfig
 from vlp.objectives.patch_feature import source_grid
 from vlp.objectives.patches import PatchHidingConfig, hide_patches
 from vlp.objectives.prefix import PrefixLanguage
@@ -94,15 +97,26 @@ class PretrainConfig(TaskConfig):
         contrasts = {name: config for name, config in self.objectives.items() if config.kind == "contrast"}
         if len(contrasts) > 1:
             raise ValueError("objectives can hold one of kind contrast, since a step has one first pass")
+        slow = {name: config for name, config in contrasts.items() if config.momentum}
         for name, config in self.objectives.items():
+            if config.kind == "masked_language" and config.alpha and not self._stands_with(config, slow):
+                raise ValueError(
+                    f"objectives.{name}.alpha: {config.alpha:g} is the share of a momentum model's guesses in the same "
+                    "step: add an objective of kind contrast with momentum that begins no later, and say combine: all "
+                    "or along_with its name"
+                )
             if config.kind != "matching" or config.negatives == "block":
                 continue
-            together = self.combine == "all" or config.along_with in contrasts
-            if not (contrasts and together and all(c.from_step <= config.from_step for c in contrasts.values())):
+            if not self._stands_with(config, contrasts):
                 raise ValueError(
                     f"objectives.{name}.negatives: hard ones are found by what contrast makes of the same step: add an "
                     "objective of kind contrast that begins no later, and say combine: all or along_with its name"
                 )
+
+    def _stands_with(self, config: SelfSupervisedConfig, contrasts: Mapping[str, SelfSupervisedConfig]) -> bool:
+        """Whether one of the contrasts stands in every step of an objective."""
+        together = self.combine == "all" or config.along_with in contrasts
+        return bool(contrasts) and together and all(c.from_step <= config.from_step for c in contrasts.values())
 
     @property
     def hides_both(self) -> bool:
@@ -125,6 +139,7 @@ class PretrainTask(Task):
         source = setting.model.image.source
         self._prefix = 0 if isinstance(source, RegionSource) else source_grid(source).prefix
         self._only: str | None = None
+        self._met = image_met(setting.model)
         if config.probe:
             probe_ids(config.probe, setting.text)  # refuses words that cannot be probed before any work is done
 
@@ -168,8 +183,19 @@ class PretrainTask(Task):
             objective = self.objectives[name]
             if isinstance(objective, Matching) and (self._only or objective.config.negatives == "block"):
                 pair = objective.mismatch(slot.example, block, rng)
+            elif isinstance(objective, Matching) and has_image(pair.image, block):
+                pair = self._met_often(pair, active)
         loans = self._loans(active, pair, block, rng)
         return (replace(pair, loans=loans) if loans else pair,)
+
+    def _met_often(self, pair: Pair, active: tuple[str, ...]) -> Pair:
+        """A pair in a step with hard negatives, whose image meets more texts than its own.
+
+        It meets the one that it draws and at most `MOST` that draw it; where words are hidden, also its own as that was.
+        The model goes over each of these texts, and again over the image, from where text and image meet.
+        """
+        texts = 1 + MOST + int(self._reads_plain(active))
+        return replace(pair, text_passes=1.0 + texts, image_passes=1 + texts * self._met)
 
     def _loans(self, active: tuple[str, ...], pair: Pair, block: Block, rng: np.random.Generator) -> tuple[Loan, ...]:
         """Regions of other samples, where some are to stand in for hidden ones or to be told from them."""

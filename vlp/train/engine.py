@@ -187,8 +187,8 @@ class Engine:
         scales_O = self._scales(agreed.counts)
         sums_O = torch.zeros(len(self._weights), dtype=torch.float64, device=self.world.device)
         metrics = Metrics()
-        surveyed = self._survey is not None and agreed.counts[self._survey.name] > 0
-        for index, batch in enumerate(self._survey.look(step) if self._survey and surveyed else step.micro_batches):
+        batches = step.micro_batches if self._survey is None else self._survey.look(step, agreed.counts)
+        for index, batch in enumerate(batches):
             self._seed_dropout(step.number, index)
             self._engine.set_gradient_accumulation_boundary(index == len(step.micro_batches) - 1)
             last = index == len(step.micro_batches) - 1

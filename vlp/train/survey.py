@@ -5,16 +5,19 @@ are made first and gathered in the order of the batch; what they say of a micro-
 the second pass is like that of any objective. Hard negatives of matching are chosen here too: each pair is made by the
 rank that has its image, so a few token ids are all that is sent, and an image's states are never made twice.
 
-With a momentum model the first pass is its own, without dropout; otherwise it draws the dropout of the second.
+With a momentum model the first pass is its own, without dropout; otherwise it draws the dropout of the second. Where
+masked words are distilled, it goes on through the blocks in which text and image meet, and what it guesses of this
+rank's hidden words travels likewise.
 
-Shape suffixes: K pairs of a micro-batch, G pairs of the global batch, P mismatched pairs of a micro-batch.
+Shape suffixes: K pairs or hidden words of a micro-batch, G pairs of the global batch, P mismatched pairs of a micro-batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +27,9 @@ from torch import Tensor, nn
 from vlp.distributed import World, gather_rows
 from vlp.models.image import images_of
 from vlp.objectives.gallery import Gallery, pulls
-from vlp.objectives.itc import Contrast
+from vlp.objectives.itc import Contrast, MomentumConfig
 from vlp.objectives.itm import Matching
+from vlp.objectives.mlm import MaskedLanguage
 from vlp.objectives.negatives import NONE, hard_negatives
 from vlp.seeds import generator
 from vlp.train.ema import MOMENTUM, EmaConfig, Mean
@@ -69,7 +73,7 @@ class Survey:
         contrast: Contrast,
         *,
         momentum: Mean | None,
-        run: Callable[[Callable[[Any], Tensor]], Tensor],
+        run: Callable[[Callable[[Any], tuple[Tensor, ...]]], tuple[Tensor, ...]],
         seeded: Callable[[int, int], None],
         to_device: Callable[[Batch], Batch],
         world: World,
@@ -81,20 +85,33 @@ class Survey:
         self._world, self._seed = world, seed
         hard = (each for each in task.objectives.values() if isinstance(each, Matching))
         self._matching = next((each for each in hard if each.config.negatives == "hard"), None)
+        words = (each for each in task.objectives.values() if isinstance(each, MaskedLanguage))
+        self._distilled = {each.name: each.config.alpha for each in words if each.config.alpha and momentum}
         config = contrast.config
         size = config.momentum.queue if config.momentum else 0
         self.queue = Queue(size, config.width, world.device)
         self._last: Gallery | None = None
         self._form = images_of(task.model.config.image).form
 
-    def look(self, step: Step) -> list[Batch]:
-        """The step's micro-batches, with what the global batch says to each."""
-        seen = self._seen(step)
+    def look(self, step: Step, counts: Mapping[str, float]) -> list[Batch]:
+        """The step's micro-batches, with what the global batch says to each.
+
+        Args:
+            counts: of each objective's targets in the global batch; without any of its own the survey has nothing to say.
+        """
+        distilled = [name for name in self._distilled if counts[name] > 0]
+        if not distilled and counts[self.name] == 0:
+            return step.micro_batches
+        seen, guesses = self._seen(step, distilled)
         places = [batch.targets[self.name].values["place"].to(seen.places_G) for batch in step.micro_batches]
         rows = [torch.searchsorted(seen.places_G, place_K) for place_K in places]
         surveys = self._surveys(step.number, seen.gallery, rows)
         self._last = seen.gallery
         batches = [_told(b, self.name, survey) for b, survey in zip(step.micro_batches, surveys, strict=True)]
+        for name, teachers in guesses.items():
+            alpha = self._shared(self._distilled[name] * self._ramp(step.number))
+            told = zip(batches, teachers, strict=True)
+            batches = [_told(b, name, {"teacher": teacher_KV, "alpha": alpha}) for b, teacher_KV in told]
         return self._rematched(step.number, batches, rows, seen) if self._matching else batches
 
     def end(self, applied: bool) -> None:
@@ -103,13 +120,17 @@ class Survey:
             self.queue.put(self._last)
         self._last = None
 
-    def _seen(self, step: Step) -> _Seen:
-        """The vectors of the global batch."""
+    def _seen(self, step: Step, distilled: list[str]) -> tuple[_Seen, dict[str, list[Tensor]]]:
+        """The vectors of the global batch; and what the momentum model guesses, by objective and micro-batch."""
         vectors, numbers = [], []
+        guesses: dict[str, list[Tensor]] = {name: [] for name in distilled}
         with self._momentum_weights():
             for index, batch in enumerate(map(self._to_device, step.micro_batches)):
                 self._seeded(step.number, index)
-                vectors.append(self._run(lambda task, batch=batch: task.vectors(batch)))  # type: ignore[misc]
+                own, *others = self._run(partial(_looked_at, batch=batch, names=[self.name, *distilled]))
+                vectors.append(own)
+                for name, scores_KV in zip(distilled, others, strict=True):
+                    guesses[name].append(scores_KV)
                 values = batch.targets[self.name].values
                 numbers.append(torch.stack([values["place"], values["image"]], dim=1))
         vectors_G, numbers_G = (gather_rows(torch.cat(own), self._world) for own in (vectors, numbers))
@@ -119,7 +140,8 @@ class Survey:
         scores_GG = text_GD @ image_GD.T if self._matching else text_GD[:0]
         if self.momentum is not None:
             text_GD = text_GD / scale_G1  # the temperature is that of the weights which are trained
-        return _Seen(Gallery(text_GD, image_GD, images_G), places_G.contiguous(), order_G, scores_GG)
+        gallery = Gallery(text_GD, image_GD, images_G)
+        return _Seen(gallery, places_G.contiguous(), order_G, scores_GG), guesses
 
     @contextmanager
     def _momentum_weights(self) -> Iterator[None]:
@@ -148,14 +170,23 @@ class Survey:
             "text_gallery": torch.cat([gallery.text_GD, past.text_GD]),
             "image_gallery": torch.cat([gallery.image_GD, past.image_GD]),
             "images": torch.cat([gallery.images_G, past.images_G]),
-            "alpha": torch.tensor(self._alpha(number), device=self._world.device),
+            "alpha": self._shared(self._momentum_config.alpha * self._ramp(number)),
         }
         return [{**shared, "rows": rows_K} for rows_K in rows]
 
-    def _alpha(self, number: int) -> float:
+    @property
+    def _momentum_config(self) -> MomentumConfig:
         config = self._contrast.config.momentum
         assert config is not None
-        return config.alpha * (min(1.0, number / config.ramp) if config.ramp else 1.0)
+        return config
+
+    def _ramp(self, number: int) -> float:
+        """What the momentum model's share of targets has risen to, of 1."""
+        ramp = self._momentum_config.ramp
+        return min(1.0, number / ramp) if ramp else 1.0
+
+    def _shared(self, value: float) -> Tensor:
+        return torch.tensor(value, device=self._world.device)
 
     def _rematched(self, number: int, batches: list[Batch], rows: list[Tensor], seen: _Seen) -> list[Batch]:
         """The micro-batches with the mismatched pairs that their images are part of."""
@@ -178,6 +209,11 @@ class Survey:
         image_of_G, text_of_G = hard_negatives(seen.scores_GG, seen.gallery.images_G, draws_G2)
         pairs = [*zip(image_of_G.tolist(), count(), strict=False), *zip(count(), text_of_G.tolist(), strict=False)]
         return [(image, text) for image, text in pairs if NONE not in (image, text)]
+
+
+def _looked_at(task: Any, batch: Batch, names: list[str]) -> tuple[Tensor, ...]:
+    """What the heads make of a micro-batch, contrast's first; alone, it needs no block in which text and image meet."""
+    return task.guesses(batch, names) if len(names) > 1 else (task.vectors(batch),)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -118,6 +119,14 @@ class Pair:
     """Row of the example tables whose text follows the first, if there are two."""
     loans: tuple[Loan, ...] = ()
     """Regions of other samples, to stand in for hidden ones or to be told from them."""
+
+    text_passes: float = 1.0
+    """How often the model goes over its text: more than once where a step makes further pairs of it."""
+    image_passes: float = 1.0
+
+    def tokens(self, text: int, image: int) -> int:
+        """Tokens that the model computes, of so many of the text and so many of the image."""
+        return math.ceil(text * self.text_passes + image * self.image_passes)
 
     @property
     def texts(self) -> tuple[int, ...]:
