@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.e2e.conftest import Shapes, done, evaluation_of, steps_of, vlp
 from vlp import resources
+from vlp.config import read_yaml
 
 RECIPES = ("lxmert_tiny", "unicoder_vl_tiny", "uniter_tiny", "vilbert_tiny", "visualbert_tiny", "vl_bert_tiny")
 SHORT = (
@@ -39,6 +42,19 @@ def test_a_recipe_runs_on_any_region_shards(name: str, shapes: Shapes, tmp_path:
     heads = {key.removeprefix("loss/") for key in measured if key.startswith("loss/")}
     assert {key.removeprefix("loss/") for line in found for key in line if key.startswith("loss/")} <= heads
     assert all(math.isfinite(value) for value in measured.values())
+
+
+@pytest.mark.parametrize(("name", "loss"), [("uniter_tiny", "wra"), ("lxmert_tiny", "mrc_kl")])
+def test_what_a_tiny_recipe_leaves_out_is_added_as_its_comment_says(
+    name: str, loss: str, shapes: Shapes, tmp_path: Path
+) -> None:
+    text = resources.shipped("pretrain", name).read_text(encoding="utf-8")
+    (added,) = re.findall(rf"^#   '(task\.objectives\.{loss}=.*)'$", text, re.MULTILINE)
+    run = tmp_path / "run"
+    done(vlp("pretrain", name, *shapes.overrides, f"tokenizer={shapes.tokenizer}", f"run.dir={run}", *SHORT, added))
+    wanted = yaml.safe_load(added.partition("=")[2])
+    assert wanted.items() <= read_yaml(run / "config.yaml")["task"]["objectives"][loss].items()
+    assert math.isfinite(evaluation_of(run)[f"loss/{loss}"])
 
 
 def test_half_of_a_batch_is_text_alone(shapes: Shapes, tmp_path: Path) -> None:

@@ -63,10 +63,10 @@ def test_the_target_belongs_to_the_hidden_region() -> None:
     made = example(regions=9)
     hidden = hide_regions(made, RegionHidingConfig(probability=0.3), generator(0, "t"))
     target = objective().target(hidden, generator(1, "t"))
-    assert hidden.original is not None
-    assert hidden.original.class_probs_RC is not None
+    assert hidden.regions is not None
+    assert hidden.regions.class_probs_RC is not None
     assert 0 < len(target.positions) < 9
-    wanted = hidden.original.class_probs_RC[target.positions]
+    wanted = hidden.regions.class_probs_RC[target.positions]
     np.testing.assert_allclose(target.values["probability"], wanted / wanted.sum(1, keepdims=True), rtol=1e-6)
 
 

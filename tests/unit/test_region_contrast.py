@@ -50,10 +50,9 @@ def test_the_true_feature_comes_first_and_is_no_negative(whole: bool) -> None:
     case = hidden(whole=whole)
     target = objective().target(case, generator(1, "t"))
     features, candidates = target.values["feature"], target.values["candidate"]
-    assert case.original is not None
-    own = case.original.features_RD[int(whole) :]
+    own = example(regions=8).regions.features_RD  # type: ignore[union-attr]
     np.testing.assert_array_equal(features, np.concatenate([own, LENT]))
-    np.testing.assert_array_equal(features[candidates[:, 0]], case.original.features_RD[target.positions])
+    np.testing.assert_array_equal(features[candidates[:, 0]], own[target.positions - int(whole)])
     assert candidates.shape == (len(target.positions), 11)
     assert (candidates[:, 1:8] >= len(own)).all()  # seven of ten are of other images
     assert (candidates[:, 8:] < len(own)).all()

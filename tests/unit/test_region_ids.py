@@ -130,7 +130,7 @@ def test_hiding_leaves_them_be() -> None:
     made.image.attributes_R = np.arange(5) + 5
     made.image.attribute_confidence_R = np.ones(5, np.float32)
     hidden = hide_regions(made, RegionHidingConfig(), generator(0, "t"))
-    for image in (hidden.original, made.image):
+    for image in (hidden.regions, made.image):
         assert isinstance(image, RegionInput)
         assert np.asarray(image.classes_R).tolist() == [0, 1, 2, 3, 4]
         assert np.asarray(image.attributes_R).tolist() == [5, 6, 7, 8, 9]

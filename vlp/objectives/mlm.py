@@ -66,8 +66,9 @@ class MaskedLanguageConfig(MaskingConfig):
     average: Average = "targets"
     """What the loss is a mean over."""
     alpha: float = Field(0.0, ge=0, le=1)
-    """The share of the targets that is what a momentum model guesses of the same hidden words; 0.4 in Li et al. 2021. It
-    needs an objective of kind contrast with `momentum` in the same step, and follows its `ramp`; evaluation does without."""
+    """The share of the targets that is what a momentum model guesses of the same hidden words; 0.4 in Li et al. 2021.
+    It needs an objective of kind contrast with `momentum` in the same step, and follows its `ramp`. Evaluation takes
+    the true words alone."""
 
     @model_validator(mode="after")
     def _spans(self) -> Self:

@@ -50,8 +50,12 @@ class Hidden:
     """An example after hiding, and what stood there before."""
 
     example: Example
-    original: RegionInput | None
-    """The regions before any was hidden; None for pixels or no image."""
+    regions: RegionInput | None
+    """The regions, of which nothing but features is hidden; None for pixels or no image."""
+    covered_C: NDArray[np.int64] | None = None
+    """Places of the regions whose features were written over, ascending; None for none."""
+    before_CD: NDArray[np.float32] | None = None
+    """What their features were."""
     question: Question | None = None
     """The question that the text is, if it is one."""
     guessed_R: NDArray[np.bool_] | None = None
@@ -62,6 +66,17 @@ class Hidden:
     """In the global batch."""
     image: int = 0
     """A number of the image, the same in every block, epoch and run."""
+
+    def features(self, places_K: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The features of some regions as they were before any was hidden, [K, D]; a copy."""
+        assert self.regions is not None
+        features_KD: NDArray[np.float32] = self.regions.features_RD[places_K]
+        if self.covered_C is not None and len(self.covered_C):
+            assert self.before_CD is not None
+            row_K = np.searchsorted(self.covered_C, places_K).clip(max=len(self.covered_C) - 1)
+            covered_K = self.covered_C[row_K] == places_K
+            features_KD[covered_K] = self.before_CD[row_K[covered_K]]
+        return features_KD
 
 
 class Objective(ABC):

@@ -101,7 +101,7 @@ class RegionClass(SelfSupervised):
         return self._target(empty_positions(), None)
 
     def target(self, hidden: Hidden, rng: np.random.Generator) -> Target:
-        image = hidden.original
+        image = hidden.regions
         if image is None or not self._labelled(image):
             return self.empty()
         everywhere = self.config.over == "all"
@@ -117,7 +117,7 @@ class RegionClass(SelfSupervised):
     def _target(self, places_K: NDArray[np.int64], image: RegionInput | None) -> Target:
         values: dict[str, NDArray[np.generic]] = dict(shares(self.config.average, len(places_K)))
         if self.config.labels == "hard":
-            values["class"] = np.zeros(0, np.int64) if image is None else self._classes(image)[places_K]
+            values["class"] = np.zeros(0, np.int64) if image is None else self._classes(image, places_K)
         elif image is None:
             values["probability"] = np.zeros((0, self.classes), np.float32)
         else:
@@ -126,16 +126,14 @@ class RegionClass(SelfSupervised):
             values["confidence"] = np.zeros(0, np.float32) if image is None else self._confidence(image)[places_K]
         return Target(places_K, values)
 
-    def _classes(self, image: RegionInput) -> NDArray[np.int64]:
-        if self.config.of == "attribute":
-            assert image.attributes_R is not None
-            return image.attributes_R
-        if image.classes_R is not None:
-            return image.classes_R
+    def _classes(self, image: RegionInput, places_K: NDArray[np.int64]) -> NDArray[np.int64]:
+        known_R = image.attributes_R if self.config.of == "attribute" else image.classes_R
+        if known_R is not None:
+            return known_R[places_K]
         assert image.class_probs_RC is not None
         first = int(self.config.background)
-        chosen: NDArray[np.int64] = image.class_probs_RC[:, first:].argmax(axis=1) + first
-        return chosen
+        chosen_K: NDArray[np.int64] = image.class_probs_RC[places_K, first:].argmax(axis=1) + first
+        return chosen_K
 
     def _confidence(self, image: RegionInput) -> NDArray[np.float32]:
         own = image.attribute_confidence_R if self.config.of == "attribute" else image.confidence_R

@@ -75,10 +75,10 @@ class RegionContrast(SelfSupervised):
         """`candidate` [K, 1 + Q]: rows of the example's features, the true one first; `feature` [S, D]: those, its own
         regions' and then the lent ones; `features`, `regions` [1]: how many of both the example has."""
         places_K = hidden_positions(hidden)
-        if hidden.original is None or not len(places_K):
+        if hidden.regions is None or not len(places_K):
             return self.empty()
-        whole = int(hidden.original.whole)
-        own_RD, lent_KD = hidden.original.features_RD[whole:], hidden.lent_KD
+        whole = int(hidden.regions.whole)
+        own_RD, lent_KD = hidden.features(np.arange(whole, len(hidden.regions))), hidden.lent_KD
         features_SD = own_RD if lent_KD is None else np.concatenate([own_RD, lent_KD])
         values: dict[str, NDArray[Any]] = {
             "candidate": self._candidates(places_K - whole, len(own_RD), len(features_SD), rng),

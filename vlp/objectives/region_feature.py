@@ -69,10 +69,10 @@ class RegionFeature(SelfSupervised):
 
     def target(self, hidden: Hidden, rng: np.random.Generator) -> Target:
         places_K = hidden_positions(hidden)
-        if hidden.original is None:
+        if hidden.regions is None:
             return self.empty()
-        regions = len(hidden.original) - int(hidden.original.whole)
-        return Target(places_K, {"feature": hidden.original.features_RD[places_K], **self._count(regions)})
+        regions = len(hidden.regions) - int(hidden.regions.whole)
+        return Target(places_K, {"feature": hidden.features(places_K), **self._count(regions)})
 
     def loss(self, scores_K: Tensor, targets: Targets) -> tuple[Tensor, dict[str, tuple[Tensor, float]]]:
         feature_KD = targets.values["feature"]

@@ -61,7 +61,8 @@ class RegionHidingConfig(Config):
 def hide_regions(
     example: Example, config: RegionHidingConfig, rng: np.random.Generator, lent_KD: NDArray[np.float32] | None = None
 ) -> Hidden:
-    """Hide some regions of an example in place.
+    """Hide some regions of an example in place: their features are written over, since to copy all would cost more than
+    all else that is done here.
 
     Examples without regions stay as they are.
 
@@ -76,21 +77,28 @@ def hide_regions(
     draw_K = rng.random(len(chosen_K))
     random_K = chosen_K[(draw_K >= config.zero) & (draw_K < config.zero + config.random)]
     zero_R = _at(chosen_K[draw_K < config.zero], image)
-    features_RD = image.features_RD.copy()
     if lent_KD is None or not len(lent_KD):
         zero_R[random_K] = True
-    elif len(random_K):
-        features_RD[random_K] = lent_KD[rng.choice(len(lent_KD), len(random_K), replace=len(random_K) > len(lent_KD))]
+        random_K = random_K[:0]
     if config.overlap < 1:
         overlap_KR = overlaps(image.boxes_R4[chosen_K], image.boxes_R4)
         zero_R |= (overlap_KR > config.overlap).any(axis=0) & ~guessed_R
-    if image.whole:  # what is hidden must not show through the mean, nor what only looks as if it were seen
-        zero_R[0] = False
-        unseen_R = zero_R | (guessed_R if config.whole_without == "guessed" else _at(random_K, image))
-        features_RD[0] = mean_feature(image.features_RD[1:][~unseen_R[1:]])
+    zero_R[: int(image.whole)] = False
+    covered_R = zero_R.copy()
+    covered_R[random_K] = True
+    unseen_R = zero_R | guessed_R if config.whole_without == "guessed" else covered_R.copy()
+    covered_R[: int(image.whole)] = True
+    features_RD, covered_C = image.features_RD, np.flatnonzero(covered_R)
+    before_CD = features_RD[covered_C]
     features_RD[zero_R] = 0
-    example.set_regions(replace(image, features_RD=features_RD, hidden_R=zero_R))
-    return Hidden(example, image, guessed_R=guessed_R, lent_KD=lent_KD)
+    if len(random_K):
+        assert lent_KD is not None
+        features_RD[random_K] = lent_KD[rng.choice(len(lent_KD), len(random_K), replace=len(random_K) > len(lent_KD))]
+    if image.whole:  # what is hidden must not show through the mean, nor what only looks as if it were seen
+        features_RD[0] = mean_feature(features_RD[1:], ~unseen_R[1:])
+    image = replace(image, hidden_R=zero_R)
+    example.set_regions(image)
+    return Hidden(example, image, covered_C, before_CD, guessed_R=guessed_R, lent_KD=lent_KD)
 
 
 def _chosen(places_R: NDArray[np.int64], config: RegionHidingConfig, rng: np.random.Generator) -> NDArray[np.int64]:

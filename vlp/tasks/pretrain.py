@@ -191,7 +191,7 @@ class PretrainTask(Task):
     def _met_often(self, pair: Pair, active: tuple[str, ...]) -> Pair:
         """A pair in a step with hard negatives, whose image meets more texts than its own.
 
-        It meets the one that it draws and at most `MOST` that draw it; where words are hidden, also its own as that was.
+        It meets the one that it draws and at most `MOST` that draw it, and where words are hidden its own as that was.
         The model goes over each of these texts, and again over the image, from where text and image meet.
         """
         texts = 1 + MOST + int(self._reads_plain(active))

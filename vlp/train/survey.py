@@ -9,7 +9,8 @@ With a momentum model the first pass is its own, without dropout; otherwise it d
 masked words are distilled, it goes on through the blocks in which text and image meet, and what it guesses of this
 rank's hidden words travels likewise.
 
-Shape suffixes: K pairs or hidden words of a micro-batch, G pairs of the global batch, P mismatched pairs of a micro-batch.
+Shape suffixes: K pairs or hidden words of a micro-batch, G pairs of the global batch, P mismatched pairs of a
+micro-batch.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class Survey:
         """The step's micro-batches, with what the global batch says to each.
 
         Args:
-            counts: of each objective's targets in the global batch; without any of its own the survey has nothing to say.
+            counts: of each objective's targets in the global batch; without any that it tells, there is nothing to see.
         """
         distilled = [name for name in self._distilled if counts[name] > 0]
         if not distilled and counts[self.name] == 0:
