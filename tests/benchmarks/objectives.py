@@ -5,7 +5,7 @@
 Every run is `vlp pretrain` of a tiny model with one objective, judged on scenes that training has not seen. What is
 reachable without the other modality is the same run with `data.without`, unless the objective's pairs are drawn so that
 it is known: half of the pairs match, one of so many images is the right one. Captions are written of the same scenes,
-but with one text for each that the scene decides (`tell`): of the world's own captions many more are true than its three.
+but with one text for each that the scene decides (`tell`): of the world's own captions, many more are true than its 3.
 Data and runs lie in runs/objectives; the table comes as Markdown, and stands in docs/objectives.md.
 """
 
