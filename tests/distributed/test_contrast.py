@@ -18,6 +18,7 @@ from tests.distributed.ranks import run_on_ranks
 from tests.examples import SMALL, Words, sample, shipped
 from vlp.distributed import World
 from vlp.models.model import Network
+from vlp.objectives.negatives import MOST
 from vlp.seeds import generator
 from vlp.tasks.module import TaskModule
 from vlp.tasks.pretrain import PretrainConfig, PretrainTask
@@ -179,9 +180,19 @@ class Plain:
     def matching(self, examples: list[Example], scores_GG: Tensor, number: int) -> Tensor:
         draws = generator(SEED, "hard negatives", number).random((BATCH, 2))
         pairs = [(row, row, 1) for row in range(BATCH)]
-        for row in range(BATCH):
-            pairs.append((drawn(scores_GG[row], row, draws[row, 0]), row, 0))
-            pairs.append((row, drawn(scores_GG[:, row], row, draws[row, 1]), 0))
+        room, left = [MOST] * BATCH, list(range(BATCH))
+        while left:  # an image is given to so many texts; who comes too late draws again
+            free = {row for row in range(BATCH) if room[row]}
+            wishes = [(drawn(scores_GG[row], row, draws[row, 0], free), row) for row in left]
+            left = []
+            for image, row in wishes:
+                if room[image]:
+                    room[image] -= 1
+                    pairs.append((image, row, 0))
+                else:
+                    left.append(row)
+        everyone = set(range(BATCH))
+        pairs += [(row, drawn(scores_GG[:, row], row, draws[row, 1], everyone), 0) for row in range(BATCH)]
         met = [replace(examples[image], token_ids_T=examples[text].token_ids_T) for image, text, _ in pairs]
         met = [replace(e, special_T=e.special_T, targets={}, plain_T=e.token_ids_T) for e in met]
         pooled = self.module.model(self.batch(met)).pooled_BH
@@ -190,9 +201,9 @@ class Plain:
         return F.cross_entropy(scores, labels, reduction="sum") / (3 * BATCH)
 
 
-def drawn(scores: Tensor, row: int, draw: float) -> int:
-    """A pair of another image by the softmax of the scores."""
-    others = [other for other in range(len(scores)) if other != row and {other, row} != {0, 1}]
+def drawn(scores: Tensor, row: int, draw: float, free: set[int]) -> int:
+    """A pair of another image, of those that are free, by the softmax of the scores."""
+    others = [other for other in sorted(free) if other != row and {other, row} != {0, 1}]
     reached = 0.0
     for other, share in zip(others, scores[others].double().softmax(0).tolist(), strict=True):
         reached += share

@@ -16,7 +16,7 @@ def test_a_negative_is_of_another_image_and_drawn_by_the_scores() -> None:
     found = [hard_negatives(SCORES, IMAGES, each) for each in draws]
     for way, scores in ((0, SCORES), (1, SCORES.T)):
         rows = torch.stack([pair[way] for pair in found])
-        for row in range(4):
+        for row in range(4 if way else MOST):  # later texts may find that an image is given away
             allowed = [other for other in range(4) if IMAGES[other] != IMAGES[row]]
             shares = scores[row, allowed].softmax(0)
             assert set(rows[:, row].tolist()) <= set(allowed)

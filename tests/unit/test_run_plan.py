@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from vlp.plan.cluster import Cluster, network_of, work_of
 from vlp.plan.config import planned_run
 from vlp.plan.ground import Ground, ground_of
 from vlp.plan.memory import STAGES, Setup, Trained, memory_of
-from vlp.plan.plan import make_plan
+from vlp.plan.plan import make_plan, means_of
 from vlp.train.hostmemory import return_freed_memory
 from vlp.train.zero import Precision
 from vlp.types import Batch
@@ -68,6 +69,21 @@ def test_activations_are_what_autograd_keeps(config: str, precision: str) -> Non
     assert found.saved == pytest.approx(really_kept(given, batch), rel=0.01)
 
 
+def test_pairs_of_hard_negatives_are_planned_for() -> None:
+    hard = {"itc": "{kind: contrast, momentum: {}}", "itm": "{kind: matching, negatives: hard}"}
+    objectives = ", ".join(f"{name}: {own}" for name, own in hard.items())
+    given = ground("albef_tiny", "precision=fp32", f"task.objectives={{{objectives}}}")
+    batch = given.micro_batch(given.task, 600)
+    assert batch.rematched is not None
+    assert len(batch.rematched.pairs) == 3 * len(batch)
+    assert given.counted(given.task, batch) <= 600 < given.counted(given.task, batch) * (1 + 1 / len(batch))
+    found = kept_of(meta_task(given.config, given.task), batch, "cpu")
+    assert found.saved == pytest.approx(really_kept(given, batch), rel=0.01)
+    alone = replace(batch, rematched=None, targets={n: replace(t, survey={}) for n, t in batch.targets.items()})
+    assert kept_of(meta_task(given.config, given.task), alone, "cpu").saved < 0.7 * found.saved
+    assert [means_of(each.config) for each in (given, ground(), ground("uniter_tiny", "ema={}"))] == [1, 0, 1]
+
+
 def test_a_gpu_keeps_no_attention_weights_and_smaller_masks() -> None:
     given = ground()
     batch = given.micro_batch(given.views[0], 300)
@@ -114,7 +130,7 @@ def test_memory_falls_with_stage_and_ranks() -> None:
     assert of(2, 64) < of(2, 8) < of(2, 2) < of(1, 2)
     assert of(2, 8, offload_optimizer=True) < of(2, 8)
     assert of(2, 8) < of(2, 8, several=True)
-    assert of(2, 8) < of(2, 8, ema=True)
+    assert of(2, 8) < of(2, 8, means=1) < of(2, 8, means=2)
 
 
 def test_micro_batches_are_alike_and_within_the_budget() -> None:

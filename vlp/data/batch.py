@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlp.data.packing import join, pack, within
+from vlp.data.rows import joined
 from vlp.types import (
     Batch,
     BothBatch,
@@ -153,12 +154,16 @@ def _regions(given: Sequence[ImageInput | None], width: int) -> RegionBatch:
     images = [image for image in given if isinstance(image, RegionInput)]
     hidden = [np.zeros(len(image), np.bool_) if image.hidden_R is None else image.hidden_R for image in images]
     return RegionBatch(
-        features_MD=_tensor(_joined([image.features_RD for image in images], np.zeros((0, width), np.float32))),
+        features_MD=_tensor(_features(images, width)),
         boxes_M4=_tensor(_joined([image.boxes_R4 for image in images], np.zeros((0, 4), np.float32))),
         hidden_M=_tensor(_joined(hidden, np.zeros(0, np.bool_))),
         packing=_image_packing(given),
         aligned_MA=_aligned(images),
     )
+
+
+def _features(images: Sequence[RegionInput], width: int) -> NDArray[np.float32]:
+    return joined([image.features_RD for image in images]) if images else np.zeros((0, width), np.float32)
 
 
 def _aligned(images: Sequence[RegionInput]) -> Tensor | None:

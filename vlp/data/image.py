@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,6 +13,7 @@ from PIL import Image
 from vlp.data.augment import seen
 from vlp.data.batch import ImageForm
 from vlp.data.pixels import Fit, OwnShape, read_shaped, read_square, shaped, shown, square
+from vlp.data.rows import Rows
 from vlp.data.samples import Fault
 from vlp.types import BothInput, PixelInput, RegionInput, Sample, View
 
@@ -30,6 +31,8 @@ class RegionImages:
     first: bool = False
     last: bool = False
     """Whether an extra row stands before or after the image's tokens (see `ImageForm`)."""
+    rows: Rows = field(default_factory=Rows, compare=False, repr=False)
+    """Where features are written."""
 
     wants_image: ClassVar[bool] = False
     wants_regions: ClassVar[bool] = True
@@ -60,11 +63,15 @@ class RegionImages:
         if regions.confidence_R is not None and len(rows) > self.max_regions:
             kept = rows[np.sort(np.argsort(-regions.confidence_R[rows], kind="stable")[: self.max_regions])]
 
+        whole = int(self.whole and len(kept) > 0)
+        features_RD = self.rows.take(whole + len(kept), self.feature_width)
+        _write(regions.features_RD[kept], features_RD[whole:])
+
         def taken(array: NDArray[Any] | None, dtype: Any) -> NDArray[Any] | None:
             return None if array is None else array[kept].astype(dtype, copy=False)  # indexing has made a copy
 
         made = RegionInput(
-            features_RD=_float32(regions.features_RD[kept]),
+            features_RD=features_RD[whole:],
             boxes_R4=np.clip(boxes_R4[kept].astype(np.float32, copy=False), 0, 1),
             confidence_R=taken(regions.confidence_R, np.float32),
             class_probs_RC=None if regions.class_probs_RC is None else _float32(regions.class_probs_RC[kept]),
@@ -72,7 +79,19 @@ class RegionImages:
             attributes_R=taken(regions.attributes_R, np.int64),
             attribute_confidence_R=taken(regions.attribute_confidence_R, np.float32),
         )
-        return with_whole(made) if self.whole and len(made) else made
+        return with_whole(made, features_RD) if whole else made
+
+    def batch_ends(self) -> None:
+        """What was prepared has become a batch."""
+        self.rows.end()
+
+
+def _write(array: NDArray[Any], out: NDArray[np.float32]) -> None:
+    """Write numbers as float32; half floats as `_float32` does."""
+    if array.dtype == np.float16:
+        torch.from_numpy(out).copy_(torch.from_numpy(array))
+    else:
+        out[...] = array
 
 
 def _float32(array: NDArray[Any]) -> NDArray[np.float32]:
@@ -145,6 +164,9 @@ class PixelImages:
         height, width = (self.size, self.size) if self.shape is None else self.shape.most
         return self._input(np.zeros((3, height, width), np.uint8))
 
+    def batch_ends(self) -> None:
+        """What was prepared has become a batch."""
+
     def _input(self, pixels_3HW: NDArray[np.uint8]) -> PixelInput:
         if self.shape is None:
             return PixelInput(pixels_3HW, self.tokens_per_image)
@@ -191,17 +213,27 @@ class BothImages:
         lacking = "features" if regions is None else "image"
         raise Fault(lacking, "is missing, and the model reads both regions and pixels")
 
+    def batch_ends(self) -> None:
+        """What was prepared has become a batch."""
+        self.regions.batch_ends()
+        self.pixels.batch_ends()
+
 
 AnyImages = RegionImages | PixelImages | BothImages
 
 
-def with_whole(regions: RegionInput) -> RegionInput:
+def with_whole(regions: RegionInput, features_RD: NDArray[np.float32] | None = None) -> RegionInput:
     """The regions behind one more, which is the whole image: box 0, 0, 1, 1, and the mean of the features that are not
-    hidden. It has confidence 1, and neither class nor attribute."""
-    whole = replace(regions, **{f.name: _before(f.name, getattr(regions, f.name)) for f in fields(regions)})
-    whole.whole = True
-    whole.features_RD[0] = mean_feature(regions.features_RD)
-    return whole
+    hidden. It has confidence 1, and neither class nor attribute.
+
+    Args:
+        features_RD: where the features are, with a row before them that is free.
+    """
+    rest = {f.name: _before(f.name, getattr(regions, f.name)) for f in fields(regions) if f.name != "features_RD"}
+    if features_RD is None:
+        features_RD = _before("features_RD", regions.features_RD)
+    features_RD[0] = mean_feature(regions.features_RD)
+    return RegionInput(features_RD, **{**rest, "whole": True})
 
 
 def mean_feature(features_RD: NDArray[np.float32], seen_R: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:

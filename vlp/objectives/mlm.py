@@ -135,7 +135,8 @@ def mask_tokens(
     tokens_T = hidden.example.token_ids_T
     labels_K = tokens_T[chosen_K]
     draw_K = rng.random(int(unit_K.max(initial=-1)) + 1)[unit_K]
-    replaced_K = np.where(draw_K < config.mask + config.random, rng.choice(random_ids, len(chosen_K)), labels_K)
+    random_K = random_ids[rng.integers(len(random_ids), size=len(chosen_K))]
+    replaced_K = np.where(draw_K < config.mask + config.random, random_K, labels_K)
     tokens_T = tokens_T.copy()
     tokens_T[chosen_K] = np.where(draw_K < config.mask, mask_id, replaced_K)
     hidden.example.token_ids_T = tokens_T

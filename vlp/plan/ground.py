@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -24,6 +25,9 @@ from vlp.data.text import TextEncoder
 from vlp.models.assumed import assumed_sizes
 from vlp.models.image import images_of
 from vlp.models.model import ModelConfig, fill_sizes
+from vlp.objectives.itc import Contrast
+from vlp.objectives.itm import Matching, MatchingConfig
+from vlp.objectives.negatives import MOST
 from vlp.objectives.question import QuestionAnsweringConfig
 from vlp.objectives.registry import AnyObjectiveConfig
 from vlp.run import RunConfig
@@ -33,6 +37,7 @@ from vlp.tasks.pretrain import PretrainConfig, PretrainTask
 from vlp.tasks.registry import AnyTaskConfig, make_task
 from vlp.tasks.task import Setting, Task
 from vlp.tasks.vqa import VqaConfig
+from vlp.train.rematching import Texts, rematched
 from vlp.types import Batch, Example, Question, Regions, Sample, Slot
 
 _ANSWERS, _LABELS = 3129, 3
@@ -84,11 +89,20 @@ class Ground:
             rng = generator(0, "plan", number)
             pairs = task.pairs(slot, block, rng)
             made = [task.example(slot, pair, sample, sample, 0, rng, 0) for pair in pairs]
-            total += sum(example.tokens for example in made)
+            total += sum(
+                pair.tokens(len(example.token_ids_T), example.tokens - len(example.token_ids_T))
+                for pair, example in zip(pairs, made, strict=True)
+            )
             if groups and total > tokens:
                 break
             groups.append(made)
-        return task.collate(groups, 0)
+        return with_hard_pairs(task, task.collate(groups, 0))
+
+    def counted(self, task: Task, batch: Batch) -> int:
+        """What a micro-batch of the task is for `batch.micro_tokens`."""
+        slot = Slot(0, 0, dataset=0, epoch=0, block=0, group=0, example=0)
+        pair, *_ = task.pairs(slot, self._block(), generator(0, "plan", 0))
+        return pair.tokens(batch.text.packing.tokens, batch.image.packing.tokens)
 
     def _block(self) -> Block:
         """The tables of some samples with one text each, all alike."""
@@ -115,6 +129,24 @@ class Ground:
             width=64,
             height=64,
         )
+
+
+def with_hard_pairs(task: Task, batch: Batch) -> Batch:
+    """A micro-batch with as many mismatched pairs as can come of it, where the task finds hard negatives."""
+    if not isinstance(task, PretrainTask):
+        return batch
+    own = {type(task.objectives[name]): name for name in task.active(0)}
+    matching = task.config.objectives.get(own.get(Matching, ""))
+    if not (isinstance(matching, MatchingConfig) and matching.negatives == "hard" and Contrast in own):
+        return batch
+    pairs = [(row, (row + step) % len(batch)) for row in range(len(batch)) for step in range(1, 2 + MOST)]
+    text = batch.text if batch.plain is None else batch.plain.text
+    tokens = torch.stack([text.ids_N, text.segments_N], dim=1).split(list(text.packing.lengths))
+    texts = Texts([part.numpy() for part in tokens])
+    found = rematched(batch, own[Contrast], range(len(batch)), pairs, texts, task.images.form)
+    targets = batch.targets[own[Matching]]
+    told = replace(targets, survey={"rows": found.rows_P, "matched": found.matched_P})
+    return replace(batch, targets={**batch.targets, own[Matching]: told}, rematched=found.pairs)
 
 
 class _Words:

@@ -31,7 +31,8 @@ class Setup:
     offload_weights: bool = False
     several: bool = False
     """Whether a step has several micro-batches, so that gradients lie there during forward."""
-    ema: bool = False
+    means: int = 0
+    """Running means of the weights that are kept: for evaluation, or as a momentum model."""
     bucket: int = BUCKET
     """Numbers in a bucket of gradients."""
 
@@ -79,9 +80,8 @@ def memory_of(model: Trained, kept: Kept, setup: Setup, *, returned: bool = True
     item = _ITEM[setup.precision]
     shard = -(-model.parameters // setup.ranks)
     weights = item * (model.frozen + (shard if setup.stage == 3 else model.parameters))
-    states = _states(model.parameters, shard, setup) + (4 * shard if setup.ema else 0)
-    if setup.ema and setup.stage == 0:
-        states += 4 * (model.parameters - shard)
+    mean = 4 * (model.parameters if setup.stage == 0 else shard)
+    states = _states(model.parameters, shard, setup) + setup.means * mean
     held, host = _gradients(model.parameters, shard, setup), 0
     if setup.offload_optimizer:
         host, states = states + 4 * shard + item * shard, 0

@@ -8,11 +8,13 @@ from functools import partial
 from typing import Any
 
 from vlp.errors import ConfigError
+from vlp.objectives.itc import ContrastConfig
 from vlp.plan.activations import Device, Kept, kept_of, meta_task
 from vlp.plan.cluster import Cluster, Network, Reading, Work, network_of, reading_of, work_of
 from vlp.plan.ground import Ground
 from vlp.plan.memory import STAGES, Memory, Setup, Trained, memory_of
 from vlp.run import RunConfig
+from vlp.tasks.pretrain import PretrainConfig
 from vlp.train.hostmemory import LARGE
 from vlp.train.zero import BUCKET, read_zero, stage_of, zero_file
 
@@ -85,7 +87,7 @@ def make_plan(ground: Ground, cluster: Cluster, device: Device = "cuda") -> Plan
     trained = Trained(sum(sizes), sum(p.numel() for p in parameters) - sum(sizes), max(sizes))
     work = work_of(ground)
     seconds = work.seconds(cluster)
-    tokens = max(batch.tokens for batch in batches)
+    tokens = max(ground.counted(*pair) for pair in zip(ground.views, batches, strict=True))
     micro_batches = max(1, -(-work.tokens // cluster.gpus // max(config.batch.micro_tokens, tokens)))
     total = sum(parameter.numel() for parameter in parameters)
     return Plan(
@@ -122,7 +124,7 @@ def _ways(
         stage=0,
         precision=config.precision,
         several=micro_batches > 1,
-        ema=config.ema is not None,
+        means=means_of(config),
         bucket=int(section.get("reduce_bucket_size", BUCKET)),
     )
     shapes = [(stage, False, False) for stage in STAGES] + [(2, True, False), (3, True, True)]
@@ -135,6 +137,14 @@ def _ways(
         memory = partial(_memory, trained, kept, tokens, setup, returned)
         name = f"zero{stage}" + ("_offload" if optimizer or weights else "")
         yield Way(name, memory(tokens), _largest(memory, room), shape == own)
+
+
+def means_of(config: RunConfig) -> int:
+    """Running means of the weights that a run keeps: for evaluation, and as contrast's momentum model."""
+    task = config.task
+    own = task.objectives.values() if isinstance(task, PretrainConfig) else ()
+    slow = any(isinstance(each, ContrastConfig) and each.momentum for each in own)
+    return int(config.ema is not None) + int(slow)
 
 
 def _memory(trained: Trained, kept: Kept, tokens: int, setup: Setup, returned: bool, size: int) -> Memory:

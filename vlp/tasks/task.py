@@ -111,7 +111,9 @@ class Task(ABC):
 
     def collate(self, examples: list[list[Example]], step: int) -> Batch:
         forms: dict[str, TargetForm] = {name: objective.form() for name, objective in self.objectives.items()}
-        return collate([example for group in examples for example in group], self.images.form, forms)
+        batch = collate([example for group in examples for example in group], self.images.form, forms)
+        self.images.batch_ends()
+        return batch
 
     # -------------------------------------------------------------------------------------------- for subclasses
 

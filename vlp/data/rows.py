@@ -1,0 +1,67 @@
+"""Features of many images in one piece of memory, as a batch wants them: made there, they need not be copied together.
+
+A float32 feature map of 36 regions has 300 kB; to write one costs 25 us and to copy it 50.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_SPARE = 1.25
+"""A piece is made so much larger than the last batch was: batches differ in size."""
+
+
+class Rows:
+    """Hands out rows one after the other. Each thread has a piece of its own; a copy or a fork begins anew."""
+
+    def __init__(self) -> None:
+        self._own = threading.local()
+
+    def take(self, rows: int, width: int) -> NDArray[np.float32]:
+        """Rows to be written, [rows, width], behind those that were taken last."""
+        own, needed = self._own, rows * width
+        piece = getattr(own, "piece", None)
+        if piece is None or own.end + needed > len(piece):
+            own.size = max(needed, getattr(own, "size", 0))
+            own.piece, own.end = np.empty(own.size, np.float32), 0
+        own.end += needed
+        taken: NDArray[np.float32] = own.piece[own.end - needed : own.end].reshape(rows, width)
+        own.batch = getattr(own, "batch", 0) + needed
+        return taken
+
+    def end(self) -> None:
+        """A batch ends here: the next has a piece of its own, so that no batch keeps another's memory."""
+        own = self._own
+        own.size, own.batch, own.piece = int(_SPARE * getattr(own, "batch", 0)), 0, None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._own = threading.local()
+
+
+def joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Arrays of one type and width one after the other: where they lie so already, that piece itself, else a copy."""
+    first = arrays[0]
+    piece = first.base
+    if not isinstance(piece, np.ndarray) or piece.ndim != 1 or piece.dtype != first.dtype:
+        return np.concatenate(arrays)
+    start = end = _address(first)
+    for array in arrays:
+        if array.base is not piece or _address(array) != end or array.shape[1:] != first.shape[1:]:
+            return np.concatenate(arrays)
+        end += array.nbytes
+    begin = (start - _address(piece)) // piece.itemsize
+    flat: NDArray[Any] = piece[begin : begin + (end - start) // piece.itemsize]
+    return flat.reshape(-1, *first.shape[1:])
+
+
+def _address(array: NDArray[Any]) -> int:
+    place: int = array.__array_interface__["data"][0]
+    return place
