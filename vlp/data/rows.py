@@ -48,6 +48,7 @@ class Rows:
 
 def joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
     """Arrays of one type and width one after the other: where they lie so already, that piece itself, else a copy."""
+    arrays = [array for array in arrays if len(array)] or arrays[:1]  # no rows lie nowhere
     first = arrays[0]
     piece = first.base
     if not isinstance(piece, np.ndarray) or piece.ndim != 1 or piece.dtype != first.dtype:

@@ -136,7 +136,7 @@ class Matching(SelfSupervised):
 
 def has_image(sample: int, block: Block) -> bool:
     """Whether a sample of the block has an image, or regions of one."""
-    return bool(block.has_image_S[sample] or block.regions_S[sample])
+    return bool(block.has_image_S.item(sample) or block.regions_S.item(sample))
 
 
 def other_sample(sample: int, block: Block, rng: np.random.Generator) -> int | None:
@@ -160,8 +160,10 @@ def other_text(sample: int, block: Block, rng: np.random.Generator) -> int | Non
 
 def texts_of(sample: int, block: Block) -> tuple[int, int]:
     """The first of a sample's texts in the block's example tables, and the end; they stand together."""
-    first, end = np.searchsorted(block.sample_E, [sample, sample + 1])
-    return int(first), int(end)
+    # Of the table's own type: for another, numpy would convert the table at each call.
+    bounds = np.array((sample, sample + 1), block.sample_E.dtype)
+    first, end = block.sample_E.searchsorted(bounds).tolist()
+    return first, end
 
 
 def check_second_text(name: str, text: TextConfig) -> None:

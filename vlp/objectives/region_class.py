@@ -162,7 +162,7 @@ class RegionClass(SelfSupervised):
 
 def _probabilities(image: RegionInput, places_K: NDArray[np.int64]) -> NDArray[np.float32]:
     assert image.class_probs_RC is not None
-    probability_KC = image.class_probs_RC[places_K].astype(np.float32)
+    probability_KC = image.class_probs_RC[places_K].astype(np.float32, copy=False)  # indexing has made a copy
     # Detectors store half floats: rows sum to 1 within 4e-4, which a divergence would count as error.
     probability_KC /= np.maximum(probability_KC.sum(axis=1, keepdims=True), 1e-6)
     return probability_KC

@@ -141,7 +141,7 @@ def with_hard_pairs(task: Task, batch: Batch) -> Batch:
         return batch
     pairs = [(row, (row + step) % len(batch)) for row in range(len(batch)) for step in range(1, 2 + MOST)]
     text = batch.text if batch.plain is None else batch.plain.text
-    tokens = torch.stack([text.ids_N, text.segments_N], dim=1).split(list(text.packing.lengths))
+    tokens = torch.split(torch.stack([text.ids_N, text.segments_N], dim=1), list(text.packing.lengths))
     texts = Texts([part.numpy() for part in tokens])
     found = rematched(batch, own[Contrast], range(len(batch)), pairs, texts, task.images.form)
     targets = batch.targets[own[Matching]]

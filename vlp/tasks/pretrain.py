@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from vlp.data.batch import collate
+from vlp.data.image import float32
 from vlp.data.index import Block
 from vlp.models.halves import image_met
 from vlp.models.image import RegionSource
@@ -224,11 +225,13 @@ class PretrainTask(Task):
         if self._reads_plain(active):
             example.plain_T = example.token_ids_T
         for name, objective in self.objectives.items():
-            # Hide in mismatched pairs too, whether or not it is guessed there: a mask must not tell a match.
-            if name in active and objective.hides in {None, *streams}:
-                target = objective.target(hidden, rng)
-                if self._asks(objective, example):
-                    example.targets[name] = target
+            if name in active and objective.hides in (None, *streams):
+                asks = self._asks(objective, example)
+                # Words are hidden in mismatched pairs too, guessed there or not: a mask must not tell a match.
+                if asks or objective.hides == "text":
+                    target = objective.target(hidden, rng)
+                    if asks:
+                        example.targets[name] = target
             elif isinstance(objective, MaskedLanguage) and "text" in streams:
                 objective.target(hidden, rng)  # hides, and asks nothing in this step
         return example
@@ -236,7 +239,7 @@ class PretrainTask(Task):
     def _hide_image(self, example: Example, image: Sample, rng: np.random.Generator) -> Hidden:
         if not self.images.wants_regions:
             return hide_patches(example, self.config.patch_hiding, self._prefix, rng)
-        lent_KD = None if image.lent_KD is None else image.lent_KD.astype(np.float32, copy=False)
+        lent_KD = None if image.lent_KD is None else float32(image.lent_KD)
         return hide_regions(example, self.config.region_hiding, rng, lent_KD)
 
     def _hiding(self, active: tuple[str, ...]) -> set[Stream]:
