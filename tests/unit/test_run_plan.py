@@ -80,7 +80,7 @@ def test_pairs_of_hard_negatives_are_planned_for() -> None:
     found = kept_of(meta_task(given.config, given.task), batch, "cpu")
     assert found.saved == pytest.approx(really_kept(given, batch), rel=0.01)
     alone = replace(batch, rematched=None, targets={n: replace(t, survey={}) for n, t in batch.targets.items()})
-    assert kept_of(meta_task(given.config, given.task), alone, "cpu").saved < 0.7 * found.saved
+    assert kept_of(meta_task(given.config, given.task), alone, "cpu").saved < 0.8 * found.saved
     assert [means_of(each.config) for each in (given, ground(), ground("uniter_tiny", "ema={}"))] == [1, 0, 1]
 
 
