@@ -240,7 +240,7 @@ def mean_feature(features_RD: NDArray[np.float32], seen_R: NDArray[np.bool_] | N
     """Mean of the features, [D], or of those that are seen; zeros where there is none."""
     seen = np.ones(len(features_RD), np.bool_) if seen_R is None else seen_R
     # A product with ones and zeros reads the features once, where to pick them would copy them first.
-    mean: NDArray[np.float32] = (seen.astype(np.float32) @ features_RD) / max(1, int(seen.sum()))
+    mean: NDArray[np.float32] = (seen.astype(np.float32) @ features_RD) / np.float32(max(1, seen.sum()))
     return mean
 
 
