@@ -31,6 +31,7 @@ from vlp.tasks.classify import ClassifyConfig, labels_of
 from vlp.tasks.module import TaskModule
 from vlp.tasks.pretrain import PretrainConfig
 from vlp.tasks.registry import AnyTaskConfig, make_task
+from vlp.tasks.saved import TASK_FILE, read_saved
 from vlp.tasks.task import Setting, Task
 from vlp.tasks.vocabulary import answer_vocabulary
 from vlp.tasks.vqa import VqaConfig
@@ -165,11 +166,20 @@ def make_module(assembled: Assembled, note: Callable[[str], object] = lambda sai
     config = assembled.config
     torch.manual_seed(derive(config.run.seed, "weights"))
     model = Network(without_downloads(config.model) if config.init else config.model)
-    for line in start(model, Path(config.init) if config.init else None):
+    init = Path(config.init) if config.init else None
+    for line in start(model, init, _of_other_classes(config.task, init)):
         note(line)
     if line := apply_transfer(model, config.transfer):
         note(line)
     return TaskModule(model, assembled.task.objectives)
+
+
+def _of_other_classes(task: AnyTaskConfig, init: Path | None) -> frozenset[str]:
+    """The heads of a trained model whose classes stand for other answers or labels than the task's."""
+    if init is None or not (init / TASK_FILE).exists():
+        return frozenset()
+    theirs = read_saved(init).task.classes
+    return frozenset(name for name, own in task.classes.items() if theirs.get(name, own) != own)
 
 
 def _sizes(config: RunConfig, text: TextEncoder, datasets: Sequence[Dataset]) -> Sizes:

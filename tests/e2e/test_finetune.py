@@ -179,6 +179,23 @@ def test_two_stages(shapes: Shapes, single: Path, tmp_path: Path) -> None:
     assert read_yaml(run / "config.yaml")["init"] == str(tmp_path / "more" / "model")
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_an_answer_head_goes_on_with_its_own_answers_only(
+    same: bool, shapes: Shapes, vqa: Path, tmp_path: Path
+) -> None:
+    """Answers in another order are of the same size and would be learned from wrong ones."""
+    answers = read_yaml(vqa / "config.yaml")["task"]["answers"]
+    order = answers if same else answers[::-1]
+    given = (f"model={vqa / 'model'}", *shapes.overrides, *SHORT, "run.steps=1", "optimizer.learning_rate=1.0e-9")
+    run = tmp_path / "run"
+    said = done(vlp("finetune", "vqa", *given, f"task.answers={json.dumps(order)}", f"run.dir={run}"))
+    assert ("new: heads.answer; has other answers or labels in answer" in said.out) is not same
+    old, new = (load_file(path / "model" / "model.safetensors") for path in (vqa, run))
+    kept = {name: torch.allclose(old[name], new[name], atol=1e-6) for name in old if name.endswith("linear.weight")}
+    assert kept.pop("heads.answer.transform.linear.weight") is same
+    assert all(kept.values())
+
+
 # ------------------------------------------------------------------------------------------------------------- tasks
 
 

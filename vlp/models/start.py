@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from torch import Tensor
@@ -14,18 +15,19 @@ from vlp.models.textsource import read_text_model
 from vlp.models.textweights import start_text
 
 
-def start(model: Network, init: Path | None) -> list[str]:
+def start(model: Network, init: Path | None, new_heads: Collection[str] = ()) -> list[str]:
     """Fill a model whose weights are random.
 
     Args:
         init: directory of a trained model, whose weights it takes; by default what its config names (`text.weights`).
+        new_heads: heads that stay new, because their classes stand for others than that model's.
     Returns:
         what was done, a line each for a log.
     Raises:
         CheckpointError, ConfigError: the weights are missing, or do not fit; the first tensors are named.
     """
     if init is not None:
-        return start_from(model, init)
+        return start_from(model, init, new_heads)
     wanted = model.config.text.weights
     if wanted is None:
         return []
@@ -34,13 +36,15 @@ def start(model: Network, init: Path | None) -> list[str]:
     return [account.sentence(wanted.source)]
 
 
-def start_from(model: Network, directory: Path) -> list[str]:
-    """Take a trained model's weights; heads and projections of the pooler that it lacks stay new, heads that the task
-    does not use are left out.
+def start_from(model: Network, directory: Path, new_heads: Collection[str] = ()) -> list[str]:
+    """Take a trained model's weights; heads and projections of the pooler that it lacks stay new, and so do those of
+    `new_heads`; heads that the task does not use are left out.
 
     A backbone's positions are interpolated where the model takes images of another size.
     """
-    tensors = _at_size(model, read_weights(directory))
+    others = tuple(f"heads.{name}." for name in new_heads)
+    read = _at_size(model, read_weights(directory))
+    tensors = {name: tensor for name, tensor in read.items() if not name.startswith(others)}
     own = model.state_dict()
     new_parts = ("heads.", "pooler.")
     needed = {name: tensor for name, tensor in own.items() if name in tensors or not name.startswith(new_parts)}
@@ -52,6 +56,7 @@ def start_from(model: Network, directory: Path) -> list[str]:
     left = sorted({".".join(name.split(".")[:2]) for name in tensors if name not in own})
     said = f"starts from {directory}"
     said += f"; new: {', '.join(new)}" if new else ""
+    said += f"; has other answers or labels in {', '.join(sorted(new_heads))}" if new_heads else ""
     return [said + (f"; left out: {', '.join(left)}" if left else "")]
 
 

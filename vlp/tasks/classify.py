@@ -39,6 +39,10 @@ class ClassifyConfig(TaskConfig):
     labels: tuple[str, ...] | Literal["auto"] = "auto"
     """All labels; `auto` takes them from the training shards, and the resolved config holds them."""
 
+    @property
+    def classes(self) -> dict[str, tuple[str, ...]]:
+        return {} if self.labels == "auto" else {LABEL: self.labels}
+
 
 class ClassifyTask(Task):
     """Images with texts in, labels out."""

@@ -120,6 +120,11 @@ class PretrainConfig(TaskConfig):
         return bool(contrasts) and together and all(c.from_step <= config.from_step for c in contrasts.values())
 
     @property
+    def classes(self) -> dict[str, tuple[str, ...]]:
+        asking = {name: own for name, own in self.objectives.items() if own.kind == "question_answering"}
+        return {name: own.answers for name, own in asking.items() if own.answers != "auto"}
+
+    @property
     def hides_both(self) -> bool:
         """Whether words and regions of one example are hidden together."""
         return (self.masking or ("joint" if self.combine == "all" else "conditional")) == "joint"

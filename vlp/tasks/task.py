@@ -31,6 +31,11 @@ class TaskConfig(Config):
     texts: Texts = "captions"
     """Which texts of a sample make examples."""
 
+    @property
+    def classes(self) -> dict[str, tuple[str, ...]]:
+        """What the classes of its heads stand for, by the head's name; none where they mean the same in every run."""
+        return {}
+
 
 @dataclass(frozen=True)
 class Setting:

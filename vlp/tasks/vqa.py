@@ -40,6 +40,10 @@ class VqaConfig(TaskConfig):
     answers: tuple[str, ...] | Literal["auto"] = "auto"
     """The answer vocabulary; `auto` takes it from the training shards, and the resolved config holds it."""
 
+    @property
+    def classes(self) -> dict[str, tuple[str, ...]]:
+        return {} if self.answers == "auto" else {ANSWER: self.answers}
+
 
 @dataclass(frozen=True)
 class Prediction:
