@@ -32,6 +32,7 @@ class Part:
 PARTS = {
     "training": Part(gpu=True),
     "extraction": Part(("visualbert_base", "lxmert_base"), gpu=True),
+    "retrieval": Part(gpu=True),
     "loader": Part(),
     "decoding": Part(),
     "importing": Part(),

@@ -211,11 +211,15 @@ class Block(nn.Module):
         self.sublayers = nn.ModuleDict({name: Sublayer(name, config, own, habits) for name in config.sublayers})
 
     def forward(self, states: States) -> None:
-        if self.config.linear or self.modality is not None:
-            states.set_apart({**states.apart(), **{s: self._bridge(s, states) for s in self.config.streams}})
-        before = states.apart() if "cross" in self.config.sublayers else {}
+        before = self.begin(states)
         for sublayer in self.sublayers.values():
             sublayer(states, before)
+
+    def begin(self, states: States) -> dict[Stream, Tensor]:
+        """What comes before the sublayers; the states as `cross` reads them, if it is among these."""
+        if self.config.linear or self.modality is not None:
+            states.set_apart({**states.apart(), **{s: self._bridge(s, states) for s in self.config.streams}})
+        return states.apart() if "cross" in self.config.sublayers else {}
 
     def _bridge(self, stream: Stream, states: States) -> Tensor:
         x = states.apart()[stream]
@@ -273,6 +277,16 @@ class Encoder(nn.Module):
         states = States(text_NH, image_MH, batch)
         self._run(states, self.runs[self.apart :])
         return states.apart()["text"], states.apart()["image"]
+
+    @property
+    def last(self) -> Block | None:
+        """The block that runs last, if that is where or behind where text and image meet."""
+        return None if self.apart == len(self.runs) else self.blocks[self.runs[-1][0]]  # type: ignore[return-value]
+
+    def run_before_last(self, states: States) -> None:
+        """From where text and image meet to the last block, which is left out."""
+        *runs, (number, times) = self.runs[self.apart :]
+        self._run(states, [*runs, (number, times - 1)])
 
     def _run(self, states: States, runs: list[tuple[int, int]]) -> None:
         for number, times in runs:

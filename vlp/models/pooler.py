@@ -5,6 +5,7 @@ Shape suffixes: N text tokens, M image tokens, B examples, H width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -16,7 +17,7 @@ from typing_extensions import Self
 from vlp.config import Config
 from vlp.models.blocks import Layers
 from vlp.models.sublayers import ACTIVATIONS
-from vlp.types import Batch, Packing, Stream
+from vlp.types import Batch, Stream
 
 
 class PoolerConfig(Config):
@@ -81,26 +82,35 @@ class Pooler(nn.Module):
 
     def forward(self, text_NH: Tensor, image_MH: Tensor, batch: Batch) -> Tensor:
         """[B, H]."""
+        states: dict[Stream, Tensor] = {"text": text_NH, "image": image_MH}
+        return self.pooled({s: states[s].index_select(0, rows) for s, rows in self.rows(batch).items()}, batch)
+
+    def rows(self, batch: Batch) -> dict[Stream, Tensor]:
+        """The rows that it reads of each stream's states: one of each text, one of each image that there is."""
         bounds_B1 = batch.text.packing.starts_B1.long()
-        at_B = bounds_B1[:-1] if self.config.at == "first" else bounds_B1[1:] - 2
-        text_BH = self._vector("text", text_NH.index_select(0, at_B))
-        if self.config.fusion == "text":
-            pooled_BH = text_BH
-        else:
-            pooled_BH = self._fused(text_BH, self._image(image_MH, batch.image.packing))
+        rows: dict[Stream, Tensor] = {"text": bounds_B1[:-1] if self.config.at == "first" else bounds_B1[1:] - 2}
+        if self.config.fusion != "text":
+            seen_P = torch.tensor(_seen(batch), dtype=torch.int64, device=bounds_B1.device)
+            rows["image"] = batch.image.packing.starts_B1[:-1].long().index_select(0, seen_P)
+        return rows
+
+    def pooled(self, rows: Mapping[Stream, Tensor], batch: Batch) -> Tensor:
+        """[B, H], from the states of these rows."""
+        pooled_BH = self._vector("text", rows["text"])
+        if self.config.fusion != "text":
+            pooled_BH = self._fused(pooled_BH, self._image(rows["image"], batch))
         return F.dropout(pooled_BH, self.config.dropout, self.training)
 
     def _vector(self, stream: Stream, x_BH: Tensor) -> Tensor:
         projected = self.linear[stream](x_BH) if stream in self.linear else x_BH
         return projected if self.config.activation == "none" else ACTIVATIONS[self.config.activation](projected)
 
-    def _image(self, image_MH: Tensor, packing: Packing) -> Tensor:
-        seen = [row for row, length in enumerate(packing.lengths) if length]
-        rows = torch.tensor(seen, dtype=torch.int64, device=image_MH.device)
-        vectors = self._vector("image", image_MH.index_select(0, packing.starts_B1[:-1].long().index_select(0, rows)))
-        if len(seen) == len(packing):
+    def _image(self, first_PH: Tensor, batch: Batch) -> Tensor:
+        vectors, seen = self._vector("image", first_PH), _seen(batch)
+        if len(seen) == len(batch):
             return vectors
-        return vectors.new_zeros(len(packing), vectors.shape[1]).index_copy(0, rows, vectors)
+        seen_P = torch.tensor(seen, dtype=torch.int64, device=first_PH.device)
+        return vectors.new_zeros(len(batch), vectors.shape[1]).index_copy(0, seen_P, vectors)
 
     def _fused(self, text_BH: Tensor, image_BH: Tensor) -> Tensor:
         match self.config.fusion:
@@ -110,3 +120,8 @@ class Pooler(nn.Module):
                 return text_BH + image_BH
             case _:
                 return torch.cat([text_BH, image_BH], dim=1)
+
+
+def _seen(batch: Batch) -> list[int]:
+    """The examples that have an image."""
+    return [row for row, length in enumerate(batch.image.packing.lengths) if length]

@@ -88,6 +88,8 @@ class Objective(ABC):
 
     rows: Rows
     """Which states it reads: of text tokens, image tokens, or the pooled vectors."""
+    pooled_only: ClassVar[bool] = False
+    """Whether its `scores` read nothing but the pooled vectors, so that the rest need not be worked out for them."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -1,8 +1,9 @@
 """Scores of many pairs of images and texts, split over ranks, within a token budget.
 
-The blocks in which text and image meet run for every pair. What a text or an image alone decides (towers, embeddings,
-a backbone of pixels) runs once for each, where the architecture allows it (`vlp.models.halves`). Memory holds the
-states of all texts and of this rank's images, and one number per pair; never the states of all pairs.
+The blocks in which text and image meet run for every pair, the last of them for what the pooler reads
+(`vlp.models.lastblock`). What a text or an image alone decides (towers, embeddings, a backbone of pixels) runs once for
+each, where the architecture allows it (`vlp.models.halves`). Memory holds the states of all texts and of this rank's
+images, and one number per pair; never the states of all pairs.
 
 Shape suffixes: I images, T texts, D numbers of a vector, N and M text and image tokens, H width of a state.
 """
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlp.data.batch import ImageForm, collate
-from vlp.models.halves import joined, unimodal
+from vlp.models.halves import unimodal
 from vlp.objectives.itc import Contrast
 from vlp.objectives.ranking import Ranking, match_score
 from vlp.tasks.candidates import Candidates, read_image
@@ -206,11 +207,7 @@ class _Halves:
                 torch.cat([like.new_zeros(0, width), *(states[pair[which]] for pair in pairs)])
                 for states, width, which in zip((self.text, self.image), self._widths, (1, 0), strict=True)
             )
-            encoded = joined(module.model, text_NH, image_MH, batch)
-            head = module.model.heads[objective.name]
-            found: list[float] = match_score(
-                objective.scores(head, encoded, batch.targets[objective.name]).float()
-            ).tolist()
+            found: list[float] = match_score(module.met_scores(text_NH, image_MH, batch, objective.name)).tolist()
             return found
 
         return call
