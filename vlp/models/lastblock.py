@@ -1,7 +1,7 @@
 """A model's pooled vectors alone: its last block works out only the rows that the pooler reads.
 
-The other rows enter attention as keys, and a stream that the pooler does not see is not worked out at all: of LXMERT's
-last block a sixth is left, of a single stream's a fifth. The vectors are those of the whole model, up to rounding.
+The other rows enter attention as keys, and a stream that the pooler does not see is not worked out at all: of a
+last block a sixth (two streams) or a fifth (one) is left. The vectors are those of the whole model, up to rounding.
 
 Shape suffixes: B examples, W wanted rows of a stream, N text tokens, M image tokens, H width.
 """
