@@ -71,7 +71,7 @@ TRIALS = {
         f"{{mlm: {{kind: masked_language, unit: word, {HIDDEN}}}}}",
         "word_accuracy",
         f"task.probe=[{','.join(COLOURS)}]",
-        steps=1000,
+        steps=700,
         without="image",
     ),
     "region_class_soft": Trial(
@@ -154,7 +154,7 @@ TRIALS = {
         "{lm: {kind: prefix_language}}",
         "caption_exact_match",
         data=TOLD,
-        steps=1000,
+        steps=800,
         without="image",
     ),
     "prefix_language_masked": Trial(
@@ -162,7 +162,7 @@ TRIALS = {
         f"{{lm: {{kind: prefix_language, guess: masked, {HIDDEN}}}}}",
         "caption_exact_match",
         data=TOLD,
-        steps=1000,
+        steps=800,
         without="image",
     ),
 }
