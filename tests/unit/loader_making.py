@@ -96,6 +96,9 @@ class FakePreparer:
         own = Pair(int(block.sample_E[slot.example]), slot.example)
         return (own, *(Pair(image, slot.example, matched=False) for image in images))
 
+    def shown(self, image: Sample, rng: np.random.Generator) -> Sample:
+        return image
+
     def example(
         self, slot: Slot, pair: Pair, image: Sample, text: Sample, number: int, rng: np.random.Generator, step: int
     ) -> Example:

@@ -35,6 +35,9 @@ class Looker:
     def pairs(self, slot: Slot, block: Block, rng: np.random.Generator) -> tuple[Pair, ...]:
         return (Pair(int(block.sample_E[slot.example]), slot.example),)
 
+    def shown(self, image: Sample, rng: np.random.Generator) -> Sample:
+        return image
+
     def example(
         self, slot: Slot, pair: Pair, image: Sample, text: Sample, number: int, rng: np.random.Generator, step: int
     ) -> Example:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -42,6 +43,13 @@ class Preparer(Protocol):
 
     def pairs(self, slot: Slot, block: Block, rng: np.random.Generator) -> tuple[Pair, ...]:
         """The pairs of one slot, at least one; they stay in one micro-batch, in this order."""
+
+    def shown(self, image: Sample, rng: np.random.Generator) -> Sample:
+        """The sample with its image as the model takes it (`Sample.shown`); `rng` then goes to `example`.
+
+        Raises:
+            Fault: the image cannot be used; another example takes the slot.
+        """
 
     def example(
         self,
@@ -217,19 +225,35 @@ class SlotReader:
             ]
         )
 
+    def show(self, slot: Slot, read: Sequence[ReadPair]) -> None:
+        """Make the images of a slot's pairs what the model takes.
+
+        Raises:
+            BadSample: an image cannot be used.
+        """
+        for one in read:
+            with self._blamed(slot, one):
+                one.image = self._preparer.shown(one.image, one.rng)
+
+    @contextmanager
+    def _blamed(self, slot: Slot, one: ReadPair) -> Iterator[None]:
+        """Within it a fault is one of the pair's image."""
+        try:
+            yield
+        except Fault as fault:
+            name = self._datasets[slot.dataset].shard_name(int(self.block(slot).tables.shard_S[one.pair.image]))
+            raise BadSample(name, one.image.key, fault.member, fault.reason) from fault
+
     def prepare(self, slot: Slot, read: Sequence[ReadPair], step: int) -> list[Example]:
-        """The examples of a slot's pairs.
+        """The examples of a slot's pairs, whose images may have been shown.
 
         Raises:
             BadSample: a sample cannot be used.
         """
         examples = []
         for one in read:
-            try:
+            with self._blamed(slot, one):
                 example = self._preparer.example(slot, one.pair, one.image, one.text, one.text_number, one.rng, step)
-            except Fault as fault:
-                name = self._datasets[slot.dataset].shard_name(int(self.block(slot).tables.shard_S[one.pair.image]))
-                raise BadSample(name, one.image.key, fault.member, fault.reason) from fault
             example.id = example.id or one.id
             examples.append(example)
         return examples

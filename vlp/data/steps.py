@@ -94,11 +94,12 @@ class StepMaker:
     def _examples(self, plan: Plan, places: Sequence[int], result: Step) -> list[list[Example]]:
         """The examples of some slots, or of the neighbours that take their places.
 
-        First all samples are read, then all are prepared: a processor that has decoded an image must fetch the code
-        that reads anew, and in turn that costs twice as much as reading itself.
+        First all samples are read, then all images decoded, then all else is done: a processor that has decoded an
+        image must fetch the code of other things anew, and in turn that costs twice as much as those things themselves.
         """
         examples, used = [], []
-        for place, read in [(place, self._read(plan, place)) for place in places]:
+        reads = [(place, self._read(plan, place)) for place in places]
+        for place, read in [(place, self._shown(plan, place, read)) for place, read in reads]:
             try:
                 if isinstance(read, BadSample):
                     raise read
@@ -114,6 +115,15 @@ class StepMaker:
             return self._reader.read(plan.slots[place], plan.pairs[place])
         except BadSample as error:
             return error
+
+    def _shown(self, plan: Plan, place: int, read: list[ReadPair] | BadSample) -> list[ReadPair] | BadSample:
+        if isinstance(read, BadSample):
+            return read
+        try:
+            self._reader.show(plan.slots[place], read)
+        except BadSample as error:
+            return error
+        return read
 
     def _replacement(self, plan: Plan, place: int, first: BadSample, result: Step) -> list[Example]:
         """The examples of the neighbour that takes the place of a slot which cannot be used."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -108,6 +108,11 @@ class Task(ABC):
         """The example's own image and text; tasks with negatives say otherwise."""
         return (Pair(int(block.sample_E[slot.example]), slot.example),)
 
+    def shown(self, image: Sample, rng: np.random.Generator) -> Sample:
+        if self.setting.without == "image":
+            return image
+        return replace(image, shown=self.images.prepare(image, rng))
+
     @abstractmethod
     def example(
         self, slot: Slot, pair: Pair, image: Sample, text: Sample, text_number: int, rng: np.random.Generator, step: int
@@ -140,7 +145,9 @@ class Task(ABC):
             tokens_T, special_T, word_T = self.setting.text.encode("" if without == "text" else text)
         else:
             tokens_T, special_T, word_T, segment_T = self.setting.text.encode_two(text, second)
-        prepared = None if without == "image" else self.images.prepare(image, rng)
+        prepared = image.shown
+        if prepared is None and without != "image":
+            prepared = self.images.prepare(image, rng)
         return Example("", tokens_T, special_T, word_T, prepared, matched, segment_T=segment_T)
 
     def prompted(self, example: Example) -> Example:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vlp.types.examples import ImageInput
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -76,6 +78,8 @@ class Sample:
     """How training looks at the image this time; None is the whole of it, as evaluation does."""
     second: str | None = None
     """The text that follows the one that makes the example, where a pair has two."""
+    shown: ImageInput | None = None
+    """The image as the model takes it, where that is made already."""
     lent_KD: NDArray[np.floating[Any]] | None = None
     """Features of regions that others of the block lend to the image, where a pair has loans."""
 
