@@ -109,6 +109,7 @@ class Task(ABC):
         return (Pair(int(block.sample_E[slot.example]), slot.example),)
 
     def shown(self, image: Sample, rng: np.random.Generator) -> Sample:
+        """The sample with its image as the model takes it."""
         if self.setting.without == "image":
             return image
         return replace(image, shown=self.images.prepare(image, rng))
