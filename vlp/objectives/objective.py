@@ -70,13 +70,16 @@ class Hidden:
     def features(self, places_K: NDArray[np.int64]) -> NDArray[np.float32]:
         """The features of some regions as they were before any was hidden, [K, D]; a copy."""
         assert self.regions is not None
+        features_KD: NDArray[np.float32]
         if self.covered_C is None or self.before_CD is None or not len(self.covered_C):
-            return self.regions.features_RD[places_K]
+            features_KD = self.regions.features_RD[places_K]
+            return features_KD
         row_K = np.searchsorted(self.covered_C, places_K).clip(max=len(self.covered_C) - 1)
         covered_K = self.covered_C[row_K] == places_K
         if covered_K.all():
-            return self.before_CD[row_K]
-        features_KD: NDArray[np.float32] = self.regions.features_RD[places_K]
+            features_KD = self.before_CD[row_K]
+            return features_KD
+        features_KD = self.regions.features_RD[places_K]
         features_KD[covered_K] = self.before_CD[row_K[covered_K]]
         return features_KD
 
