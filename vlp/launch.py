@@ -12,10 +12,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from vlp.affinity import share_of
 from vlp.errors import ConfigError
 
 GRACE_SECONDS = 15.0
@@ -62,7 +64,8 @@ class _Ranks:
     def start(self, command: Sequence[str], nproc: int) -> None:
         port = _free_port()
         for rank in range(nproc):
-            environment = _environment(rank, nproc, port)
+            share = share_of(rank, nproc)
+            environment = _environment(rank, nproc, port, share.threads)
             with open(self._said(rank), "wb") as said:
                 # A session of its own: a Ctrl-C then reaches the ranks once, through `signal`, not twice.
                 process = subprocess.Popen(
@@ -72,7 +75,7 @@ class _Ranks:
                     stdout=None if rank == 0 else subprocess.DEVNULL,
                     stderr=subprocess.PIPE if rank == 0 else said,
                     start_new_session=True,
-                    preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                    preexec_fn=partial(_in_child, share.cores) if sys.platform == "linux" else None,
                 )
             self._processes.append(process)
         self._tee = threading.Thread(target=self._copy, daemon=True)
@@ -136,11 +139,9 @@ class _Ranks:
         return 128 - code if code < 0 else code
 
 
-def _environment(rank: int, nproc: int, port: int) -> dict[str, str]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = {"OMP_NUM_THREADS": str(max(1, cores // nproc))}  # all ranks using all cores slows every one of them
+def _environment(rank: int, nproc: int, port: int, threads: int) -> dict[str, str]:
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": nproc, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return threads | dict(os.environ) | {name: str(value) for name, value in place.items()}
+    return {"OMP_NUM_THREADS": str(threads)} | dict(os.environ) | {name: str(value) for name, value in place.items()}
 
 
 def _free_port() -> int:
@@ -149,10 +150,12 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _die_with_parent() -> None:
-    """Linux: end this rank if the launcher is killed outright, so that none is left behind."""
+def _in_child(cores: frozenset[int] | None) -> None:
+    """Linux: keep this rank to its cores; end it if the launcher is killed outright, so that none is left behind."""
     import ctypes
 
+    if cores is not None:
+        os.sched_setaffinity(0, cores)
     set_death_signal = 1  # PR_SET_PDEATHSIG
     ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
 

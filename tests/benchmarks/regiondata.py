@@ -17,7 +17,7 @@ WORDS, CLASSES = 28996, 1601
 WIDTH = 2048
 
 
-def region_data(folder: Path, *, samples: int, words: int, regions: int) -> tuple[Path, Path]:
+def region_data(folder: Path, *, samples: int, words: int, regions: int, vocabulary: int = WORDS) -> tuple[Path, Path]:
     """A data directory and a tokenizer.
 
     Args:
@@ -33,11 +33,11 @@ def region_data(folder: Path, *, samples: int, words: int, regions: int) -> tupl
                 image=None,
                 image_extension=None,
                 regions=_regions(regions, random),
-                captions=[" ".join(f"w{word}" for word in random.integers(len(SPECIAL), WORDS, words))],
+                captions=[" ".join(f"w{word}" for word in random.integers(len(SPECIAL), vocabulary, words))],
                 metadata={"id": number},
             )
     build_index(data)
-    return data, words_tokenizer(tokenizer, WORDS)
+    return data, words_tokenizer(tokenizer, vocabulary)
 
 
 def words_tokenizer(folder: Path, count: int) -> Path:
