@@ -111,6 +111,7 @@ def test_pixels_of_the_examples_that_have_an_image() -> None:
     batch = collate([blind, seen], PIXELS, {})
     assert isinstance(batch.image, PixelBatch)
     assert batch.image.pixels_P3HW.shape == (1, 3, 4, 4)
+    assert batch.image.pixels_P3HW.is_contiguous(memory_format=torch.channels_last)
     assert batch.image.packing.lengths == (0, 5)
     assert batch.joint.lengths == (3, 7)
 

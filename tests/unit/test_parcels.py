@@ -25,6 +25,15 @@ def test_a_parcel_holds_what_was_put_in() -> None:
     assert Parcel.of("nothing to move", Pool()).open() == "nothing to move"
 
 
+def test_a_tensor_keeps_its_order_in_memory_and_loses_its_gaps() -> None:
+    pixels = torch.arange(120, dtype=torch.uint8).view(2, 4, 5, 3).permute(0, 3, 1, 2)
+    gapped = torch.arange(12).view(3, 4)[:, ::2]
+    for tensor, strides in ((pixels, pixels.stride()), (gapped, (2, 1))):
+        found = Parcel.of(tensor, Pool()).open()
+        assert torch.equal(found, tensor)
+        assert found.stride() == strides
+
+
 def sent(value: Any, pool: Pool) -> Parcel:
     """A parcel as it arrives."""
     from multiprocessing.reduction import ForkingPickler

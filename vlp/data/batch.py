@@ -178,7 +178,6 @@ def _aligned(images: Sequence[RegionInput]) -> Tensor | None:
 
 def _pixels(given: Sequence[ImageInput | None], size: int) -> PixelBatch:
     images = _alike([image for image in given if isinstance(image, PixelInput)])
-    pixels_P3HW = np.stack([image.pixels_3HW for image in images]) if images else np.zeros((0, 3, size, size), np.uint8)
     kept = None
     if any(image.kept_K is not None for image in images):
         starts = np.cumsum([0, *(image.tokens for image in images)])
@@ -188,12 +187,19 @@ def _pixels(given: Sequence[ImageInput | None], size: int) -> PixelBatch:
         rows = [np.zeros(len(image), np.bool_) if image.hidden_K is None else image.hidden_K for image in images]
         hidden = _tensor(np.concatenate(rows))
     return PixelBatch(
-        pixels_P3HW=_tensor(pixels_P3HW),
+        pixels_P3HW=_stacked([image.pixels_3HW for image in images], size),
         packing=_image_packing(given),
         kept_M=kept,
         grids_P2=_grids(images),
         hidden_M=hidden,
     )
+
+
+def _stacked(pixels: Sequence[NDArray[Any]], size: int) -> Tensor:
+    """Pixels of images of one size, [P, 3, H, W], in memory with the colours last."""
+    last = [pixels_3HW.transpose(1, 2, 0) for pixels_3HW in pixels]
+    pixels_PHW3 = np.stack(last) if last else np.zeros((0, size, size, 3), np.uint8)
+    return _tensor(pixels_PHW3).permute(0, 3, 1, 2)
 
 
 def _alike(images: list[PixelInput]) -> list[PixelInput]:

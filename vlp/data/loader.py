@@ -131,7 +131,7 @@ class EvaluationLoader:
                 result.quarantined.append(record(error, self._reader.directory(slot)))
                 continue
             result.examples += len(pairs)
-            result.cut_texts += self._reader.cut_texts(slot, pairs)
+            result.cut_texts += self._reader.lengths(slot, pairs)[1]
         result.micro_batches.append(self._preparer.collate(examples, number))
         return result
 

@@ -26,7 +26,8 @@ _SPARE = 1.25
 
 Key = tuple[int, int]
 """Which buffer: the process that made it, and its number there."""
-_Layout = list[tuple[torch.dtype, torch.Size, int]]
+_Layout = list[tuple[torch.dtype, torch.Size, tuple[int, ...], int]]
+"""Of each tensor: type, shape, strides, and the byte where it begins."""
 
 _NUMBERS = itertools.count()
 _KNOWN: dict[Key, Tensor] = {}
@@ -79,7 +80,7 @@ class Parcel:
         pickler.dump(value)
         layout, size = [], 0
         for tensor in pickler.tensors:
-            layout.append((tensor.dtype, tensor.shape, size))
+            layout.append((tensor.dtype, tensor.shape, _strides(tensor), size))
             size += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
         key, buffer, new = pool.take(size)
         for view, tensor in zip(_views(buffer[_ALIGNMENT:], layout), pickler.tensors, strict=True):
@@ -130,8 +131,14 @@ def _free(flag: NDArray[np.uint8]) -> None:
 
 def _views(buffer: Tensor, layout: _Layout) -> list[Tensor]:
     return [
-        buffer[start : start + shape.numel() * dtype.itemsize].view(dtype).view(shape) for dtype, shape, start in layout
+        buffer[start : start + shape.numel() * dtype.itemsize].view(dtype).as_strided(shape, strides)
+        for dtype, shape, strides, start in layout
     ]
+
+
+def _strides(tensor: Tensor) -> tuple[int, ...]:
+    """A tensor's own, so that pixels keep their colours last; without gaps where it has some."""
+    return tensor.stride() if tensor.is_contiguous() else torch.empty_like(tensor, device="meta").stride()
 
 
 class _Pickler(pickle.Pickler):

@@ -131,9 +131,7 @@ def _plain(data: bytes, frame: Frame, view: View | None) -> NDArray[np.uint8] | 
     across, down = _needed(part, size)
     if found[0] >= 2 * across and found[1] >= 2 * down:
         return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of read-only bytes
-        whole_3HW = _torchvision(data)
+    whole_3HW = _torchvision(data)
     return None if whole_3HW is None else _scaled(whole_3HW, part, size, view)
 
 
@@ -160,8 +158,11 @@ def _scaled(whole_3HW: Tensor, part: PartBox, size: tuple[int, int], view: View 
     height, width = whole_3HW.shape[1:]
     left, top = min(round(x1 * width), width - 1), min(round(y1 * height), height - 1)
     part_3hw = whole_3HW[:, top : max(top + 1, round(y2 * height)), left : max(left + 1, round(x2 * width))]
-    # Torch's kernel for bytes takes half the time of Pillow's; they differ by at most 2 of 255.
-    scaled_3HW = F.interpolate(part_3hw[None], size=size, mode="bilinear", antialias=True)[0]
+    # Torch's kernel for bytes takes half the time of Pillow's; they differ by at most 2 of 255. It takes a third less
+    # where the colours of a pixel lie side by side, as decoders leave them, if the strides say so of the batch's one
+    # image too: indexing with None would not.
+    part_13hw = part_3hw.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
+    scaled_3HW = F.interpolate(part_13hw, size=size, mode="bilinear", antialias=True)[0]
     if view is None:
         return _array(scaled_3HW)
     return _coloured(_array(scaled_3HW.flip(2) if view.mirrored else scaled_3HW), view)
@@ -183,15 +184,16 @@ def _torchvision(data: bytes) -> Tensor | None:
     """All pixels of a JPEG; None if it does not decode: Pillow has the last word on that."""
     from torchvision.io import ImageReadMode, decode_jpeg
 
+    bytes_N = torch.frombuffer(bytearray(data), dtype=torch.uint8)  # a copy, since torch warns of read-only bytes
     try:
-        decoded: Tensor = decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
+        decoded: Tensor = decode_jpeg(bytes_N, ImageReadMode.RGB)
     except RuntimeError:
         return None
     return decoded
 
 
 def _array(pixels_3HW: Tensor) -> NDArray[np.uint8]:
-    pixels: NDArray[np.uint8] = pixels_3HW.contiguous().numpy()
+    pixels: NDArray[np.uint8] = pixels_3HW.numpy()
     return pixels
 
 

@@ -147,10 +147,16 @@ class SlotReader:
             return (Pair(tables.sample_E.item(slot.example), slot.example),)
         return self._preparer.pairs(slot, tables, self._generator("pairs", slot))
 
-    def tokens(self, slot: Slot, pairs: Sequence[Pair]) -> int:
-        """Tokens that the model computes for a slot's pairs, known before anything is read."""
+    def lengths(self, slot: Slot, pairs: Sequence[Pair]) -> tuple[int, int]:
+        """Tokens that the model computes for a slot's pairs, and texts among theirs that are cut at its limit; both are
+        known before anything is read."""
         image_tokens_S = self.block(slot).image_tokens_S
-        return sum([pair.tokens(self._text_tokens(slot, pair)[0], image_tokens_S.item(pair.image)) for pair in pairs])
+        tokens, cut = 0, 0
+        for pair in pairs:
+            text_tokens, is_cut = self._text_tokens(slot, pair)
+            tokens += pair.tokens(text_tokens, image_tokens_S.item(pair.image))
+            cut += is_cut
+        return tokens, cut
 
     def _text_tokens(self, slot: Slot, pair: Pair) -> tuple[int, bool]:
         """Tokens of a pair's text, or of its two texts in one; and whether they are cut at the model's limit."""
@@ -172,10 +178,6 @@ class SlotReader:
     def directory(self, slot: Slot) -> str:
         """Where a slot's dataset lies."""
         return self._datasets[slot.dataset].directory
-
-    def cut_texts(self, slot: Slot, pairs: Sequence[Pair]) -> int:
-        """Texts among the pairs' that were longer than the model's limit."""
-        return sum(self._text_tokens(slot, pair)[1] for pair in pairs)
 
     def examples(self, slot: Slot, pairs: Sequence[Pair], step: int) -> list[Example]:
         """Read and prepare the pairs of a slot.

@@ -26,6 +26,8 @@ class Plan:
     slots: list[Slot]
     pairs: list[tuple[Pair, ...]]
     tokens: list[int]
+    cut: list[int]
+    """Texts of each slot that are cut at the model's limit."""
     micro_batches: list[list[list[int]]]
     """Per rank, per micro-batch, places in `slots`."""
 
@@ -67,8 +69,9 @@ class StepMaker:
         """The split of a step, from index and order alone."""
         slots = self._order.slots(step)
         pairs = [self._reader.pairs(slot) for slot in slots]
-        tokens = [self._reader.tokens(slot, drawn) for slot, drawn in zip(slots, pairs, strict=True)]
-        return Plan(slots, pairs, tokens, split(tokens, self._world_size, self._order.groups, self._micro_tokens))
+        lengths = [self._reader.lengths(slot, drawn) for slot, drawn in zip(slots, pairs, strict=True)]
+        tokens, cut = [tokens for tokens, _ in lengths], [cut for _, cut in lengths]
+        return Plan(slots, pairs, tokens, cut, split(tokens, self._world_size, self._order.groups, self._micro_tokens))
 
     def make(self, step: int) -> Step:
         """The step of this rank.
@@ -107,7 +110,7 @@ class StepMaker:
                 used.append(place)
             except BadSample as error:
                 examples.append(self._replacement(plan, place, error, result))
-        result.cut_texts += sum(self._reader.cut_texts(plan.slots[place], plan.pairs[place]) for place in used)
+        result.cut_texts += sum(plan.cut[place] for place in used)
         return examples
 
     def _read(self, plan: Plan, place: int) -> list[ReadPair] | BadSample:
@@ -139,7 +142,7 @@ class StepMaker:
                 gone |= {error.shard} if error.whole_shard else set()
                 result.quarantined.append(record(error, directory))
                 continue
-            result.cut_texts += self._reader.cut_texts(slot, pairs)
+            result.cut_texts += self._reader.lengths(slot, pairs)[1]
             return examples
         raise DataError(
             f"{directory}: no example of a block of shards can be used ({first}); "
@@ -152,7 +155,7 @@ class StepMaker:
         for example in self._order.neighbours(plan.slots[place]):
             neighbour = replace(plan.slots[place], example=example)
             pairs = self._reader.pairs(neighbour)
-            if self._reader.tokens(neighbour, pairs) <= plan.tokens[place]:
+            if self._reader.lengths(neighbour, pairs)[0] <= plan.tokens[place]:
                 yield neighbour, pairs
             else:
                 longer.append((neighbour, pairs))

@@ -87,7 +87,7 @@ class RegionBatch:
 class PixelBatch:
     pixels_P3HW: Tensor
     """Pixels of the P examples that have an image (all of them, but for text-only examples); uint8 0..255, or floats
-    that are normalised already."""
+    that are normalised already. In memory the colours come last (torch.channels_last), as decoders leave them."""
     packing: Packing
     kept_M: Tensor | None = None
     """int64: the tokens that are seen, as rows of all tokens [P * L]; None for all of them."""

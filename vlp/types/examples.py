@@ -46,7 +46,8 @@ class PixelInput:
     """The pixels of one image, scaled to the model's size, and how many tokens the backbone makes of them."""
 
     pixels_3HW: NDArray[np.uint8] | NDArray[np.float32]
-    """RGB as decoded, 0..255 (the backbone normalises them where it runs); floats are normalised already."""
+    """RGB as decoded, 0..255 (the backbone normalises them where it runs); floats are normalised already. In memory the
+    three colours of a pixel usually lie side by side."""
     tokens: int
     kept_K: NDArray[np.int64] | None = None
     """Tokens that the model sees, in their order, where it does not see all."""
