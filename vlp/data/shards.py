@@ -177,7 +177,7 @@ class ShardReader:
             os.close(descriptor)
         self._files.clear()
 
-    def _members(self, table: ShardTable, shard: int, row: int, extensions: tuple[str, ...]) -> dict[str, bytes]:
+    def _members(self, table: ShardTable, shard: int, row: int, extensions: frozenset[str]) -> dict[str, bytes]:
         """The bytes of those of the members that the sample has, in one read where they lie side by side.
 
         Raises:
@@ -185,13 +185,14 @@ class ShardReader:
         """
         places: list[tuple[str, int, int]] = []
         start, end, total, within = 1 << 62, 0, 0, True
-        for extension in extensions:
-            column = table.members.get(extension)
-            if column is None or (size := column[1].item(row)) < 0:
+        for extension, (offset_S, size_S) in table.members.items():
+            if extension not in extensions or (size := size_S.item(row)) < 0:
                 continue
-            offset = column[0].item(row)
+            offset = offset_S.item(row)
             places.append((extension, offset, size))
-            start, end, total = min(start, offset), max(end, offset + size), total + size
+            start = offset if offset < start else start
+            end = offset + size if offset + size > end else end
+            total += size
             within = within and size <= MEMBER_LIMITS[extension]
         if len(places) > 1 and within and end - start <= total + _GAP * len(places):
             data = self._together(shard, end - start, start)
@@ -240,10 +241,10 @@ class ShardReader:
 
 
 @lru_cache
-def _wanted(image: bool, regions: bool, texts: bool) -> tuple[str, ...]:
+def _wanted(image: bool, regions: bool, texts: bool) -> frozenset[str]:
     """The members that may hold what is asked for."""
     arrays = (*REGION_EXTENSIONS, "regions.npz") if regions else ()
-    return (*(IMAGE_EXTENSIONS if image else ()), *arrays, *(("json", "txt") if texts else ()))
+    return frozenset((*(IMAGE_EXTENSIONS if image else ()), *arrays, *(("json", "txt") if texts else ())))
 
 
 def _check_ids(name: str, ids_R: NDArray[Any] | None, known: int | None) -> None:
