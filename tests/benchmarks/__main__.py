@@ -32,7 +32,9 @@ class Part:
 PARTS = {
     "training": Part(gpu=True),
     "extraction": Part(("visualbert_base", "lxmert_base"), gpu=True),
-    "retrieval": Part(gpu=True),
+    "retrieval": Part(("--images", "4"), gpu=True),
+    "memory_peers": Part(("--variants", "vlp", "checkpointing"), gpu=True),
+    "scaling": Part(gpu=True),
     "loader": Part(),
     "decoding": Part(),
     "importing": Part(),

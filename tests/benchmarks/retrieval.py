@@ -1,7 +1,7 @@
 """Scoring every pair of some images and captions: pairs a second against the naive cross-encoder, equal scores.
 
     make bench PART=retrieval
-    python -m tests.benchmarks.retrieval --images 20
+    python -m tests.benchmarks.retrieval
     python -m tests.benchmarks.retrieval --size tiny --images 200 --captions 1000
 
 vlp scores as `vlp evaluate` does for retrieval: a photo and a caption go once through what they do not share, the rest
@@ -10,8 +10,8 @@ batches of 64 pairs, image by image, both towers run again for each pair; `match
 heads, which the class always runs. For an image tower (ALBEF's shape, which that library lacks) naive is vlp's own
 network on whole pairs, 64 at once. LXMERT has 36 regions an image, VisualBERT 10 to 100, ALBEF photos; captions are
 real ones. In each round vlp scores the whole sample, reading it included, and the naive encoder one batch out of it,
-with its data ready in memory. `make bench` takes 6 images, 20 make the full sample: the more images, the less the
-captions' own part weighs.
+with its data ready in memory. `make bench` takes 4 images of the 20: with more of them the captions' own part weighs
+less, and the ratios are higher.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ def images_with(captions: int, least: int) -> int:
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--size", choices=tuple(PEERS), default="base")
-    parser.add_argument("--images", type=int, default=6)
+    parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--captions", type=int, default=50)
     parser.add_argument("--families", nargs="*", default=list(BARS), help=", ".join(BARS))
     parser.add_argument("--repeats", type=int, default=3)

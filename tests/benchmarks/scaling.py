@@ -165,7 +165,7 @@ def growth(rounds: int, device: str) -> Iterator[Result]:
                     engine, steps = _sized(Path(folder), {**USUAL, what: size}, place)
                 engines.append(engine)
                 calls[str(size)] = iter_calls(engine, steps)
-            seconds = interleaved(calls, rounds, device=device, warm=1)
+            seconds = interleaved(calls, rounds, device=device, warm=2)
             for engine in engines:
                 engine.close()
             slopes = [
