@@ -26,10 +26,14 @@ RESULTS = Path("runs/bench/results.json")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
 HEAD = """# Benchmarks
 
-`make bench` measures all of this in one run and writes this page and `runs/bench/results.json`; `make bench
-PART="loader retrieval"` measures some parts and replaces their sections alone. Each figure is a ratio of what was
-measured in one process, the programs in turn and repeated: the median of the rounds' own ratios, and the lowest and
-highest of them. "At least" is what the project holds itself to.
+`make bench` measures models and loading in one run of under 15 minutes on two cores, and writes this page and
+`runs/bench/results.json`. `make bench PART="loader retrieval"` measures some parts (also `decoding`, `importing`,
+`order`, `shuffle` and `memory`) and replaces their rows alone; `DEVICE=cuda` measures on a GPU. A part by itself
+(`python -m tests.benchmarks.retrieval`) takes larger samples, and `--help` tells more.
+
+Each figure is a ratio of what was measured in one process, the programs in turn and repeated: the median of the rounds'
+own ratios, and the lowest and highest of them. "At least" is what the project holds itself to. Rows taken at different
+times stand in tables of their own.
 """
 
 
@@ -127,9 +131,9 @@ def section(part: str, about: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def with_section(page: str, part: str, text: str) -> str:
     """The page with a section put in place of the part's earlier one; sections stand by name."""
-    head, *sections = re.split(r"^(?=## )", page, flags=re.M)
+    _, *sections = re.split(r"^(?=## )", page, flags=re.M)
     found = {one.splitlines()[0].removeprefix("## "): one.strip() for one in sections} | {part: text.strip()}
-    return "\n\n".join([head.strip(), *(found[name] for name in sorted(found))]) + "\n"
+    return "\n\n".join([HEAD.strip(), *(found[name] for name in sorted(found))]) + "\n"
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -108,7 +108,7 @@ def compared(name: str, case: Case, naive: Mapping[str, Naive], bar: float | Non
     differ = dict.fromkeys(naive, 0.0)
     case.scores(images=1)  # neither side's first calls count
     for call in naive.values():
-        _run(call, case.batch(case.pairs[:BATCH]))
+        _run(call, case.batch(case.pairs[:8]))
     for start in starts:
         pairs = case.pairs[start : start + BATCH]
         batch = case.batch(pairs)

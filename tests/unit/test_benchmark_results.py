@@ -8,7 +8,7 @@ import pytest
 
 from tests.benchmarks import results
 from tests.benchmarks.__main__ import PARTS
-from tests.benchmarks.results import Result, compared, of_rounds, report, with_section
+from tests.benchmarks.results import HEAD, Result, compared, of_rounds, report, with_section
 
 
 @pytest.fixture(autouse=True)
@@ -51,8 +51,8 @@ def test_figures_of_a_gpu_stand_beside_those_of_the_cpu() -> None:
 
 
 def test_sections_that_this_machine_has_not_measured_stay() -> None:
-    page = "# Benchmarks\n\n## loader\n\nold\n\n## search\n\nkept\n"
-    assert with_section(page, "loader", "## loader\n\nnew") == "# Benchmarks\n\n## loader\n\nnew\n\n## search\n\nkept\n"
+    page = f"{HEAD}\n## loader\n\nold\n\n## search\n\nkept\n"
+    assert with_section(page, "loader", "## loader\n\nnew") == f"{HEAD}\n## loader\n\nnew\n\n## search\n\nkept\n"
 
 
 def test_what_missed_its_mark_says_so() -> None:
