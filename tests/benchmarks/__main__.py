@@ -8,6 +8,7 @@ Ends with one page: every figure, what it is held to, and what missed it. A part
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -68,7 +69,8 @@ def run(name: str, device: str) -> bool:
     asked = ("--device", device) if part.gpu else ()
     print(f"--- {name}", flush=True)
     command = [sys.executable, "-W", "ignore", "-m", f"tests.benchmarks.{name}", *part.arguments, *asked]
-    code = subprocess.run(command, check=False).returncode
+    where = {"DS_ACCELERATOR": device} | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
+    code = subprocess.run(command, check=False, env=os.environ | where).returncode
     print(f"--- {name}: {time.monotonic() - begun:.0f} s", flush=True)
     return code == 0
 

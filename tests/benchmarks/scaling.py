@@ -61,6 +61,11 @@ def run_values(folder: Path, examples: int) -> dict[str, Any]:
 
 def ranks(rounds: int, device: str) -> Iterator[Result]:
     """Weak scaling from one rank to two."""
+    from torch.cuda import device_count
+
+    if device == "cuda" and device_count() < 2:
+        print("ranks: one GPU is no place for two ranks; not measured", flush=True)
+        return
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         region_data(folder, samples=2 * PER_RANK * (STEPS + 1), words=WORDS, regions=REGIONS)

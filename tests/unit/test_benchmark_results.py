@@ -8,6 +8,7 @@ import pytest
 
 from tests.benchmarks import results
 from tests.benchmarks.__main__ import PARTS
+from tests.benchmarks.measuring import device_of
 from tests.benchmarks.results import HEAD, Result, compared, of_rounds, report, with_section
 
 
@@ -67,6 +68,13 @@ def test_a_figure_is_taken_on_a_named_machine() -> None:
     (row,) = json.loads(results.RESULTS.read_text())
     assert {"processor", "cores", "threads", "load before", "taken by others", "versions"} <= set(row["on"])
     assert row["on"]["versions"]["torch"]
+
+
+def test_a_gpu_that_is_not_there_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert device_of("auto") == device_of("cpu") == "cpu"
+    with pytest.raises(SystemExit, match="--device cuda: torch finds no GPU"):
+        device_of("cuda")
 
 
 @pytest.mark.parametrize("part", PARTS)
