@@ -3,6 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +24,8 @@ from vlp.data.dataset import Dataset
 from vlp.data.index import build_index, open_index
 from vlp.data.lengths import token_lengths
 from vlp.data.order import Order
-from vlp.types import Pair
+from vlp.data.samples import Fault
+from vlp.types import Batch, Example, Pair, Sample
 
 AUGMENT = AugmentConfig.parse({"flip": {}, "crop": {"kind": "shifted"}, "colour": {"brightness": 0.5}})
 
@@ -215,6 +217,35 @@ def test_an_image_that_the_task_cannot_use_is_replaced_too() -> None:
     assert {(line["key"], line["member"], line["error"]) for line in lines} == {("k4", "image", "does not decode")}
     assert not any("/k4#" in name for name, _ in content(steps))
     assert [step.examples for step in steps] == [12] * 6
+
+
+def test_all_images_of_a_micro_batch_are_decoded_before_anything_else() -> None:
+    done: list[str] = []
+
+    class Noting(FakePreparer):
+        def shown(self, image: Sample, rng: np.random.Generator) -> Sample:
+            done.append("image")
+            if image.key == "k3":
+                raise Fault("image", "does not decode")
+            return image
+
+        def example(self, *given: Any) -> Example:
+            done.append("rest")
+            return super().example(*given)
+
+        def collate(self, examples: list[list[Example]], step: int) -> Batch:
+            done.append("batch")
+            return super().collate(examples, step)
+
+    datasets = [FakeDataset([9, 12, 14, 5])]
+    steps = steps_of(datasets, order_of(*datasets), preparer=Noting(), micro_tokens=80)
+    lost = [record for step in steps for record in step.quarantined]
+    assert {(record["key"], record["error"]) for record in lost} == {("k3", "does not decode")}
+    assert all(step.examples == sum(map(len, step.micro_batches)) for step in steps)
+    parts = " ".join(done).split("batch")
+    assert len(parts) > 2
+    for part in parts:
+        assert part.split() == sorted(part.split())
 
 
 def test_a_shard_that_is_gone_is_tried_once_per_slot() -> None:

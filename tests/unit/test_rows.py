@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.unit.shard_making import WIDTH
+from tests.unit.task_making import sample
+from vlp.data.batch import collate
+from vlp.data.image import RegionImages
 from vlp.data.rows import Rows, joined
+from vlp.types import Example, RegionBatch
 
 
 def taken(rows: Rows, *counts: int, width: int = 3) -> list[NDArray[np.float32]]:
@@ -91,3 +96,20 @@ def test_each_thread_has_its_own_and_a_copy_begins_anew() -> None:
     thread.join()
     assert found[0].base is not mine.base
     assert pickle.loads(pickle.dumps(rows)).take(1, 3).base is not mine.base
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_batch_holds_the_features_where_they_were_written(whole: bool) -> None:
+    images = RegionImages(WIDTH, whole=whole)
+    for number in range(2):  # the first finds out how large a batch is
+        prepared = [images.prepare(sample(other, regions=3)) for other in (1, 2, 3)]
+        ids, special = np.arange(2), np.ones(2, bool)
+        batch = collate([Example("x", ids, special, ids, image) for image in prepared], images.form, {}).image
+        images.batch_ends()
+        assert isinstance(batch, RegionBatch)
+        for place, image in enumerate(prepared):
+            assert image is not None
+            length = len(image)
+            own = batch.features_MD[place * length : (place + 1) * length]
+            np.testing.assert_array_equal(own.numpy(), image.features_RD)
+            assert np.shares_memory(own.numpy(), image.features_RD) == bool(number)
