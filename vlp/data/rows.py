@@ -16,34 +16,45 @@ _SPARE = 1.25
 """A piece is made so much larger than the last batch was: batches differ in size."""
 
 
+class _Own(threading.local):
+    """What each thread has for itself."""
+
+    piece: NDArray[np.float32] = np.empty(0, np.float32)
+    end = 0
+    """Numbers of the piece that are taken."""
+    batch = 0
+    """Numbers taken since the last batch ended."""
+    size = 0
+    """Numbers of the next piece, at least."""
+
+
 class Rows:
-    """Hands out rows one after the other. Each thread has a piece of its own; a copy or a fork begins anew."""
+    """Hands out rows one after the other. Each thread has a piece of its own; a copy begins anew."""
 
     def __init__(self) -> None:
-        self._own = threading.local()
+        self._own = _Own()
 
     def take(self, rows: int, width: int) -> NDArray[np.float32]:
         """Rows to be written, [rows, width], behind those that were taken last."""
         own, needed = self._own, rows * width
-        piece = getattr(own, "piece", None)
-        if piece is None or own.end + needed > len(piece):
-            own.size = max(needed, getattr(own, "size", 0))
+        if own.end + needed > len(own.piece):
+            own.size = max(needed, own.size)
             own.piece, own.end = np.empty(own.size, np.float32), 0
-        own.end += needed
-        taken: NDArray[np.float32] = own.piece[own.end - needed : own.end].reshape(rows, width)
-        own.batch = getattr(own, "batch", 0) + needed
-        return taken
+        first, own.end = own.end, own.end + needed
+        own.batch += needed
+        return own.piece[first : own.end].reshape(rows, width)
 
     def end(self) -> None:
         """A batch ends here: the next has a piece of its own, so that no batch keeps another's memory."""
         own = self._own
-        own.size, own.batch, own.piece = int(_SPARE * getattr(own, "batch", 0)), 0, None
+        own.size, own.batch = int(_SPARE * own.batch), 0
+        own.piece, own.end = _Own.piece, 0
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._own = threading.local()
+        self._own = _Own()
 
 
 def joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
