@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vlp.models.dropout import dropped
+from vlp.models.eachexample import attend_each, fits
+from vlp.models.kernels import kind_of
 from vlp.types import Packing
 
 Implementation = Literal["sdpa", "reference"]
@@ -64,7 +67,8 @@ def attend(
         bias: added to the scores, [B, A, longest query, longest key].
         may_look: False where a query does not see a key of its example, [B, 1, longest query, longest key].
         dropout: probability of dropping an attention weight.
-        implementation: `sdpa` is torch's fused kernel; `reference` is the formula, for tests.
+        implementation: `sdpa` is torch's fused kernel, and on a CPU, where nothing but padding is hidden and examples
+            are not tiny, one example after the other; `reference` is the formula, for tests.
     Returns:
         [Q, A, D]; zero for a query that sees no key.
     """
@@ -76,6 +80,9 @@ def attend(
         # Nothing to compute, but every parameter must stay in the graph: ZeRO counts on a gradient for each.
         unused = key_KAD.sum() + value_KAD.sum() + (0 if bias is None else bias.sum())
         return query_QAD * 0 + unused * 0
+    each = implementation == "sdpa" and bias is None and may_look is None and fits(query_QAD, queries, keys)
+    if each and watcher is None:
+        return attend_each(query_QAD, key_KAD, value_KAD, queries, keys, dropout)
     padded = (_pad(query_QAD, queries), _pad(key_KAD, keys), _pad(value_KAD, keys))
     seeing = None
     if may_look is not None:
@@ -86,6 +93,8 @@ def attend(
     if watcher is not None:
         weights_BALL = _weights(padded[0], padded[1], mask, keys)
         watcher(Looked(queries, keys, weights_BALL if seeing is None else weights_BALL * seeing))
+    if each:
+        return attend_each(query_QAD, key_KAD, value_KAD, queries, keys, dropout)
     out_BALD = _IMPLEMENTATIONS[implementation](*padded, mask, dropout)
     return _unpad(out_BALD if seeing is None else out_BALD * seeing, queries)
 
@@ -120,13 +129,15 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) 
     # Torch's blocked CPU kernel is slow on short bf16 sequences: 3 to 8 times the unblocked one at 17 tokens, equal at
     # about 256 (torch 2.15). Elsewhere torch chooses well.
     short = q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[-2] < 256
+    if dropout and kind_of(q) == "cpu":  # torch would take the plain formula too, with slower draws
+        return _reference(q, k, v, mask, dropout)
     with sdpa_kernel(SDPBackend.MATH) if short else nullcontext():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
 def _reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     scores = _masked(q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5, mask)
-    return F.dropout(scores.softmax(-1), dropout) @ v
+    return dropped(scores.softmax(-1), dropout, True) @ v
 
 
 _IMPLEMENTATIONS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]] = {

@@ -16,10 +16,10 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 from typing_extensions import Self
 
 from vlp.config import Config
+from vlp.models.dropout import dropped
 from vlp.types import Packing, TextBatch
 
 
@@ -204,4 +204,4 @@ class Combine(nn.Module):
         first, *rest = vectors.values()
         total = sum(rest, start=first)
         normed = (norm or self.norm)(total / len(vectors) if self.mean else total)
-        return F.dropout(normed, self.dropout, self.training)
+        return dropped(normed, self.dropout, self.training)

@@ -21,6 +21,7 @@ from typing_extensions import Self
 from vlp.config import Config
 from vlp.models.blocks import Activation
 from vlp.models.boxes import box_numbers, sine_numbers
+from vlp.models.dropout import dropped
 from vlp.models.embeddings import NormedConfig, SegmentConfig, TableConfig, TextTables, Vectors, part_norm, table
 from vlp.models.sublayers import ACTIVATIONS
 from vlp.types import RegionBatch, TextBatch
@@ -150,7 +151,7 @@ class Feature(Vectors):
         if self.config.box_frequencies:
             where_RF = sine_numbers(image.boxes_M4, self.config.box_frequencies)
             shown_RD = torch.cat([where_RF.to(shown_RD.dtype), shown_RD], dim=1)
-        projected_RH = self.linear(F.dropout(shown_RD, self.config.dropout, self.training))
+        projected_RH = self.linear(dropped(shown_RD, self.config.dropout, self.training))
         return ACTIVATIONS[self.config.activation](projected_RH) if self.config.activation else projected_RH
 
     def _shown(self, image: RegionBatch) -> Tensor:

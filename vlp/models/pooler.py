@@ -11,11 +11,11 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 from typing_extensions import Self
 
 from vlp.config import Config
 from vlp.models.blocks import Layers
+from vlp.models.dropout import dropped
 from vlp.models.sublayers import ACTIVATIONS
 from vlp.types import Batch, Stream
 
@@ -99,7 +99,7 @@ class Pooler(nn.Module):
         pooled_BH = self._vector("text", rows["text"])
         if self.config.fusion != "text":
             pooled_BH = self._fused(pooled_BH, self._image(rows["image"], batch))
-        return F.dropout(pooled_BH, self.config.dropout, self.training)
+        return dropped(pooled_BH, self.config.dropout, self.training)
 
     def _vector(self, stream: Stream, x_BH: Tensor) -> Tensor:
         projected = self.linear[stream](x_BH) if stream in self.linear else x_BH

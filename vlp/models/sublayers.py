@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from vlp.models.attention import Attention, Implementation, attend
 from vlp.models.blocks import BlockConfig, LayerConfig
+from vlp.models.dropout import added
 from vlp.types import Packing
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -66,7 +67,7 @@ class Residual(nn.Module):
         return self.norm(x) if self.pre else x
 
     def leave(self, x: Tensor, update: Tensor) -> Tensor:
-        total = x + F.dropout(self.scale(update), self.habits.dropout, self.training)
+        total = added(x, self.scale(update), self.habits.dropout, self.training)
         return total if self.pre else self.norm(total)
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from vlp.models.kernels import standing_for
 from vlp.models.model import ModelConfig, Network, without_downloads
 from vlp.models.transfer import apply_transfer
 from vlp.run import RunConfig
@@ -66,7 +67,7 @@ def kept_of(module: TaskModule, batch: Batch, device: Device) -> Kept:
     inputs = counter.seen_of(_tensors(shown))
     module.train()
     config: ModelConfig = module.model.config
-    with counter.watching(), _Kernels(device):
+    with counter.watching(), _Kernels(device), standing_for(device):
         losses = module(shown)
         counter.done()
     del losses
@@ -165,14 +166,14 @@ class _Kernels(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             return self._attention(*args, **kwargs)
-        if func is F.dropout and self._cuda:
+        if func is F.dropout:
             return self._dropout(*args, **kwargs)
         return func(*args, **kwargs)
 
     def _attention(
         self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0
     ) -> Tensor:
-        plain = dropout_p > 0 or (q.dtype == torch.bfloat16 and k.shape[-2] < _SHORT)
+        plain = q.dtype == torch.bfloat16 and k.shape[-2] < _SHORT
         if self._cuda or not plain:
             return _Kernel.apply(q, k, v)  # type: ignore[no-any-return]
         with sdpa_kernel(SDPBackend.MATH):

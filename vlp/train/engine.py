@@ -126,6 +126,9 @@ class Engine:
             optimizer=made,
             config=engine_config(zero, precision, optimizer.clip_norm, cuda=world.device.type == "cuda"),
         )
+        if world.size == 1 and self.stage == 0:
+            # Alone there is nothing to add up, and DeepSpeed would copy all gradients twice to find that out.
+            self._engine.enable_backward_allreduce = False
         trained = {name: p for name, p in self._root.task.named_parameters() if p.requires_grad}
         self.states = States(self._engine, trained)
         self.untrained = Untrained(task, self.stage)
