@@ -77,16 +77,15 @@ class _EachExample(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, queries: Packing, keys: Packing, dropout: float) -> Tensor:
         ctx.places = tuple(_places(queries, keys, q.shape[1]))
+        ctx.whole = queries.lengths == keys.lengths or all(map(min, queries.lengths, keys.lengths))
         count = ctx.places[-1].scores.stop if ctx.places else 0
         weights_S = q.new_empty(count)
         mask_S, ctx.factor = keep_mask(count, dropout, q) if dropout else (None, 1.0)
-        out = q.new_empty(q.shape) if _covers(queries, keys) else q.new_zeros(q.shape)
+        q = q * q.shape[2] ** -0.5  # once, instead of all scores
+        (out,) = _blank(ctx.whole, q)
         for place in ctx.places:
-            key_T = _heads(k, place.keys).transpose(1, 2)
-            scores = torch.baddbmm(
-                q.new_empty(place.shape), _heads(q, place.queries), key_T, beta=0, alpha=q.shape[2] ** -0.5
-            )
-            weights = torch.softmax(scores, -1, out=weights_S[place.scores].view(place.shape))
+            scores = torch.bmm(_heads(q, place.queries), _heads(k, place.keys).transpose(1, 2))
+            weights = torch.softmax(scores, -1, out=_of(weights_S, place))
             kept = weights if mask_S is None else torch.mul(weights, _of(mask_S, place), out=scores)
             torch.bmm(kept, _heads(v, place.keys), out=_heads(out, place.queries))
         if mask_S is not None:
@@ -98,28 +97,25 @@ class _EachExample(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, weights_S, mask_S = ctx.saved_tensors
         grad = grads[0] if mask_S is None else grads[0] * ctx.factor
-        dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        scale = q.shape[2] ** -0.5
+        dq, dk, dv = _blank(ctx.whole, q, k, v)
         for place in ctx.places:
-            out = _heads(grad, place.queries)
-            weights = _of(weights_S, place)
-            d_kept = torch.bmm(out, _heads(v, place.keys).transpose(1, 2))
+            out, weights = _heads(grad, place.queries), _of(weights_S, place)
+            d_weights = torch.bmm(out, _heads(v, place.keys).transpose(1, 2))
             kept = weights
             if mask_S is not None:
                 kept = torch.mul(weights, _of(mask_S, place))
-                d_kept.mul_(_of(mask_S, place))
+                d_weights.mul_(_of(mask_S, place))
             torch.bmm(kept.transpose(1, 2), out, out=_heads(dv, place.keys))
-            d_scores = torch._softmax_backward_data(d_kept, weights, -1, weights.dtype)
-            own_q, own_k = _heads(dq, place.queries), _heads(dk, place.keys)
-            torch.baddbmm(own_q, d_scores, _heads(k, place.keys), beta=0, alpha=scale, out=own_q)
-            torch.baddbmm(own_k, d_scores.transpose(1, 2), _heads(q, place.queries), beta=0, alpha=scale, out=own_k)
-        return dq, dk, dv, None, None, None
+            d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+            torch.bmm(d_scores, _heads(k, place.keys), out=_heads(dq, place.queries))
+            torch.bmm(d_scores.transpose(1, 2), _heads(q, place.queries), out=_heads(dk, place.keys))
+        return dq.mul_(q.shape[2] ** -0.5), dk, dv, None, None, None
+
+
+def _blank(whole: bool, *like: Tensor) -> list[Tensor]:
+    """Packed tensors to write into; zeros where not every row is written, as every example has queries and keys."""
+    return [x.new_empty(x.shape) if whole else x.new_zeros(x.shape) for x in like]
 
 
 def _of(flat_S: Tensor, place: _Place) -> Tensor:
     return flat_S[place.scores].view(place.shape)
-
-
-def _covers(queries: Packing, keys: Packing) -> bool:
-    """Whether every query sees a key."""
-    return all(k or not q for q, k in zip(queries.lengths, keys.lengths, strict=True))

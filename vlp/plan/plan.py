@@ -15,7 +15,6 @@ from vlp.plan.ground import Ground
 from vlp.plan.memory import STAGES, Memory, Setup, Trained, memory_of
 from vlp.run import RunConfig
 from vlp.tasks.pretrain import PretrainConfig
-from vlp.train.hostmemory import LARGE
 from vlp.train.zero import BUCKET, read_zero, stage_of, zero_file
 
 GIB = 1 << 30
@@ -128,8 +127,7 @@ def _ways(
         bucket=int(section.get("reduce_bucket_size", BUCKET)),
     )
     shapes = [(stage, False, False) for stage in STAGES] + [(2, True, False), (3, True, True)]
-    # On a CPU, a small model's process keeps what it has once had.
-    returned = device == "cuda" or trained.parameters + trained.frozen >= LARGE
+    returned = device == "cuda"  # on a CPU, a process keeps what it has once had
     room = int((cluster.memory * GIB - _DRIVER) * _SPARE)
     for shape in shapes if own in shapes else [*shapes, own]:
         stage, optimizer, weights = shape

@@ -24,7 +24,6 @@ from vlp.seeds import derive
 from vlp.train.bounds import Bounds
 from vlp.train.ema import EMA, EmaConfig, Mean
 from vlp.train.forward import Forward, Metrics, Root
-from vlp.train.hostmemory import return_freed_memory
 from vlp.train.optimizer import OptimizerConfig, make_optimizer, set_rate
 from vlp.train.penalty import Penalty, PenaltyConfig
 from vlp.train.quiet import import_deepspeed
@@ -118,8 +117,6 @@ class Engine:
         self._root = Root(task)
         self._penalty = None if penalty is None else Penalty(penalty, task)
         self._optimizer = optimizer
-        if world.device.type == "cpu":
-            return_freed_memory(sum(parameter.numel() for parameter in task.parameters()))
         made = make_optimizer(task, optimizer, heights)
         self._engine, *_ = deepspeed.initialize(
             model=self._root,
