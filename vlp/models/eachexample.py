@@ -77,7 +77,7 @@ class _EachExample(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, queries: Packing, keys: Packing, dropout: float) -> Tensor:
         ctx.places = tuple(_places(queries, keys, q.shape[1]))
-        ctx.whole = queries.lengths == keys.lengths or all(map(min, queries.lengths, keys.lengths))
+        ctx.whole = all(bool(q) == bool(k) for q, k in zip(queries.lengths, keys.lengths, strict=True))
         count = ctx.places[-1].scores.stop if ctx.places else 0
         weights_S = q.new_empty(count)
         mask_S, ctx.factor = keep_mask(count, dropout, q) if dropout else (None, 1.0)
@@ -113,7 +113,7 @@ class _EachExample(torch.autograd.Function):
 
 
 def _blank(whole: bool, *like: Tensor) -> list[Tensor]:
-    """Packed tensors to write into; zeros where not every row is written, as every example has queries and keys."""
+    """Packed tensors to write into; zeros unless every example with one has the other, so that all is written."""
     return [x.new_empty(x.shape) if whole else x.new_zeros(x.shape) for x in like]
 
 
