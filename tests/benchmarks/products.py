@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,10 +19,23 @@ SHAPES = {
 REPEATS = 5
 
 
-def best_product(device: str, dtype: torch.dtype) -> tuple[float, str]:
-    """Operations per second of the fastest of some matrix products, each in both layouts of its right factor, and which
-    it was; with the threads that torch has."""
-    found: dict[str, float] = {}
+@dataclass(frozen=True)
+class Product:
+    """One matrix product."""
+
+    name: str
+    operations: int
+    call: Callable[[], Tensor]
+    device: str
+
+    def rate(self) -> float:
+        """Operations per second, now."""
+        return self.operations / _seconds(self.call, self.device)
+
+
+def best_product(device: str, dtype: torch.dtype) -> Product:
+    """The fastest of some products, each in both layouts of its right factor; with the threads that torch has."""
+    found: list[Product] = []
     for rows, inner, columns in SHAPES[device]:
         left = torch.randn(rows, inner, device=device).to(dtype)
         right, turned = (torch.randn(shape, device=device).to(dtype) for shape in ((inner, columns), (columns, inner)))
@@ -30,10 +44,9 @@ def best_product(device: str, dtype: torch.dtype) -> tuple[float, str]:
             "A B^T": lambda a=left, b=turned: torch.nn.functional.linear(a, b),
         }
         for how, call in calls.items():
-            operations = 2 * rows * inner * columns
-            found[f"{how}, {rows} x {inner} x {columns}"] = operations / _seconds(call, device)
-    name = max(found, key=found.__getitem__)
-    return found[name], name
+            name, operations = f"{how}, {rows} x {inner} x {columns}", 2 * rows * inner * columns
+            found.append(Product(name, operations, call, device))
+    return max(found, key=Product.rate)
 
 
 def _seconds(call: Callable[[], Tensor], device: str) -> float:
