@@ -80,7 +80,10 @@ class _EachExample(torch.autograd.Function):
         ctx.whole = all(bool(q) == bool(k) for q, k in zip(queries.lengths, keys.lengths, strict=True))
         count = ctx.places[-1].scores.stop if ctx.places else 0
         weights_S = q.new_empty(count)
-        mask_S, ctx.factor = keep_mask(count, dropout, q) if dropout else (None, 1.0)
+        mask_S: Tensor | None = None
+        ctx.factor = 1.0
+        if dropout:
+            mask_S, ctx.factor = keep_mask(count, dropout, q)
         q = q * q.shape[2] ** -0.5  # once, instead of all scores
         (out,) = _blank(ctx.whole, q)
         for place in ctx.places:
