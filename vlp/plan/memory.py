@@ -138,8 +138,7 @@ def _reduction(model: Trained, setup: Setup, item: int) -> int:
     numbers = min(setup.bucket, model.parameters)
     bucket, largest = item * numbers, 4 * model.largest
     if setup.stage == 0:
-        # In fp32 all gradients as one tensor, where there are ranks to add up over; else in fp32, for the step.
-        return 0 if setup.ranks == 1 and setup.precision == "fp32" else 4 * model.parameters
+        return 4 * model.parameters  # fp32: all gradients as one tensor; else in fp32, for the step
     if setup.stage == 3:
         return 2 * bucket + (_live(model, setup, item) or bucket) + largest
     if setup.precision == "fp32":
