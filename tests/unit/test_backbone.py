@@ -111,6 +111,17 @@ def test_frozen_norms_compute_what_the_trained_network_does() -> None:
     torch.testing.assert_close(backbone(images(source)), wanted)
 
 
+@pytest.mark.parametrize("name", ["test_resnet", "resnet10t", "mobilenetv3_small_050"])
+def test_all_of_a_backbone_with_random_weights_learns(name: str) -> None:
+    """Residual branches too, whose last norm timm starts with gains of 0."""
+    source = PixelSource.parse({"kind": "pixels", "backbone": name, "size": 64})
+    backbone = made(source)
+    backbone(images(source)).square().sum().backward()
+    learning = {name: p.grad for name, p in backbone.network.named_parameters() if p.requires_grad}
+    assert learning
+    assert [name for name, gradient in learning.items() if gradient is None or not gradient.any()] == []
+
+
 def test_bytes_are_normalised_as_the_weights_were_trained() -> None:
     source = source_of("patches")
     mean, std = normalisation(source)

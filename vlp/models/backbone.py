@@ -123,6 +123,8 @@ class Backbone(nn.Module):
             from vlp.models.backboneweights import load_backbone
 
             load_backbone(network, source)
+        elif not source.pretrained:
+            _wake(network)
         self.network: nn.Module = freeze_batch_norm_2d(network)  # type: ignore[no-untyped-call]
         if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.network.modules()):
             raise ConfigError(
@@ -155,6 +157,19 @@ class Backbone(nn.Module):
         mean, std = (torch.tensor(each, device=pixels_P3HW.device)[:, None, None] for each in self._normalisation)
         weights = next(self.network.parameters())
         return ((pixels_P3HW.float() / 255 - mean) / std).to(weights.dtype)
+
+
+def _wake(network: nn.Module) -> None:
+    """Give batch norms whose gains start at 0 gains of 1.
+
+    A residual branch of random weights often ends in such a norm (Goyal et al. 2017, arXiv 1706.02677, 5.1), which
+    would learn its gains; frozen, it would keep the branch silent for ever.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
+            silent = not module.weight.is_meta and not module.weight.any()
+            if silent:
+                nn.init.ones_(module.weight)
 
 
 def grid_of(source: PixelSource) -> Grid:
