@@ -3,8 +3,8 @@
     python -m tests.benchmarks.daquar_folds --data ../shared/data --out runs/daquar_folds [KEY=VALUE ...]
 
 Single-answer questions only. Trains ten models by the shipped `daquar` config (overrides go to all); a fold that
-is there already is not trained again, and one that was stopped goes on. Prints both accuracies and the paired 95 % interval of their difference, drawn
-by image, and writes them to OUT/result.json.
+is there already is not trained again, and one that was stopped goes on. Prints both accuracies and the paired 95 %
+interval of their difference, drawn by image, and writes them to OUT/result.json.
 """
 
 from __future__ import annotations
