@@ -157,7 +157,7 @@ def _local(url: str, address: str) -> bool:
 
 def _ask(page: Any, opened: Any, photos: Path, size: str) -> None:
     page.get_by_role("tab", name="Ask").click()
-    page.locator("input[type=file]:visible, input[type=file]").first.set_input_files(photos / "red.jpg")
+    page.locator("#asked input[type=file]").set_input_files(photos / "red.jpg")
     page.locator("#question textarea, #question input").first.fill("what is the colour")
     page.locator("#ask").click()
     answers = page.locator("#answers")
@@ -180,12 +180,20 @@ def _search(page: Any, opened: Any, photos: Path, size: str) -> None:
     assert first in page.locator("#photos").inner_text()
     assert first in {path.name for path in photos.iterdir()}
     _shot(page, size, "search")
+    page.locator("#words textarea, #words input").first.fill("")
+    page.locator("#picture input[type=file]").set_input_files(photos / "blue.jpg")
+    wanted, texts = opened.find("", str(photos / "blue.jpg"), False)
+    assert wanted[0][1].startswith("blue.jpg"), "a photo is most like itself"
+    page.locator("#picture img").first.wait_for(timeout=20_000)
+    page.locator("#search").click()
+    page.locator("#photos").get_by_text(wanted[0][1]).first.wait_for(timeout=20_000)
+    assert texts[0][1] in page.locator("#texts").inner_text()
+    _shot(page, size, "search-by-picture")
 
 
 def _look(page: Any, size: str) -> None:
     page.get_by_role("tab", name="Look").click()
-    files = page.locator("input[type=file]")
-    files.nth(files.count() - 1).set_input_files({"name": "x.png", "mimeType": "image/png", "buffer": _png()})
+    page.locator("#seen input[type=file]").set_input_files({"name": "x.png", "mimeType": "image/png", "buffer": _png()})
     page.locator("#text textarea, #text input").first.fill("red circle left of the blue square")
     page.locator("#look").click()
     page.locator("#gaze img").nth(6).wait_for(timeout=20_000)

@@ -138,7 +138,7 @@ def make_page(demo: Demo) -> Any:
 def _ask(gr: Any, demo: Demo) -> None:
     with gr.Row():
         with gr.Column():
-            photo = _upload(gr)
+            photo = _upload(gr, "asked")
             question = gr.Textbox(label="Question", placeholder="what is on the photo?", elem_id="question")
             button = gr.Button("Ask", variant="primary", elem_id="ask")
         answers = gr.Label(label="Answers", num_top_classes=_ANSWERS, elem_id="answers")
@@ -148,7 +148,7 @@ def _ask(gr: Any, demo: Demo) -> None:
 def _search(gr: Any, demo: Demo, searcher: Searcher) -> None:
     with gr.Row():
         words = gr.Textbox(label="Words", placeholder="a red circle", elem_id="words")
-        photo = _upload(gr, "or a photo")
+        photo = _upload(gr, "picture", "or a photo")
     again = gr.Checkbox(
         label="Look again at the best, words and photo together",
         visible=searcher.source is not None and matcher_of(searcher.model.trained_task) is not None,
@@ -169,16 +169,17 @@ def _search(gr: Any, demo: Demo, searcher: Searcher) -> None:
 def _look(gr: Any, demo: Demo) -> None:
     with gr.Row():
         with gr.Column():
-            photo = _upload(gr)
+            photo = _upload(gr, "seen")
             text = gr.Textbox(label="Text", placeholder="a red circle on a blue square", elem_id="text")
             button = gr.Button("Look", variant="primary", elem_id="look")
         words = _pictures(gr, 2, "gaze")
     _on(demo.look, [photo, text], words, button.click, text.submit)
 
 
-def _upload(gr: Any, label: str = "Photo") -> Any:
+def _upload(gr: Any, name: str, label: str = "Photo") -> Any:
     # As a path, in whatever mode it is: our own reader decodes it, within its limits.
-    return gr.Image(label=label, type="filepath", image_mode=None, sources=["upload", "clipboard"], height=280)
+    sources = ["upload", "clipboard"]
+    return gr.Image(label=label, type="filepath", image_mode=None, sources=sources, height=280, elem_id=name)
 
 
 def _pictures(gr: Any, columns: int, name: str, *, visible: bool = True) -> Any:
