@@ -26,7 +26,7 @@ RESULTS = Path("runs/bench/results.json")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
 HEAD = """# Benchmarks
 
-`make bench` measures models and loading in one run of under 15 minutes on two cores, and writes this page and
+`make bench` measures models and loading, sized for 15 minutes on two cores (by its parts), and writes this page and
 `runs/bench/results.json`. `make bench PART="loader retrieval"` measures some parts (also `decoding`, `importing`,
 `order`, `shuffle` and `memory`) and replaces their rows alone; `DEVICE=cuda` measures on a GPU. A part by itself
 (`python -m tests.benchmarks.retrieval`) takes larger samples, and `--help` tells more.
