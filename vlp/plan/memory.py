@@ -138,7 +138,8 @@ def _reduction(model: Trained, setup: Setup, item: int) -> int:
     numbers = min(setup.bucket, model.parameters)
     bucket, largest = item * numbers, 4 * model.largest
     if setup.stage == 0:
-        return 4 * model.parameters  # fp32: all gradients as one tensor; else in fp32, for the step
+        # In fp32 all gradients as one tensor, where there are ranks to add up over; else in fp32, for the step.
+        return 0 if setup.ranks == 1 and setup.precision == "fp32" else 4 * model.parameters
     if setup.stage == 3:
         return 2 * bucket + (_live(model, setup, item) or bucket) + largest
     if setup.precision == "fp32":
