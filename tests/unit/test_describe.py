@@ -18,7 +18,7 @@ from vlp.describe import describe_model
 from vlp.errors import ConfigError
 from vlp.models.diagram import drawn
 from vlp.models.flops import count_flops
-from vlp.models.heads import ClassHead, VocabularyHead
+from vlp.models.heads import ClassHead, ContrastHead, VocabularyHead
 from vlp.models.model import ModelConfig, count_parameters, meta_model
 
 SELF = {"sublayers": ["self", "ffn"]}
@@ -114,7 +114,7 @@ def test_blocks_that_run_again_cost_again() -> None:
 
 def test_frozen_backbones_and_heads_are_told(tmp_path: Path) -> None:
     config = config_of(source_of("patches and their class token", train=1), beside_regions=True)
-    heads = {"mlm": VocabularyHead(), "itm": ClassHead(reads="example", classes=2)}
+    heads = {"mlm": VocabularyHead(), "itm": ClassHead(reads="example", classes=2), "itc": ContrastHead(width=8)}
     config = config.model_copy(update={"heads": heads})
     model = meta_model(config)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -124,6 +124,7 @@ def test_frozen_backbones_and_heads_are_told(tmp_path: Path) -> None:
     assert f"{count_parameters(model):,} parameters, {trained:,} of them trained" in text
     assert "one example of 5 text and 13 image tokens" in text
     assert "head mlm" in text
+    assert "head itc" in text
     assert "then a grid: feature + box" in text
 
 

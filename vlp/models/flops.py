@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vlp.data.batch import collate
 from vlp.data.image import BothImages, PixelImages, RegionImages
-from vlp.models.heads import ContrastHead
+from vlp.models.heads import Contrast, ContrastHead
 from vlp.models.image import images_of
 from vlp.models.model import ModelConfig, Network, meta_model
 from vlp.types import Batch, BothInput, Example, ImageInput, RegionInput
@@ -98,10 +98,11 @@ def _features(text: int, image: int) -> NDArray[np.float64]:
 
 
 def head_flops(head: nn.Module, width: int) -> int:
-    """Of a head on the meta device, for one row of states."""
+    """Of a head on the meta device, for one row of states; of contrast's, for one of each stream."""
+    widths = (head.text.in_features, head.image.in_features) if isinstance(head, Contrast) else (width,)
     counter = FlopCounterMode(display=False)
     with counter:
-        head(torch.zeros(1, width, device="meta"))
+        head(*(torch.zeros(1, each, device="meta") for each in widths))
     return counter.get_total_flops()
 
 
