@@ -23,7 +23,7 @@ class Part:
     """A module of this folder."""
 
     arguments: tuple[str, ...] = ()
-    """Of the run that keeps the whole under 15 minutes on two cores; a part's module by itself takes more time."""
+    """Of the whole run, which is sized for 15 minutes on two cores; a part's module by itself takes more time."""
     gpu: bool = False
     """Whether it has something to measure on a GPU."""
     whole: bool = True

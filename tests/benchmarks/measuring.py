@@ -90,6 +90,29 @@ def in_own_process(module: str, *arguments: str, environment: Mapping[str, str] 
     return result
 
 
+def in_ranks(module: str, *arguments: str, ranks: int, environment: Mapping[str, str]) -> list[dict[str, Any]]:
+    """As `in_own_process`, by the ranks of one process group, a thread each; what each of them prints."""
+    from vlp.launch import _free_port
+
+    place = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    given = {**os.environ, **place, "OMP_NUM_THREADS": "1", **environment}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", module, *arguments],
+            env={**given, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    said = [process.communicate() for process in processes]
+    for process, (_, errors) in zip(processes, said, strict=True):
+        if process.returncode:
+            raise SystemExit(errors)
+    return [json.loads(output.splitlines()[-1]) for output, _ in said]
+
+
 def megabytes(process: str = "self") -> float:
     """Memory that a process has, in MB, what it shares counted by its part (Linux)."""
     lines = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="ascii").splitlines()

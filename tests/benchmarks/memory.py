@@ -13,12 +13,12 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.measuring import in_ranks
 from tests.benchmarks.results import Result, of_rounds, report, show
 
 MODELS = {"tiny": "uniter_tiny", "base": "uniter_base"}
@@ -101,7 +101,7 @@ def measured(
         f"run.dir={folder / f'{model}-{precision}-{ranks}-{stage}'}",
         *given,
     ]
-    found = _run(ranks, overrides)
+    found = in_ranks("tests.benchmarks.memory", "rank", *overrides, ranks=ranks, environment={})
     peaks = [rank["peak"] for rank in found]
     return {
         "model": model,
@@ -123,29 +123,6 @@ def _planned(ranks: int, overrides: list[str]) -> float:
     ground = ground_of(planned_run("uniter_tiny", overrides), text_tokens=None, regions=None)
     plan = make_plan(ground, Cluster(ranks, 1, 24.0, 1.0, 1.0), "cpu")
     return plan.chosen.memory.peak / MB
-
-
-def _run(ranks: int, overrides: list[str]) -> list[dict[str, float]]:
-    """The ranks of a run as processes; what each says of its memory."""
-    from vlp.launch import _free_port
-
-    place = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.memory", "rank", *overrides]
-    processes = [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    said = [process.communicate() for process in processes]
-    for process, (_, errors) in zip(processes, said, strict=True):
-        if process.returncode:
-            raise SystemExit(errors)
-    return [json.loads(output.splitlines()[-1]) for output, _ in said]
 
 
 def one_rank(overrides: list[str]) -> None:

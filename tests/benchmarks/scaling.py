@@ -13,9 +13,7 @@ stays; the sizes are taken in turn, each round gives a slope.
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -24,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.measuring import device_of, interleaved, parser_of
+from tests.benchmarks.measuring import device_of, in_ranks, interleaved, parser_of
 from tests.benchmarks.regiondata import region_data
 from tests.benchmarks.results import Result, of_rounds, report
 
@@ -85,27 +83,8 @@ def ranks(rounds: int, device: str) -> Iterator[Result]:
 
 def _launched(number: int, folder: Path, device: str) -> dict[str, float]:
     """What rank 0 of so many says."""
-    from vlp.launch import _free_port
-
-    place = {"WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    environment = {**os.environ, **place, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": device}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.scaling", "--rank", str(folder)]
-    processes = [
-        subprocess.Popen(
-            command,
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(number)
-    ]
-    said = [process.communicate() for process in processes]
-    for process, (_, errors) in zip(processes, said, strict=True):
-        if process.returncode:
-            raise SystemExit(errors)
-    result: dict[str, float] = json.loads(said[0][0].splitlines()[-1])
-    return result
+    own = {"DS_ACCELERATOR": device}
+    return in_ranks("tests.benchmarks.scaling", "--rank", str(folder), ranks=number, environment=own)[0]
 
 
 def one_rank(folder: Path) -> None:

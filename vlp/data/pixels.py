@@ -164,8 +164,8 @@ def _scaled(whole_3HW: Tensor, part: PartBox, size: tuple[int, int], view: View 
     part_13hw = part_3hw.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
     scaled_3HW = F.interpolate(part_13hw, size=size, mode="bilinear", antialias=True)[0]
     if view is None:
-        return _array(scaled_3HW)
-    return _coloured(_array(scaled_3HW.flip(2) if view.mirrored else scaled_3HW), view)
+        return scaled_3HW.numpy()
+    return _coloured((scaled_3HW.flip(2) if view.mirrored else scaled_3HW).numpy(), view)
 
 
 def _decoded(image: Image.Image, needed: tuple[int, int], data: bytes | None) -> Tensor:
@@ -190,11 +190,6 @@ def _torchvision(data: bytes) -> Tensor | None:
     except RuntimeError:
         return None
     return decoded
-
-
-def _array(pixels_3HW: Tensor) -> NDArray[np.uint8]:
-    pixels: NDArray[np.uint8] = pixels_3HW.numpy()
-    return pixels
 
 
 def shown(width: int, height: int, fit: Fit, view: View | None) -> PartBox:
