@@ -23,6 +23,7 @@ from vlp.models.model import ModelConfig, Network, Sizes, fill_sizes, without_do
 from vlp.models.start import start
 from vlp.models.textsource import has_tokenizer, text_model_directory
 from vlp.models.transfer import apply_transfer
+from vlp.objectives.itc import Contrast
 from vlp.objectives.question import QuestionAnsweringConfig
 from vlp.objectives.registry import AnyObjectiveConfig
 from vlp.run import RunConfig
@@ -80,6 +81,9 @@ def assemble(config: RunConfig) -> Assembled:
     )
     task_config = _filled_task(config.task, train)
     task = make_task(task_config, Setting(model, text, config.run.seed, config.data.without))
+    for objective in task.objectives.values():
+        if isinstance(objective, Contrast):
+            objective.check_sides()
     model = model.model_copy(update={"heads": task.heads})
     resolved = config.model_copy(update={"model": model, "task": task_config})
     steps = config.run.steps or math.ceil((config.run.epochs or 0) * order.examples / config.batch.size)

@@ -31,6 +31,7 @@ from vlp.models.hub import local_directory
 from vlp.models.image import images_of
 from vlp.models.model import ModelConfig, Network, read_config
 from vlp.models.textsource import has_tokenizer
+from vlp.objectives.itc import SIDES
 from vlp.tasks.abilities import comparer_of, matcher_of
 from vlp.tasks.card import Training
 from vlp.tasks.registry import make_task
@@ -272,6 +273,9 @@ class VisionLanguageModel(nn.Module):
                 f"match: the model {self._known_for()} and has no head for matching; pre-train with matching, or "
                 "fine-tune for retrieval"
             )
+        for side in () if matcher is not None or comparer is None else SIDES:
+            if reason := comparer.blind(side):
+                raise ConfigError(f"match: {reason}")
         shown = self._examples(images, None, regions)
         told = self._examples(None, texts, None) if texts else []
         heads = self.network.heads

@@ -6,9 +6,11 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.e2e.conftest import SMALL, Shapes, done, vlp
+from vlp import Features
 
 
 def blocks(root: Path, language: str) -> list[str]:
@@ -17,12 +19,12 @@ def blocks(root: Path, language: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def place(shapes: Shapes, single: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(shapes: Shapes, single: Path, dual: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the page speaks of: a pre-trained model, one that finds, and their shards."""
     folder = tmp_path_factory.mktemp("place")
     shutil.copytree(single / "model", folder / "runs" / "first" / "model")
     shutil.copytree(shapes.dev, folder / "shards" / "world" / "dev")
-    run = ("finetune", "retrieval", f"model={single / 'model'}", f"data.train={shapes.train}", *SMALL[1:])
+    run = ("finetune", "retrieval", f"model={dual / 'model'}", f"data.train={shapes.train}", *SMALL[1:])
     length = ("run.steps=3", "run.epochs=null", "batch.size=4", "data.val=null", "task.contrast={width: 16}")
     done(vlp(*run, *length, f"run.dir={folder / 'runs' / 'search'}"))
     return folder
@@ -45,6 +47,8 @@ def test_the_commands_and_the_applications(
             assert "recall@10" in said.out
         if words[0] == "search":
             assert len(said.out.splitlines()) == 10
+    vectors = Features("vectors").array("text.vector")
+    assert len(np.unique(vectors.round(4), axis=0)) > len(vectors) / 2, "a text's vector is of its words"
     done(
         vlp(
             "extract", "--model", "runs/first/model", "--data", "shards/world/dev", "--out", "states", "--what", "image"

@@ -30,6 +30,8 @@ DUAL: list[dict[str, Any]] = [
     {"stream": "both", "repeat": 2, "sublayers": ["cross", "self", "ffn"], "share": ["cross"]},
 ]
 RETRIEVAL = RetrievalConfig.parse({"contrast": {"width": 6}})
+BAG = RetrievalConfig.parse({"contrast": {"width": 6, "text": "mean"}})
+"""For a single stream, whose text has read nothing of itself where it meets the image: a bag of its words."""
 ANSWERS = ("red", "blue", "two")
 
 
@@ -40,7 +42,7 @@ def vqa(**more: Any) -> VqaConfig:
 def trained(
     encoder: list[dict[str, Any]] = DUAL,
     source: dict[str, Any] | None = None,
-    task: AnyTaskConfig = RETRIEVAL,
+    task: AnyTaskConfig | None = None,
     **model: Any,
 ) -> VisionLanguageModel:
     """A model with the heads of a task and with every weight random."""
@@ -56,6 +58,7 @@ def trained(
             **model,
         }
     )
+    task = task or (BAG if encoder is JOINT else RETRIEVAL)
     heads = make_task(task, Setting(config, text_encoder(), 0)).heads
     network = Network(config.model_copy(update={"heads": heads}))
     for part in (network.text, *network.image.own_modules(), network.encoder, network.pooler, network.heads):

@@ -37,7 +37,13 @@ def shards(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def assembled(shards: Path, datasets: list[Any], source: dict[str, Any] | None = None, **data: Any) -> Assembled:
+def assembled(
+    shards: Path,
+    datasets: list[Any],
+    source: dict[str, Any] | None = None,
+    task: dict[str, Any] | None = None,
+    **data: Any,
+) -> Assembled:
     layer = {"width": 8, "heads": 2, "ffn": 16}
     values = {
         "model": {
@@ -46,7 +52,7 @@ def assembled(shards: Path, datasets: list[Any], source: dict[str, Any] | None =
             "encoder": [{"stream": "both", "sublayers": ["joint", "ffn"], "share": ["joint", "ffn"]}],
         },
         "tokenizer": str(shards / "tokenizer"),
-        "task": {"name": "pretrain", "objectives": OBJECTIVES},
+        "task": task or {"name": "pretrain", "objectives": OBJECTIVES},
         "data": {
             "train": [
                 str(shards / each) if isinstance(each, str) else {**each, "path": str(shards / each["path"])}
@@ -132,3 +138,20 @@ def test_colours_of_a_model_without_pixels_are_refused(shards: Path) -> None:
     assembled(shards, ["few"], augment={"flip": {}})
     with pytest.raises(ConfigError, match=r"data\.augment\.colour: changes pixels, and the model reads regions only"):
         assembled(shards, ["few"], augment={"colour": {"hue": 0.1}})
+
+
+@pytest.mark.parametrize(
+    ("task", "key"),
+    [
+        ({"name": "pretrain", "objectives": {**OBJECTIVES, "itc": {"kind": "contrast"}}}, "task.objectives.itc"),
+        ({"name": "retrieval", "contrast": {}}, "task.contrast"),
+        ({"name": "retrieval", "contrast": {}, "ranking": None}, "task.contrast"),
+    ],
+)
+def test_contrast_of_texts_that_nothing_has_read_is_refused(shards: Path, task: dict[str, Any], key: str) -> None:
+    """A single stream's [CLS] is one for all texts before it meets the image."""
+    with pytest.raises(ConfigError, match=rf"{key}\.text: 'first' is one state for all texts, .*; say mean, or take a"):
+        assembled(shards, ["few"], task=task)
+    wanted = task.get("contrast", task.get("objectives", {}).get("itc"))
+    wanted["text"] = "mean"
+    assembled(shards, ["few"], task=task)

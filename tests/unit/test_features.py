@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import vlp
-from tests.unit.feature_making import ANSWERS, DUAL, JOINT, pixel_model, samples, trained, vqa
+from tests.unit.feature_making import ANSWERS, DUAL, JOINT, RETRIEVAL, pixel_model, samples, trained, vqa
 from tests.unit.pictures import ramps
 from vlp import VisionLanguageModel
 from vlp.errors import ConfigError, DataError
@@ -20,6 +20,7 @@ from vlp.features.extractor import Arrays, Extractor
 from vlp.features.kinds import NAMES, parse_what
 from vlp.features.preparing import Files, Preparing
 from vlp.features.sharing import in_batches, worth_sharing
+from vlp.tasks.retrieval import RetrievalConfig
 from vlp.types import Example
 
 EVERYTHING = (
@@ -182,6 +183,12 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({}, "attention.0", r"counted from 1"),
     ({"task": vqa()}, "itm", r"no head for matching \(it was trained for 'vqa'\)"),
     ({"task": vqa()}, "text.vector", r"need a contrastive head, and the model has none"),
+    (
+        {"encoder": JOINT, "task": RETRIEVAL},
+        "pooled,text.vector",
+        r"text.vector: the text's vector of this model is made of one state for all texts, .*train one with "
+        r"task.contrast.text=mean or with blocks of the text alone",
+    ),
 ]
 
 
@@ -189,6 +196,19 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
 def test_what_a_model_cannot_give_is_refused(model: dict[str, Any], what: str, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         Extractor(trained(**model), parse_what(what))
+
+
+def test_a_text_s_vector_is_of_its_words() -> None:
+    """Where no block has looked at them, the first state is one for all texts; what else the model has is given."""
+    blind = trained(JOINT, task=RETRIEVAL)
+    assert extracted(blind, examples(blind, 2), "pooled,itm,image.vector")
+    for model in (trained(JOINT), trained()):
+        found = extracted(model, examples(model), "text.vector")
+        words = {example.token_ids_T.tobytes() for example in examples(model)}
+        assert len({row["text.vector"].round(4).tobytes() for row in found}) == len(words)
+    dual = {"ranking": None, "contrast": {"width": 6}}
+    with pytest.raises(ConfigError, match=r"match: the text's vector of this model is made of one state for all texts"):
+        pixel_model(encoder=JOINT, task=RetrievalConfig.parse(dual)).match([ramps()], ["red"])
 
 
 def test_names_come_once_and_in_one_order() -> None:
@@ -286,8 +306,6 @@ def test_every_image_is_matched_with_every_text() -> None:
 
 
 def vlp_retrieval_without_ranking() -> Any:
-    from vlp.tasks.retrieval import RetrievalConfig
-
     return RetrievalConfig.parse({"ranking": None, "contrast": {"width": 6}})
 
 

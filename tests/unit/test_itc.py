@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.unit.task_making import SLOT, block, model_config, sample, text_encoder
+from tests.unit.task_making import PIXELS, SLOT, block, model_config, sample, text_encoder
 from vlp.errors import ConfigError
 from vlp.models.heads import Contrast as Head
 from vlp.models.heads import ContrastHead
-from vlp.models.model import Network
+from vlp.models.model import ModelConfig, Network
 from vlp.objectives import gallery
 from vlp.objectives.itc import Contrast, ContrastConfig, image_number
 from vlp.seeds import generator
@@ -22,6 +23,8 @@ from vlp.tasks.module import TaskModule
 from vlp.tasks.retrieval import CONTRAST, RetrievalConfig, RetrievalTask
 from vlp.tasks.task import Setting
 from vlp.types import Batch, Targets
+
+PATCHES = {"kind": "patches", "size": 32, "patch": 16}
 
 
 def objective(**config: object) -> Contrast:
@@ -195,6 +198,37 @@ def test_a_task_of_nothing_is_refused() -> None:
         RetrievalConfig.parse({"ranking": None})
     with pytest.raises(ConfigError, match="head: itc is the name of the dual encoder's"):
         RetrievalConfig.parse({"head": "itc"})
+
+
+SELF = [{"stream": "text", "sublayers": ["self", "ffn"]}, {"stream": "image", "sublayers": ["self", "ffn"]}]
+JOINT = [{"stream": "both", "sublayers": ["joint", "ffn"], "share": ["joint", "ffn"]}]
+LATE = [*JOINT, *SELF]
+ALONE_FFN = [{"stream": "both", "sublayers": ["ffn"]}, *JOINT]
+BLIND: list[tuple[list[Any], dict[str, Any], dict[str, str], str]] = [
+    (JOINT, {}, {"text": "first"}, r"task\.contrast\.text: 'first' is one state for all texts, .*; say mean, or take"),
+    (LATE, {}, {"text": "first"}, r"task\.contrast\.text"),
+    (ALONE_FFN, {}, {"text": "first"}, r"task\.contrast\.text"),
+    (JOINT, {}, {"text": "mean", "image": "first"}, r"task\.contrast\.image: 'first' is its first region alone; say"),
+    (JOINT, {"source": PATCHES}, {"text": "mean", "image": "first"}, r"image: 'first' is its first patch alone"),
+    (JOINT, {"source": PIXELS, "cls": True}, {"text": "mean", "image": "first"}, r"one state for all images"),
+    (JOINT, {}, {"text": "mean", "image": "mean"}, ""),
+    (JOINT, {"source": PIXELS}, {"text": "mean", "image": "first"}, ""),
+    ([*SELF, *JOINT], {}, {"text": "first", "image": "first"}, ""),
+]
+
+
+@pytest.mark.parametrize(("encoder", "image", "pools", "sentence"), BLIND)
+def test_vectors_must_be_of_the_text_and_of_the_image(
+    encoder: list[Any], image: dict[str, Any], pools: dict[str, str], sentence: str
+) -> None:
+    values = model_config().plain()
+    config = ModelConfig.parse({**values, "encoder": encoder, "image": {**values["image"], **image}})
+    contrast = Contrast(CONTRAST, ContrastConfig.parse({"width": 3, **pools}), config, "task.contrast")
+    if not sentence:
+        contrast.check_sides()
+        return
+    with pytest.raises(ConfigError, match=sentence):
+        contrast.check_sides()
 
 
 def test_pooling_of_images_without_tokens() -> None:

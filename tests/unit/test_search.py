@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +168,18 @@ def test_what_does_not_fit_is_refused(searcher: Searcher, model: VisionLanguageM
         build_index(Features(tmp_path / "f"), tmp_path / "mine")
     with pytest.raises(ConfigError, match="has no vectors to search in"):
         build_index(extracted(model, other, tmp_path / "pooled", "pooled"), tmp_path / "i")
+
+
+def test_vectors_that_are_one_for_all_texts_are_refused(
+    model: VisionLanguageModel, source: ShardSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = extracted(model, source, tmp_path / "f")
+    one = np.ones(6, np.float32)
+    rows = [replace(row, arrays={**row.arrays, "text.vector": one}) for row in features]
+    monkeypatch.setattr(Features, "__iter__", lambda _: iter(rows))
+    with pytest.raises(DataError, match=r"text.vector is the same for every text, so the model tells none"):
+        build_index(features, tmp_path / "index")
+    assert not (tmp_path / "index").exists()
 
 
 def test_one_side_alone(model: VisionLanguageModel, source: ShardSource, tmp_path: Path) -> None:

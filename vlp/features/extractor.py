@@ -19,6 +19,7 @@ from vlp.features.kinds import Feature
 from vlp.features.sharing import SharedImages, in_batches, worth_sharing
 from vlp.features.taps import Caught, caught, check_numbers, maps
 from vlp.models.halves import separable, unimodal
+from vlp.objectives.itc import SIDES
 from vlp.tasks.abilities import comparer_of, matcher_of
 from vlp.types import Batch, Encoded, Example, Packing
 
@@ -157,6 +158,9 @@ class Extractor:
                 f"--what: vectors of text and image alone need a contrastive head, and the model has none ({trained}); "
                 "fine-tune for retrieval with task.contrast"
             )
+        for side in SIDES:
+            if self._comparer and f"{side}.vector" in names and (reason := self._comparer.blind(side)):
+                raise ConfigError(f"--what: {side}.vector: {reason}")
         if names & set(_ALONE) and not separable(self._model.config) and self._comparer is not None:
             raise ConfigError("--what: this model's text and image read each other from the start")
 

@@ -8,13 +8,15 @@ Shape suffixes: N text tokens, M image tokens, B examples, H width of a stream.
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 from torch import Tensor
 
-from vlp.models.blocks import unrolled
+from vlp.models.blocks import rows_of, unrolled
 from vlp.models.embeddings import WholeImageConfig
 from vlp.models.imageparts import AlignedConfig, ImagePositionConfig
 from vlp.models.model import ModelConfig, Network
-from vlp.types import Batch, Encoded
+from vlp.types import Batch, Encoded, Stream
 
 
 def separable(config: ModelConfig) -> bool:
@@ -25,6 +27,12 @@ def separable(config: ModelConfig) -> bool:
         for part in parts
     )
     return not reads_text and not any(isinstance(part, WholeImageConfig) for part in config.text.parts)
+
+
+def looks_around(config: ModelConfig, stream: Stream) -> bool:
+    """Whether tokens of a stream look at each other before text and image meet."""
+    before = takewhile(lambda block: not block.mixes, rows_of(config.encoder))
+    return any("self" in block.sublayers and stream in block.streams for block in before)
 
 
 def image_met(config: ModelConfig) -> float:

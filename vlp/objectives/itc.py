@@ -22,17 +22,19 @@ from torch import Tensor, nn
 
 from vlp.config import Config
 from vlp.errors import ConfigError
-from vlp.models.halves import separable
+from vlp.models.halves import looks_around, separable
 from vlp.models.heads import COLDEST, HOTTEST, ContrastHead, HeadConfig
+from vlp.models.image import ImageConfig, RegionSource
 from vlp.models.model import ModelConfig
+from vlp.models.patches import PatchSource
 from vlp.objectives.gallery import Gallery, best, both_ways, scores, soft_cross_entropy
 from vlp.objectives.objective import Hidden, ObjectiveConfig, SelfSupervised, SelfSupervisedConfig, empty_positions
-from vlp.types import Batch, Encoded, Packing, Rows, Target, Targets
+from vlp.types import Batch, Encoded, Packing, Rows, Stream, Target, Targets
 
 Pool = Literal["first", "mean"]
 PLAIN = "text.plain"
 """The tap that holds the texts' unimodal states before words were hidden."""
-_SIDES = ("text", "image")
+SIDES: tuple[Stream, ...] = ("text", "image")
 
 
 class MomentumConfig(Config):
@@ -83,6 +85,28 @@ class Contrast(SelfSupervised):
                 "vector of its own; leave it out"
             )
         self.config = config
+        self._key, self._model = key, model
+
+    def blind(self, side: Stream) -> str | None:
+        """What the vectors of a side are made of, where that is not the whole text or image; None where it is.
+
+        In a single-stream model nothing has read the words before text and image meet, so the state of [CLS] there is
+        one for all texts. A mean of the words' embeddings is not, nor is what a backbone of pixels has looked at.
+        """
+        if getattr(self.config, side) == "mean" or looks_around(self._model, side):
+            return None
+        return _TEXT_IS_BLIND if side == "text" else _read_of_first(self._model.image)
+
+    def check_sides(self) -> None:
+        """Refuse to learn vectors that say nothing of their text or image.
+
+        Raises:
+            ConfigError: the key and the remedy are named.
+        """
+        for side in SIDES:
+            if reason := self.blind(side):
+                otherwise = f"say mean, or take a model with blocks of the {side} alone"
+                raise ConfigError(f"{self._key}.{side}: 'first' is {reason}; {otherwise}")
 
     def head(self) -> HeadConfig:
         return ContrastHead(width=self.config.width, temperature=self.config.temperature)
@@ -113,7 +137,7 @@ class Contrast(SelfSupervised):
 
     def scores(self, head: nn.Module | None, encoded: Encoded, targets: Targets) -> Tensor:
         """Text and image vectors and one over the temperature side by side, [K, 2 D + 1]."""
-        text_KH, image_KH = (encoded.taps[f"{side}.pooled"].index_select(0, targets.positions_K) for side in _SIDES)
+        text_KH, image_KH = (encoded.taps[f"{side}.pooled"].index_select(0, targets.positions_K) for side in SIDES)
         assert head is not None
         return head(text_KH, image_KH)  # type: ignore[no-any-return]
 
@@ -161,6 +185,22 @@ def _distilled(text_KD: Tensor, image_KD: Tensor, scale_K1: Tensor, survey: dict
         loss_K = loss_K + soft_cross_entropy(scores_KG, teacher_KG, rows_K, alpha) / 2
         right_K = right_K + best(scores_KG, rows_K)
     return loss_K.sum(), right_K
+
+
+_TEXT_IS_BLIND = "one state for all texts, since no block looks at a text's words before they meet the image"
+
+
+def _read_of_first(image: ImageConfig) -> str | None:
+    """What the first of an image's tokens holds of it, where they have not looked at each other; None for all of it."""
+    if image.cls:
+        return "one state for all images, since no block looks at an image's tokens before they meet the text"
+    match image.source:
+        case PatchSource():
+            return "its first patch alone"
+        case RegionSource():
+            return None if image.source.whole else "its first region alone"
+        case _:  # a backbone's tokens have seen each other
+            return None
 
 
 def image_number(dataset: int, key: str) -> int:

@@ -119,6 +119,8 @@ def build_index(features: Features, out: Path, kind: Kind = "exact") -> dict[str
         raise ConfigError(
             f"{features.folder}: has no vectors to search in; extract image.vector or text.vector (or both)"
         )
+    if "text" in sides:
+        _check_texts_differ(features)
     if out.exists() and any(out.iterdir()) and not (out / FACTS).exists():
         raise ConfigError(f"--out: {out} is not empty and holds no index; take another folder")
     making = out.with_name(f".{out.name}.partial")
@@ -140,6 +142,22 @@ def build_index(features: Features, out: Path, kind: Kind = "exact") -> dict[str
     shutil.rmtree(out, ignore_errors=True)
     making.rename(out)
     return facts
+
+
+def _check_texts_differ(features: Features) -> None:
+    """Refuse vectors that are one for all texts: a model whose blocks look at no text by itself made them."""
+    entries = _entries(features, "text")
+    _, words, first_D = next(entries, ("", "", np.zeros(0)))
+    others = [False, False]
+    for _, text, vector_D in entries:
+        others = [others[0] or text != words, others[1] or not np.allclose(vector_D, first_D, atol=1e-5)]
+        if others[1]:
+            return
+    if others[0]:
+        raise DataError(
+            f"{features.folder}: text.vector is the same for every text, so the model tells none from another; train "
+            "one with task.contrast.text=mean or with blocks of the text alone"
+        )
 
 
 def _side(features: Features, folder: Path, side: Stream, kind: Kind, width: int) -> Mapping[str, Any]:

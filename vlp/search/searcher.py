@@ -44,7 +44,7 @@ class Searcher:
             raise ConfigError(f"--data: {source.place} is not what {index.folder} was made of, or has changed since")
         self.index, self.source = index, source
         self._preparing, self.model = Preparing(model), model
-        self._vectors = Extractor(model, parse_what("text.vector,image.vector"))
+        self._extractors: dict[Stream, Extractor] = {}
 
     def by_words(self, words: str, side: Stream = "image", k: int = 10, rerank: int = 0) -> list[Hit]:
         """What goes with a text.
@@ -72,7 +72,9 @@ class Searcher:
         self, item: Item, asked: Stream, words: str, image: Files | None, side: Stream, k: int, rerank: int
     ) -> list[Hit]:
         assert item.example is not None
-        (arrays,) = self._vectors.run([item.example])
+        if asked not in self._extractors:
+            self._extractors[asked] = Extractor(self.model, parse_what(f"{asked}.vector"))
+        (arrays,) = self._extractors[asked].run([item.example])
         query_1D: NDArray[np.float32] = arrays[f"{asked}.vector"][None]
         (hits,) = self.index.search(query_1D, side, max(k, rerank))
         if not rerank:

@@ -12,7 +12,7 @@ from vlp.objectives.itc import Contrast
 from vlp.objectives.itm import Matching
 from vlp.objectives.ranking import Ranking, match_score
 from vlp.tasks.task import Task
-from vlp.types import Batch, Encoded, Targets
+from vlp.types import Batch, Encoded, Stream, Targets
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,14 @@ class Comparer:
     def width(self) -> int:
         """Numbers of a vector."""
         return self.objective.config.width
+
+    def blind(self, side: Stream) -> str | None:
+        """Why the vectors of a side are of no use, and what would be; None where they are."""
+        reason = self.objective.blind(side)
+        return reason and (
+            f"the {side}'s vector of this model is made of {reason}; train one with task.contrast.{side}=mean or with "
+            f"blocks of the {side} alone"
+        )
 
     def vectors(self, heads: nn.ModuleDict, encoded: Encoded, batch: Batch) -> tuple[Tensor, Tensor]:
         """Vectors of the texts and of the images, each [B, D], of length 1, in fp32; their product is the cosine."""
