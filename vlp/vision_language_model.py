@@ -273,8 +273,8 @@ class VisionLanguageModel(nn.Module):
                 f"match: the model {self._known_for()} and has no head for matching; pre-train with matching, or "
                 "fine-tune for retrieval"
             )
-        for side in () if matcher is not None or comparer is None else SIDES:
-            if reason := comparer.blind(side):
+        if matcher is None and comparer is not None:
+            for reason in filter(None, map(comparer.blind, SIDES)):
                 raise ConfigError(f"match: {reason}")
         shown = self._examples(images, None, regions)
         told = self._examples(None, texts, None) if texts else []
