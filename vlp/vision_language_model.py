@@ -9,7 +9,7 @@ Shape suffixes: B examples; T tokens of one text; M image tokens of one image; H
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,14 +19,14 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from vlp.data.batch import collate
+from vlp.data.given import pairs_of
 from vlp.data.pictures import Picture, RegionsLike, prepared
 from vlp.data.text import TextEncoder
-from vlp.errors import CheckpointError, ConfigError
+from vlp.errors import CheckpointError, ConfigError, DataError
 from vlp.models.hub import local_directory
 from vlp.models.image import images_of
 from vlp.models.model import ModelConfig, Network, read_config
@@ -199,9 +199,9 @@ class VisionLanguageModel(nn.Module):
         result depends on the others.
 
         Args:
-            images: pictures, or paths of JPEG, PNG or WebP files; a path goes exactly through training's transform.
-                None in the list, or no list, leaves the image out.
-            texts: one per image; without them each text is empty.
+            images: pictures, arrays [height, width, 3] of uint8, or paths of JPEG, PNG or WebP files; a path goes
+                exactly through training's transform. None in the list, or no list, leaves the image out.
+            texts: one per image; without them each text is empty. What is longer than the model reads is cut.
             regions: for a model that reads regions: per image a `Regions`, its arrays by name (`features` [R, D] and
                 `boxes` [R, 4] as shares of the image, perhaps `confidence` [R]), or the path of an npz of them.
             batch_size: pairs that run at once.
@@ -209,7 +209,7 @@ class VisionLanguageModel(nn.Module):
             ConfigError: lists of unequal lengths, or inputs that the model does not read.
             DataError: a file is no image, or arrays are not what they must be.
         """
-        examples = self._examples(images, texts, regions)
+        examples = self._examples("encode", images, texts, regions)
         found = Encodings(np.zeros((0, self.config.width("example")), np.float32), [], [], [])
         pooled = [found.pooled]
         with self._still():
@@ -231,7 +231,7 @@ class VisionLanguageModel(nn.Module):
 
         Args:
             image: as in `encode`; for a model that reads regions alone, None.
-            k: how many of them.
+            k: how many of them; all, where it has fewer.
         Raises:
             ConfigError: the model was not fine-tuned to answer, or does not read what is given.
             DataError: the image cannot be used.
@@ -239,7 +239,9 @@ class VisionLanguageModel(nn.Module):
         task = self.trained_task
         if not isinstance(task, VqaTask):
             raise ConfigError(f"answer: the model {self._known_for()} and has no answers; fine-tune it for vqa")
-        example = task.prompted(self._example(image, question, regions, 0))
+        if not isinstance(k, int) or k < 1:
+            raise ConfigError(f"answer: k is {k!r}; it should be 1 or more")
+        example = task.prompted(self._example("answer", image, question, regions))
         with self._still():
             encoded = self(collate([example], self.images.form, {}))
             scores_A = self.network.heads[ANSWER](encoded.pooled_BH)[0].float()
@@ -276,14 +278,20 @@ class VisionLanguageModel(nn.Module):
         if matcher is None and comparer is not None:
             for reason in filter(None, map(comparer.blind, SIDES)):
                 raise ConfigError(f"match: {reason}")
-        shown = self._examples(images, None, regions)
-        told = self._examples(None, texts, None) if texts else []
+        if images is None and regions is None:
+            raise ConfigError("match: give images (or regions, for a model that reads them), and texts")
+        told = self._examples("match", None, texts, None)
+        shown = self._examples("match", images, None, regions)
+        for number, example in enumerate(shown):
+            if example.image is None:
+                raise ConfigError(f"match: pair {number + 1} has no image; give one for each row")
         heads = self.network.heads
         with self._still():
             if matcher is not None:
                 pairs = [replace(text, image=image.image) for image in shown for text in told]
                 odds = [matcher.log_odds(heads, self(batch)) for batch in self._batches(pairs, batch_size)]
-                return _array(torch.cat([torch.zeros(0), *(each.cpu() for each in odds)])).reshape(len(shown), -1)
+                found = torch.cat([torch.zeros(0), *(each.cpu() for each in odds)])
+                return _array(found.view(len(shown), len(told)))
             assert comparer is not None
             sides = []
             for which, examples in enumerate((told, shown)):
@@ -292,6 +300,8 @@ class VisionLanguageModel(nn.Module):
             return _array(sides[1] @ sides[0].T)
 
     def _batches(self, examples: Sequence[Example], size: int) -> Iterator[Batch]:
+        if not isinstance(size, int) or size < 1:
+            raise ConfigError(f"batch_size is {size!r}; it should be 1 or more")
         for start in range(0, len(examples), size):
             weights = next(self.network.parameters())
             yield collate(examples[start : start + size], self.images.form, {}).to(weights.device, weights.dtype)
@@ -318,37 +328,34 @@ class VisionLanguageModel(nn.Module):
         regions: Sequence[RegionsLike | None] | None = None,
     ) -> Batch:
         """Pairs as one packed batch, for `forward`; arguments as in `encode`."""
-        return collate(self._examples(images, texts, regions), self.images.form, {})
+        return collate(self._examples("batch", images, texts, regions), self.images.form, {})
 
     def _examples(
         self,
+        door: str,
         images: Sequence[Picture | None] | None,
         texts: Sequence[str] | None,
         regions: Sequence[RegionsLike | None] | None,
     ) -> list[Example]:
-        given = {"images": images, "texts": texts, "regions": regions}
-        for name, values in given.items():
-            if isinstance(values, (str, Path, Image.Image, Mapping)):
-                raise ConfigError(f"encode: {name} should be a list, with one item per pair")
-        sizes = {name: len(values) for name, values in given.items() if values is not None}
-        if not sizes:
-            raise ConfigError("encode: give images, texts or regions")
-        if len(set(sizes.values())) > 1:
-            listed = " and ".join(f"{size} {name}" for name, size in sizes.items())
-            raise ConfigError(f"encode: there are {listed}; give one of each per pair")
+        """The pairs of three lists; messages begin with the door that they came in by."""
+        pairs = pairs_of(door, images=images, texts=texts, regions=regions)
+        return [self._example(door, *pair, number) for number, pair in enumerate(pairs)]
+
+    def _example(
+        self, door: str, image: Picture | None, text: str, regions: RegionsLike | None, number: int = 0
+    ) -> Example:
         if self.text is None:
             raise ConfigError(
-                "encode: the model was saved without a tokenizer; give from_pretrained(..., tokenizer=DIR)"
+                f"{door}: the model was saved without a tokenizer; give from_pretrained(..., tokenizer=DIR)"
             )
-        total = next(iter(sizes.values()))
-        nothing: list[None] = [None] * total
-        pairs = zip(images or nothing, texts or [""] * total, regions or nothing, strict=True)
-        return [self._example(*pair, number) for number, pair in enumerate(pairs)]
-
-    def _example(self, image: Picture | None, text: str, regions: RegionsLike | None, number: int) -> Example:
-        assert self.text is not None
-        token_ids_T, special_T, word_T = self.text.encode(text)
-        shown = prepared(self.images, image, regions, f"pair {number + 1}")
+        where = f"pair {number + 1}"
+        if not isinstance(text, str):
+            raise ConfigError(f"{door}: the text of {where} is of type {type(text).__name__}; give a str")
+        try:
+            token_ids_T, special_T, word_T = self.text.encode(text)
+        except DataError as error:
+            raise DataError(f"{door}: the text of {where}, {error}") from None
+        shown = prepared(self.images, image, regions, where)
         return Example(str(number), token_ids_T, special_T, word_T, shown)
 
 

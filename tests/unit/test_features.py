@@ -15,7 +15,7 @@ import vlp
 from tests.unit.feature_making import ANSWERS, DUAL, JOINT, RETRIEVAL, pixel_model, samples, trained, vqa
 from tests.unit.pictures import ramps
 from vlp import VisionLanguageModel
-from vlp.errors import ConfigError, DataError
+from vlp.errors import ConfigError, DataError, VlpError
 from vlp.features.extractor import Arrays, Extractor
 from vlp.features.kinds import NAMES, parse_what
 from vlp.features.preparing import Files, Preparing
@@ -174,9 +174,13 @@ def test_batches_hold_like_lengths_within_the_budget() -> None:
     assert batches == [[4], [1, 3], [0, 5, 2]]
 
 
-REFUSED: list[tuple[dict[str, Any], str, str]] = [
+REFUSED: list[tuple[dict[str, Any], Any, str]] = [
     ({}, "poled", r"'poled' cannot be extracted \(did you mean 'pooled'\?\)"),
     ({}, "text.layer.N", r"'text.layer.N' cannot be extracted"),
+    ({}, "text.layer." + "9" * 5000, r"'text.layer.9{46}...' cannot be extracted"),
+    ({}, "text.layer.01", r"'text.layer.01' cannot be extracted"),
+    ({}, ["pooled", 7], r"is no list of names; give some of pooled, text"),
+    ({}, None, r"'None' is no list of names"),
     ({}, " , ", r"give at least one of pooled, text, image"),
     ({}, "text.layer.6", r"'text.layer.6' cannot be extracted: the model has 5 blocks"),
     ({}, "attention.8", r"'attention.8' cannot be extracted: the model has 7 attention sublayers"),
@@ -192,8 +196,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("model", "what", "sentence"), REFUSED, ids=[what for _, what, _ in REFUSED])
-def test_what_a_model_cannot_give_is_refused(model: dict[str, Any], what: str, sentence: str) -> None:
+@pytest.mark.parametrize(("model", "what", "sentence"), REFUSED, ids=[str(what)[:20] for _, what, _ in REFUSED])
+def test_what_a_model_cannot_give_is_refused(model: dict[str, Any], what: Any, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         Extractor(trained(**model), parse_what(what))
 
@@ -303,6 +307,31 @@ def test_every_image_is_matched_with_every_text() -> None:
         cosine = row.arrays["text.vector"] @ row.arrays["image.vector"]
         np.testing.assert_allclose(cosines_IT[i, t], cosine, atol=1e-5)
     assert model.match(pictures, []).shape == (2, 0)
+
+
+@pytest.mark.parametrize("ranking", [True, False])
+def test_no_images_and_no_texts_match_nothing(ranking: bool) -> None:
+    model = pixel_model() if ranking else pixel_model(task=vlp_retrieval_without_ranking())
+    assert model.match([], ["red", "blue"]).shape == (0, 2)
+    assert model.match([ramps()], []).shape == (1, 0)
+    assert model.match([], []).shape == (0, 0)
+
+
+def test_wrong_questions_and_matches_are_sentences() -> None:
+    answers, matches = pixel_model(task=vqa()), pixel_model()
+    for call, sentence in (
+        (lambda: answers.answer(ramps(), None), "answer: the text of pair 1 is of type NoneType; give a str"),
+        (lambda: answers.answer(ramps(), "\udfff"), "answer: the text of pair 1, .*: half a surrogate pair"),
+        (lambda: answers.answer(ramps(), "what", 0), "answer: k is 0; it should be 1 or more"),
+        (lambda: answers.answer(7, "what"), "the image is of type int; give a picture"),
+        (lambda: matches.match(texts=["red"]), "match: give images .*, and texts"),
+        (lambda: matches.match([ramps()], "red"), "match: texts should be a list"),
+        (lambda: matches.match([ramps()], [None]), "match: the text of pair 1 is of type NoneType"),
+        (lambda: matches.match([ramps(), None], ["red"]), "match: pair 2 has no image; give one for each row"),
+        (lambda: matches.match([ramps()], ["red"], batch_size=-1), "batch_size is -1"),
+    ):
+        with pytest.raises(VlpError, match=sentence):
+            call()  # type: ignore[no-untyped-call]
 
 
 def vlp_retrieval_without_ranking() -> Any:

@@ -1,13 +1,17 @@
+import os
+import resource
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from vlp.data.text import TextEncoder
-from vlp.errors import ConfigError
+from vlp.errors import ConfigError, DataError
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [*SPECIAL, "a", "red", "circle", "##s", "left", "of", "the", "blue", "square", "café"]
@@ -151,7 +155,7 @@ TEXTS = (
 )
 
 
-def trained(kind: str, folder: Path) -> TextEncoder:
+def trained(kind: str, folder: Path, max_length: int = 99) -> TextEncoder:
     """A small tokenizer of a kind: as RoBERTa's, as XLM-R's, and one that never splits a text."""
     names = {"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>", "unk_token": "<unk>"}
     options = {"vocab_size": 400, "special_tokens": list(names.values()), "show_progress": False}
@@ -167,7 +171,60 @@ def trained(kind: str, folder: Path) -> TextEncoder:
         trainer = trainers.UnigramTrainer(unk_token="<unk>", **options)
     tokenizer.train_from_iterator([*TEXTS, *TEXTS], trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
-    return TextEncoder(folder, 99)
+    return TextEncoder(folder, max_length)
+
+
+def long_texts() -> list[str]:
+    rng = np.random.default_rng(0)
+    words = " ".join(TEXTS).split()
+    strange = [*words, "x" * 700, " " * 60, "...", "\n\n", "e\u0301", "\U0001f436" * 40, "<mask>", "[MASK]", "\0" * 500]
+    texts = [" ".join(rng.choice(words, 2000)), "".join(rng.choice(words, 2000)), "ab" * 4000, " " * 8000]
+    return [*texts, *(" ".join(rng.choice(strange, 200)) for _ in range(6))]
+
+
+@pytest.mark.parametrize("kind", ["bert", "bytes", "pieces", "unsplit"])
+def test_a_long_text_has_the_tokens_of_its_beginning(
+    kind: str, vocabulary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is behind the part that is read changes nothing: not its words, their numbers, nor those of a pair."""
+    encoder = TextEncoder(vocabulary, 30) if kind == "bert" else trained(kind, tmp_path / "made", 30)
+
+    def read(text: str) -> list[NDArray[Any]]:
+        pairs = ((text, "red circle"), ("red circle", text), (text, text))
+        return [
+            array for made in (encoder.encode(text), *(encoder.encode_two(*two) for two in pairs)) for array in made
+        ]
+
+    texts = long_texts()
+    found = [read(text) for text in texts]
+    monkeypatch.setattr("vlp.data.text._FIRST", 1 << 30)
+    for text, arrays in zip(texts, found, strict=True):
+        for one, other in zip(arrays, read(text), strict=True):
+            np.testing.assert_array_equal(one, other, err_msg=text[:30])
+
+
+def test_ten_megabytes_of_text_cost_little_memory(vocabulary: Path) -> None:
+    """Read whole they would take 2 GB; the process may have 300 MB more than it has."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            encoder = TextEncoder(vocabulary, 20)
+            text = "red circle " * 1_000_000
+            _, hard = resource.getrlimit(resource.RLIMIT_AS)
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (used + (300 << 20), hard))
+            code = 0 if len(encoder.encode(text)[0]) == len(encoder.encode_two(text, text)[0]) == 20 else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_half_a_surrogate_pair_is_a_sentence(vocabulary: Path) -> None:
+    encoder = TextEncoder(vocabulary, 20)
+    for call in (encoder.encode, lambda text: encoder.encode_two("red", text), lambda text: encoder.count([text])):
+        with pytest.raises(DataError, match="half a surrogate pair is no character; take it out"):
+            call("red \ud800 circle")
 
 
 @pytest.mark.parametrize("kind", ["bytes", "pieces", "unsplit"])

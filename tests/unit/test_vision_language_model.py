@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import vlp
 from tests.examples import shaken
-from tests.unit.pictures import ramps
+from tests.unit.pictures import encoded, ramps
 from tests.unit.shard_making import CLASSES, WIDTH, some_regions
 from tests.unit.task_making import PIXELS, model_config, text_encoder
 from vlp import Regions, VisionLanguageModel
@@ -112,6 +113,28 @@ def test_paths_and_pictures_and_both_kinds_of_regions_are_the_same(photo: Path, 
         assert len(found[0].image[0]) == {"regions": 4, "pixels": 1, "both": 5}[kind]
 
 
+def test_arrays_of_bytes_are_pictures() -> None:
+    model, picture = door("pixels"), ramps(60, 40)
+    pixels_HW3 = np.asarray(picture)
+    wanted = model.encode(images=[picture, picture.convert("L")])
+    found = model.encode(images=[pixels_HW3, np.asarray(picture.convert("L"))])
+    np.testing.assert_array_equal(found.pooled, wanted.pooled)
+    both_PHW3, texts = np.stack([pixels_HW3, pixels_HW3[:, ::-1]]), np.array(["red", "blue"])
+    several = model.encode(images=both_PHW3, texts=texts)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(several.pooled, model.encode(list(both_PHW3), ["red", "blue"]).pooled)
+    both = door("both")
+    one, other = (both.encode(images=[each], regions=[regions(0)]).pooled for each in (pixels_HW3, picture))
+    np.testing.assert_array_equal(one, other)
+
+
+def test_a_long_text_is_cut_and_costs_little() -> None:
+    model = door("pixels")
+    words = "red circle left of the blue square " * 9
+    one, other = model.encode(texts=[words]), model.encode(texts=[words * 10_000])
+    assert one.tokens == other.tokens
+    np.testing.assert_array_equal(one.pooled, other.pooled)
+
+
 def test_images_alone_and_texts_alone_are_encoded(photo: Path) -> None:
     model = door("pixels")
     assert model.encode(images=[photo, photo]).tokens == [["[CLS]", "[SEP]"]] * 2
@@ -141,6 +164,12 @@ def test_the_weights_type_is_the_batch_s(photo: Path) -> None:
     assert model(model.batch(texts=["red"])).pooled_BH.dtype == torch.bfloat16
 
 
+def cut_off() -> Image.Image:
+    """Opened, and half of it is missing when it is decoded."""
+    return Image.open(io.BytesIO(encoded(ramps(300, 200))[:-900]))
+
+
+PIXELS_3HW = np.zeros((3, 8, 9), np.uint8)
 MISUSE: list[tuple[str, dict[str, Any], str]] = [
     ("regions", {"images": ["x.jpg"]}, r"pair 1: the model reads regions of a detector, not photos; give regions="),
     ("pixels", {"regions": [arrays(0)]}, r"pair 1: the model reads photos, not regions; give images="),
@@ -148,9 +177,41 @@ MISUSE: list[tuple[str, dict[str, Any], str]] = [
     ("regions", {"texts": "red"}, r"encode: texts should be a list"),
     ("pixels", {"images": "x.jpg"}, r"encode: images should be a list"),
     ("regions", {}, r"encode: give images, texts or regions"),
-    ("regions", {"texts": ["a", "b"], "regions": [None]}, r"encode: there are 2 texts and 1 regions"),
+    (
+        "regions",
+        {"texts": ["a", "b"], "regions": [None]},
+        r"encode: .* unequal lengths \(texts 2, regions 1\); give one",
+    ),
     ("pixels", {"images": ["nowhere.jpg"]}, r"nowhere.jpg: No such file"),
     ("pixels", {"images": [__file__]}, r"test_vision_language_model.py: image is not a JPEG, PNG or WebP image"),
+    ("pixels", {"images": [ramps()], "texts": [None]}, r"encode: the text of pair 1 is of type NoneType; give a str"),
+    ("pixels", {"texts": ["red", 7]}, r"encode: the text of pair 2 is of type int; give a str"),
+    ("pixels", {"texts": ["red \ud800"]}, r"encode: the text of pair 1, 'red \\ud800': half a surrogate pair is no"),
+    ("pixels", {"texts": {"red", "blue"}}, r"encode: texts should be a list"),
+    ("pixels", {"images": 7}, r"encode: images should be a list"),
+    ("pixels", {"images": np.zeros((8, 9, 3), np.uint8)}, r"encode: images should be a list"),
+    ("pixels", {"images": [PIXELS_3HW]}, r"pair 1: image is an array \[3, 8, 9\] of uint8; give \[height, width, 3\]"),
+    ("pixels", {"images": [np.zeros((8, 9, 3))]}, r"pair 1: image is an array \[8, 9, 3\] of float64; give"),
+    ("pixels", {"images": [np.zeros((0, 9, 3), np.uint8)]}, r"pair 1: image is an array .*, which has no pixel"),
+    ("pixels", {"images": [Image.new("RGB", (0, 4))]}, r"pair 1: image has no pixel"),
+    ("pixels", {"images": [cut_off()]}, r"pair 1: image does not decode"),
+    (
+        "pixels",
+        {"images": [torch.zeros(3, 8, 9)]},
+        r"pair 1: the image is of type Tensor; give a picture",
+    ),
+    ("pixels", {"images": [b"bytes"]}, r"pair 1: the image is of type bytes"),
+    ("pixels", {"images": ["a\0b.jpg"]}, r"embedded null"),
+    ("pixels", {"images": ["/dev/zero"]}, r"/dev/zero: it is not a file"),
+    ("pixels", {"images": [ramps()], "batch_size": 0}, r"batch_size is 0; it should be 1 or more"),
+    ("regions", {"regions": [np.zeros((2, WIDTH))]}, r"pair 1: the regions are of type ndarray; give arrays by name"),
+    ("regions", {"regions": ["/dev/zero"]}, r"/dev/zero: it is not a file"),
+    (
+        "regions",
+        {"regions": [{"features": [[1.0], [1.0, 2.0]], "boxes": []}]},
+        r"pair 1: features is no array",
+    ),
+    ("both", {"images": [ramps()]}, r"pair 1: the model reads photos and their regions; give regions="),
     ("regions", {"regions": [{"features": np.ones((2, 3))}]}, r"pair 1: boxes is missing"),
     ("regions", {"regions": [{**arrays(0), "box": 1}]}, r"regions have no array 'box' \(did you mean 'boxes'\?\)"),
     (

@@ -71,9 +71,10 @@ def feature(name: str) -> Feature:
     Raises:
         ConfigError: there is none; the nearest is named.
     """
-    pattern = re.sub(r"\.\d+$", ".N", name)
+    pattern = _pattern(name)
     if pattern not in _FORMS or name.endswith(".N"):
-        raise ConfigError(f"--what: '{name}' cannot be extracted{nearest(name, NAMES)}")
+        short = name if len(name) <= 60 else f"{name[:57]}..."
+        raise ConfigError(f"--what: '{short}' cannot be extracted{nearest(short, NAMES)}")
     number = int(name.rpartition(".")[2]) if pattern != name else None
     if pattern == "attention.N" and number == 0:
         raise ConfigError("--what: attention sublayers are counted from 1, so there is no attention.0")
@@ -86,9 +87,16 @@ def parse_what(what: str | Sequence[str]) -> tuple[Feature, ...]:
     Raises:
         ConfigError: a name is not known, or there is none.
     """
+    if not isinstance(what, str | Sequence) or not all(isinstance(name, str) for name in what):
+        raise ConfigError(f"--what: {str(what)[:60]!r} is no list of names; give some of {', '.join(NAMES)}")
     names = [name.strip() for name in (what.split(",") if isinstance(what, str) else what)]
     found = {name: feature(name) for name in names if name}
     if not found:
         raise ConfigError(f"--what: give at least one of {', '.join(NAMES)}")
     order = {name: place for place, name in enumerate(NAMES)}
-    return tuple(sorted(found.values(), key=lambda one: (order[re.sub(r"\.\d+$", ".N", one.name)], one.number or 0)))
+    return tuple(sorted(found.values(), key=lambda one: (order[_pattern(one.name)], one.number or 0)))
+
+
+def _pattern(name: str) -> str:
+    """The name with N for its number; no model has ten thousand layers."""
+    return re.sub(r"\.(0|[1-9][0-9]{0,3})$", ".N", name)
