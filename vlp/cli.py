@@ -175,17 +175,21 @@ def search(
     ] = None,
     k: Annotated[int, typer.Option("-k", "--k", help="How many are shown.", min=1)] = 10,
     rerank: Annotated[
-        int, typer.Option(help="So many of the nearest are looked at again, by the model's head for matching.", min=0)
+        int,
+        typer.Option(
+            help="So many of the nearest are ranked anew by the model's head for matching; the best K are shown.", min=0
+        ),
     ] = 0,
     breadth: Annotated[
-        float, typer.Option(help="Of an ivf or hnsw search: 2 looks at twice as many candidates.", min=0.01)
+        float, typer.Option(help="Of an ivf or hnsw search: 2 looks at twice as many candidates (up to 1000).")
     ] = 1.0,
+    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for each.")] = False,
 ) -> None:
     """Find images or texts by words or by a photo."""
     from vlp.searching import search as run
 
     means = {"regions": regions, "model": model, "data": data, "side": side}
-    run(index, text, image, **means, k=k, rerank=rerank, breadth=breadth)  # type: ignore[arg-type]
+    run(index, text, image, **means, k=k, rerank=rerank, breadth=breadth, as_json=as_json)  # type: ignore[arg-type]
 
 
 @app.command()

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import json
+import os
+from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 from vlp.errors import ConfigError, VlpError
 from vlp.extraction import Inputs, open_source
 from vlp.features.preparing import Files
 from vlp.features.reading import Features
 from vlp.features.sources import Source
-from vlp.search.index import SearchIndex, build_index
+from vlp.search.building import build_index
+from vlp.search.facts import Place
+from vlp.search.index import Hit, SearchIndex
 from vlp.search.searcher import Searcher
 from vlp.types import Stream
 from vlp.vision_language_model import VisionLanguageModel
+
+Originals = Literal["needed", "wanted", "unused"]
+"""Of what was extracted: it is an error if it cannot be opened; it is opened if it can be; it is left alone."""
+_WORDS = 200
+"""Characters of a text on a line."""
 
 
 def build(features: Path, out: Path, kind: str) -> None:
     """Build an index and say what it holds and how much of the truth it finds."""
     facts = build_index(Features(features), out, kind)  # type: ignore[arg-type]
-    for side, about in facts["sides"].items():
-        size = about["bytes"] / (1 << 20)
+    for side, about in facts.sides.items():
         print(
-            f"{about['count']:,} {side}s, {kind}: recall@10 {about['recall@10']:.3f} against exact search, "
-            f"{size:,.1f} MB",
+            f"{about.count:,} different {side}s, {kind}: recall@10 {about.recall:.3f} against exact search, "
+            f"{about.bytes / (1 << 20):,.1f} MB",
             flush=True,
         )
+    if facts.left_out:
+        print(f"{facts.left_out:,} rows were left out: their vectors are damaged (not of length 1)")
     print(f"index: {out}")
 
 
@@ -41,42 +52,93 @@ def search(
     k: int,
     rerank: int,
     breadth: float,
+    as_json: bool = False,
 ) -> None:
     """Print what goes with words or with a picture, the best first."""
     if (text is None) == (image is None and regions is None):
         raise ConfigError("search: give either --text or --image (or --regions, for a model that reads them)")
     wanted = _side(side, "image" if text is not None else "text")
-    searcher = open_searcher(index, model, data, needs_source=rerank > 0 and text is not None)
+    searcher = open_searcher(index, model, data, "needed" if rerank and text is not None else "unused")
     searcher.index.widen(breadth)
     if text is not None:
         hits = searcher.by_words(text, wanted, k, rerank)
     else:
         hits = searcher.by_picture(Files(image, regions), wanted, k, rerank)
     for place, hit in enumerate(hits, start=1):
-        print(f"{place:3d}  {hit.score:8.4f}  {hit.name}{'  ' + hit.words if hit.words else ''}")
+        if as_json:
+            print(json.dumps({"rank": place, "score": round(hit.score, 6), **told(hit)}, ensure_ascii=False))
+        else:
+            print(f"{place:3d}  {hit.score:8.4f}  {line(hit, wanted)}")
 
 
-def open_searcher(index: Path, model: str | None, data: str | None, *, needs_source: bool) -> Searcher:
+def told(hit: Hit) -> dict[str, str]:
+    """A hit as a record."""
+    return {"image": near(hit.path), "id": hit.id, "text": hit.words}
+
+
+def line(hit: Hit, side: Stream) -> str:
+    """A hit on one line: the image and its text, or the text and its image; and an id that says more than they do."""
+    own = hit.id if hit.image and not hit.id.startswith(hit.image) else ""
+    words, image = " ".join(hit.words.split()), near(hit.path)
+    words = words if len(words) <= _WORDS else f"{words[:_WORDS]}..."
+    parts = (image, own, words) if side == "image" else (words, image, own)
+    return "  ".join(part for part in parts if part)
+
+
+def near(path: str) -> str:
+    """A path as it is called from here."""
+    return os.path.relpath(path) if os.path.isabs(path) and Path(path).is_relative_to(Path.cwd()) else path
+
+
+def open_searcher(index: Path, model: str | None, data: str | None, originals: Originals) -> Searcher:
     """An index with its model and, as far as it can be had, what it was made of.
 
     Args:
         model: None for the one that the vectors came from, where it lay.
         data: None for the source of the features, where it lay.
-        needs_source: whether it is an error if it cannot be opened.
+        originals: whether that source is opened; it always is where `data` names it.
     """
     opened = SearchIndex(index)
-    trained = VisionLanguageModel.from_pretrained(model or opened.facts["model"]["name"])
-    return Searcher(opened, trained, _source(opened, trained, data, needs_source or data is not None))
+    trained = _model(opened) if model is None else VisionLanguageModel.from_pretrained(model)
+    if originals == "unused" and data is None:
+        return Searcher(opened, trained)
+    return Searcher(opened, trained, _source(opened, trained, data, originals == "needed" or data is not None))
+
+
+def _model(index: SearchIndex) -> VisionLanguageModel:
+    name = index.facts.model.place.found(index.folder)
+    try:
+        return VisionLanguageModel.from_pretrained(name)
+    except VlpError as error:
+        raise ConfigError(
+            f"--model: {index.folder} was made by the model '{name}', which cannot be opened ({error}); say with "
+            "--model where it is now"
+        ) from None
 
 
 def _source(index: SearchIndex, model: VisionLanguageModel, data: str | None, needed: bool) -> Source | None:
-    texts = index.facts["texts"] if index.facts["source_kind"] == "shards" else None
+    facts, folder = index.facts.source, index.folder
+    name = data or facts.place.found(folder)
+    inputs = Inputs(name, texts=facts.texts if facts.kind == "shards" else None)
+    if facts.kind == "pairs":
+        inputs = replace(inputs, columns=facts.columns, images=_path(facts.images, folder) if data is None else None)
+    if facts.kind != "shards":
+        inputs = replace(inputs, regions=_path(facts.regions, folder))
     try:
-        return open_source(Inputs(data or index.facts["source"], texts=texts), model)
-    except VlpError:
-        if needed:
+        source = open_source(inputs, model)
+        return source if needed or source.fingerprint == facts.fingerprint else None
+    except VlpError as error:
+        if not needed:
+            return None
+        if data is not None:
             raise
-        return None
+        raise ConfigError(
+            f"--data: {folder} was made of '{name}', which cannot be opened ({error}); say with --data where it is now"
+        ) from None
+
+
+def _path(place: Place | None, folder: Path) -> Path | None:
+    return Path(place.found(folder)) if place is not None else None
 
 
 def _side(given: str | None, usual: Stream) -> Stream:

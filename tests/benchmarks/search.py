@@ -71,7 +71,7 @@ def made(kind: str, count: int, folder: Path) -> tuple[Path, float]:
 def measure(count: int, queries: int, kinds: Sequence[str], folder: Path) -> Iterator[Result]:
     query_QD, query_path = np.concatenate(list(vectors(queries, seed=2))), folder / "queries.npy"
     np.save(query_path, query_QD)
-    true_QK = exact_nearest(lambda: vectors(count, 1), query_QD, 10)
+    _, true_QK = exact_nearest(lambda: vectors(count, 1), query_QD, 10)
     indexes = {kind: made(kind, count, folder) for kind in dict.fromkeys(["exact", *kinds])}
     said: dict[str, list[dict[str, Any]]] = {kind: [] for kind in indexes}
     for _ in range(ROUNDS):

@@ -45,7 +45,7 @@ def opened(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     from vlp.extraction import Inputs, open_source
     from vlp.features.job import Request, extract_to
     from vlp.features.reading import Features
-    from vlp.search.index import build_index
+    from vlp.search.building import build_index
 
     folder = tmp_path_factory.mktemp("models")
     trained(JOINT, PATCHES, vqa()).save_pretrained(folder / "answers")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from tests.unit.shard_making import CLASSES, WIDTH, some_regions
 from tests.unit.task_making import PIXELS, WORDS, dataset, text_encoder
 from vlp import VisionLanguageModel
 from vlp.data.dataset import Dataset
+from vlp.features.files import write
+from vlp.features.rows import Layout, Row
 from vlp.models.model import ModelConfig, Network
 from vlp.tasks.registry import AnyTaskConfig, make_task
 from vlp.tasks.retrieval import RetrievalConfig
@@ -86,6 +89,33 @@ def samples(number: int) -> list[Sample]:
         captions = tuple(" ".join(rng.choice(WORDS, rng.integers(1, 8))) for _ in range(rng.integers(1, 4)))
         made.append(Sample(f"s{each:03d}", regions=some_regions(int(rng.integers(1, 7)), each), captions=captions))
     return made
+
+
+def feature_folder(path: Path, rows: Sequence[Row], layout: Layout, **facts: Any) -> dict[str, Any]:
+    """A folder of features of one npz, without a model; returns its manifest."""
+    path.mkdir(parents=True)
+    write("npz", path / "x.npz", rows, layout)
+    manifest = {
+        "rows": len(rows),
+        "what": [one.name for one in layout.features],
+        "shapes": {one.name: layout.shape(one) for one in layout.features},
+        "widths": dict(layout.widths),
+        "format": "npz",
+        "dtype": "fp32",
+        "data": "0",
+        "source": "/data",
+        "source_kind": "shards",
+        "images": "",
+        "options": {},
+        "texts": "captions",
+        "model": {"name": "m", "fingerprint": "0", "task": None, "config": {}},
+        "quarantined": 0,
+        "parts": [{"file": "x.npz", "rows": len(rows)}],
+        "request": {},
+        **facts,
+    }
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    return manifest
 
 
 def shards(folder: Path, number: int = 12, given: Sequence[Sample] | None = None) -> Dataset:

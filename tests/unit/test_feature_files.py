@@ -21,13 +21,15 @@ from vlp import Features, VisionLanguageModel
 from vlp.distributed import world
 from vlp.errors import ConfigError, DataError
 from vlp.extraction import Inputs, open_source
-from vlp.features.files import FORMATS, Format, Layout, Row, member_key, read, write
+from vlp.features.files import FORMATS, Format, read, write
 from vlp.features.job import Extracted, Request, extract_to
 from vlp.features.kinds import parse_what
 from vlp.features.parts import cut
 from vlp.features.preparing import Preparing
 from vlp.features.progress import Progress
+from vlp.features.rows import Layout, Row
 from vlp.features.sources import ShardSource, Source
+from vlp.features.tars import member_key
 
 WHAT = "pooled,text,image,itm,text.vector,attention,attention.2"
 
@@ -43,7 +45,8 @@ def rows_of(out: Path) -> list[Row]:
 
 
 def same(one: list[Row], other: list[Row], atol: float = 1e-5) -> None:
-    assert [(row.id, row.key, row.words) for row in one] == [(row.id, row.key, row.words) for row in other]
+    for mine, theirs in zip(one, other, strict=True):
+        assert (mine.id, mine.key, mine.image, mine.words) == (theirs.id, theirs.key, theirs.image, theirs.words)
     for mine, theirs in zip(one, other, strict=True):
         assert mine.arrays.keys() == theirs.arrays.keys()
         for name in mine.arrays:
@@ -153,7 +156,7 @@ def test_a_finished_folder_is_left_alone_and_another_request_refused(
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(ConfigError, match="is not empty and holds no extraction"):
         to(tmp_path / "mine", model, source)
-    with pytest.raises(DataError, match="holds no finished extraction"):
+    with pytest.raises(DataError, match="holds no features"):
         Features(tmp_path / "mine")
 
 
@@ -366,7 +369,7 @@ def test_keys_stay_inside_where_a_tar_is_unpacked(tmp_path: Path) -> None:
         "a//b",
     ]
     layout = Layout(parse_what("itm"), {"itm": 1})
-    rows = [Row(key, key, "", {"itm": np.float32(number)}) for number, key in enumerate(keys)]  # type: ignore[dict-item]
+    rows = [Row(key, key, "", "", {"itm": np.float32(number)}) for number, key in enumerate(keys)]  # type: ignore[dict-item]
     write("webdataset", tmp_path / "x.tar", rows, layout)
     with tarfile.open(tmp_path / "x.tar") as archive:
         names = archive.getnames()

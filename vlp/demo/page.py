@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from vlp.data.image import PixelImages
+from vlp.data.samples import Fault, check_characters
 from vlp.data.shards import BadSample
 from vlp.demo.gaze import gaze, overlay, upright_picture
 from vlp.errors import ConfigError, DataError, VlpError
@@ -30,6 +31,10 @@ CSS = """
 footer { display: none !important; }
 """
 _ANSWERS, _HITS, _RERANKED = 5, 12, 50
+_CAPTION = 80
+"""Characters of a text below a photo."""
+_MOST_CHARACTERS = 2000
+"""Of what is typed: models read some dozen words."""
 
 
 def library() -> Any:
@@ -59,8 +64,7 @@ class Demo:
     def __init__(self, model: VisionLanguageModel, searcher: Searcher | None = None) -> None:
         if not isinstance(model.images, PixelImages):
             raise ConfigError(
-                "vlp demo: the model reads regions of a detector, and the page takes photos; give a model that reads "
-                "pixels"
+                "--model: it reads regions of a detector, and the page takes photos; give a model that reads pixels"
             )
         self.model, self.searcher = model, searcher
         self._lock = Lock()
@@ -87,27 +91,29 @@ class Demo:
         """Photos and texts that go with words, or with a photo where there are none."""
         assert self.searcher is not None
         with self._alone():
-            if words.strip():
+            if (words or "").strip():
+                _words(words, "text")
                 rerank = _RERANKED if again else 0
                 hits = {side: self._by_words(words, side, rerank) for side in self.searcher.index.sides}
             else:
                 files = Files(_given(photo, "give some words, or a photo"))
                 hits = {side: self.searcher.by_picture(files, side, _HITS) for side in self.searcher.index.sides}
-            photos = [shown for hit in hits.get("image", []) if (shown := self._photo(hit))]
-            return photos, [[hit.words, f"{hit.score:.3f}"] for hit in hits.get("text", [])]
+            photos = [self._photo(hit) for hit in hits.get("image", [])]
+            return photos, [[hit.words, hit.image, f"{hit.score:.3f}"] for hit in hits.get("text", [])]
 
     def _by_words(self, words: str, side: Any, rerank: int) -> list[Hit]:
         assert self.searcher is not None
         return self.searcher.by_words(words, side, _HITS, rerank if side == "image" else 0)
 
-    def _photo(self, hit: Hit) -> tuple[Image.Image, str] | None:
-        """The photo of a hit; None where it is gone since."""
+    def _photo(self, hit: Hit) -> tuple[Image.Image, str]:
+        """The photo of a hit and what is said of it; an empty one where it is gone since, or there was none."""
         assert self.searcher is not None
+        said = f"{hit.image} ({hit.score:.3f}) {' '.join(hit.words.split())[:_CAPTION]}".rstrip()
         try:
-            photo = None if self.searcher.source is None else self.searcher.source.photo(hit.name)
-            return None if photo is None else (upright_picture(photo), f"{hit.name} ({hit.score:.3f})")
+            photo = None if self.searcher.source is None else self.searcher.source.photo(hit.image)
+            return Image.new("RGB", (4, 3), "lightgrey") if photo is None else upright_picture(photo), said
         except (DataError, BadSample, OSError):
-            return None
+            return Image.new("RGB", (4, 3), "lightgrey"), said
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -156,7 +162,7 @@ def _search(gr: Any, demo: Demo, searcher: Searcher) -> None:
     button = gr.Button("Search", variant="primary", elem_id="search")
     photos = _pictures(gr, 4, "photos", visible="image" in searcher.index.sides)
     texts = gr.Dataframe(
-        headers=["Text", "Score"],
+        headers=["Text", "Photo", "Score"],
         label="Texts",
         wrap=True,
         interactive=False,
@@ -213,6 +219,15 @@ def _given(photo: str | None, otherwise: str = "give a photo") -> Path:
 
 
 def _words(text: str, what: str) -> str:
-    if not text.strip():
+    """What was typed, if a model can read it."""
+    if not (text or "").strip():
         raise ConfigError(f"give a {what}")
+    if len(text) > _MOST_CHARACTERS:
+        raise ConfigError(
+            f"the {what} has {len(text):,} characters, more than {_MOST_CHARACTERS:,}; give a shorter one"
+        )
+    try:
+        check_characters(text, what)
+    except Fault as fault:
+        raise ConfigError(f"the {what} {fault.reason}; give plain text") from None
     return text

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 from pathlib import Path
 from typing import Any
 
 from vlp.demo.page import CSS, Demo, library, make_page
+from vlp.errors import ConfigError
 from vlp.features.job import fingerprint
 from vlp.search.index import SearchIndex
 from vlp.searching import open_searcher
@@ -16,7 +19,8 @@ MAX_UPLOAD = "32mb"
 
 def serve(model: str, index: Path | None, data: str | None, host: str, port: int) -> None:
     """Serve the page; returns when it is interrupted."""
-    library()  # before a model is read for nothing
+    library()  # before a model is read for nothing, as below
+    check_address(host, port)
     page = make_page(open_demo(model, index, data))
     address = launch(page, host, port)
     print(f"demo: {address} (stop it with Ctrl-C)", flush=True)
@@ -29,8 +33,25 @@ def open_demo(model: str, index: Path | None = None, data: str | None = None) ->
     asked = VisionLanguageModel.from_pretrained(model)
     if index is None:
         return Demo(asked)
-    own = fingerprint(asked) == SearchIndex(index).facts["model"]["fingerprint"]
-    return Demo(asked, open_searcher(index, model if own else None, data, needs_source=False))
+    own = fingerprint(asked) == SearchIndex(index).facts.model.fingerprint
+    return Demo(asked, open_searcher(index, model if own else None, data, "wanted"))
+
+
+def check_address(host: str, port: int) -> None:
+    """Raises ConfigError: the page cannot be served there."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(f"--port: {port} is taken; give another, or 0 for a free one") from None
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise ConfigError(
+                f"--port: {port} is not for all users; give one above 1023, or 0 for a free one"
+            ) from None
+        raise ConfigError(f"--host: '{host}' is no address of this machine ({error.strerror})") from None
 
 
 def launch(page: Any, host: str = "127.0.0.1", port: int = 7860) -> str:

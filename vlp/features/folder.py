@@ -19,8 +19,8 @@ from typing import Any
 
 from vlp.data.arrays import write_whole
 from vlp.errors import ConfigError, DataError
+from vlp.features.manifest import MANIFEST, read_manifest
 
-MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.jsonl"
 _WORK = ".work"
 _REQUEST = "request.json"
@@ -45,6 +45,8 @@ class FeatureFolder:
         """
         kept = _json(self.path / MANIFEST)
         before = kept.get("request") if kept else _json(self._work / _REQUEST)
+        if before is not None and not isinstance(before, dict):
+            raise DataError(f"{self.path}: cannot be used (its 'request' is no JSON object); remove the folder")
         if before is None and (kept or (self.path.exists() and any(self.path.iterdir()) and not self._only_work())):
             raise ConfigError(f"--out: {self.path} is not empty and holds no extraction; take another folder")
         if before is not None and before != request:
@@ -110,8 +112,8 @@ class FeatureFolder:
 
     def totals(self) -> tuple[int, int]:
         """Rows, and examples left out, of a finished folder."""
-        kept = _json(self.path / MANIFEST) or {}
-        return int(kept["rows"]), int(kept["quarantined"])
+        manifest = read_manifest(self.path)
+        return manifest.rows, manifest.quarantined
 
     def _only_work(self) -> bool:
         """A start that was killed before it wrote what it was asked for."""
@@ -120,11 +122,14 @@ class FeatureFolder:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be used ({error}); remove the folder") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: cannot be used (it is no JSON object); remove the folder")
+    return found
 
 
 def _lines(record: Mapping[str, Any]) -> bytes:

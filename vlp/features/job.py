@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +13,16 @@ import torch
 
 from vlp.data.workers import in_order
 from vlp.distributed import World, barrier, share
-from vlp.errors import ConfigError
+from vlp.errors import ConfigError, VlpError
 from vlp.features.extractor import Arrays, Extractor
-from vlp.features.files import DTYPES, FORMATS, SUFFIXES, Dtype, Format, Layout, Row, write
+from vlp.features.files import FORMATS, SUFFIXES, Format, write
 from vlp.features.folder import FeatureFolder
 from vlp.features.kinds import parse_what
+from vlp.features.manifest import lasting
 from vlp.features.parts import Part, cut
 from vlp.features.preparing import Item
 from vlp.features.progress import Progress
+from vlp.features.rows import DTYPES, Dtype, Layout, Row
 from vlp.features.sources import Source
 
 if TYPE_CHECKING:
@@ -105,7 +107,7 @@ def extract_to(
     barrier(world)
     totals = (0, 0)
     if world.is_main:
-        facts = _facts(model, model_name, source, layout, request)
+        facts = _facts(model, model_name, source, layout, request, asked)
         totals = folder.close([part.name for part in parts], facts, asked)
     rows, quarantined = share(totals, world)[0]
     return Extracted(rows, quarantined, len(parts) - len(left))
@@ -117,7 +119,7 @@ def _first(folder: FeatureFolder, asked: Mapping[str, Any], world: World) -> boo
     if world.is_main:
         try:
             said = folder.open(asked)
-        except ConfigError as error:
+        except VlpError as error:
             said = str(error)
     said = share(said, world)[0]
     if isinstance(said, str):
@@ -166,8 +168,8 @@ def fitting(item: Item, arrays: Arrays | None, layout: Layout) -> Row | Item:
         with np.errstate(over="ignore"):
             stored = array.astype(layout.numpy, copy=False)
         if not np.isfinite(stored).all():
-            return Item(item.id, item.key, item.words, fault=(name, f"is not finite in {layout.dtype}"))
-    return Row(item.id, item.key, item.words, arrays)
+            return replace(item, example=None, fault=(name, f"is not finite in {layout.dtype}"))
+    return Row(item.id, item.key, item.image, item.words, arrays)
 
 
 def fingerprint(model: VisionLanguageModel) -> str:
@@ -195,7 +197,14 @@ def _asked(model: VisionLanguageModel, source: Source, layout: Layout, request: 
     }
 
 
-def _facts(model: VisionLanguageModel, name: str, source: Source, layout: Layout, request: Request) -> dict[str, Any]:
+def _facts(
+    model: VisionLanguageModel,
+    name: str,
+    source: Source,
+    layout: Layout,
+    request: Request,
+    asked: Mapping[str, Any],
+) -> dict[str, Any]:
     """What the manifest says of the features."""
     return {
         "what": [one.name for one in layout.features],
@@ -204,11 +213,14 @@ def _facts(model: VisionLanguageModel, name: str, source: Source, layout: Layout
         "format": request.format,
         "dtype": request.dtype,
         "data": source.fingerprint,
-        "source": source.place,
+        "source": lasting(source.place),
         "source_kind": source.kind,
+        "images": lasting(source.images),
+        "options": {name: value if name == "columns" else lasting(value) for name, value in source.options.items()},
         "texts": source.texts,
         "model": {
-            "name": name,
+            "name": lasting(name),
+            "fingerprint": asked["model"],
             "task": model.task.task.name if model.task else None,
             "config": model.config.plain(),
         },

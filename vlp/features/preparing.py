@@ -29,6 +29,8 @@ class Item:
     key: str
     """Of the sample that it belongs to: several texts of one photo share it."""
     words: str
+    image: str = ""
+    """What its source calls the image, whatever else the pair has; empty where there is none."""
     example: Example | None = None
     fault: tuple[str, str] | None = None
     """What is at fault (`jpg`, `text`, ...), and how."""
@@ -65,15 +67,16 @@ class Preparing:
         """Most tokens of an image of so many regions."""
         return self.images.tokens(regions) if self.shows_image else self.images.form.framed(0)
 
-    def item(self, id: str, key: str, words: str, image: Sample | Files) -> Item:
-        """The pair of a text and an image; what is wrong with them is recorded, never raised."""
-        id, key = printable(id), printable(key)
+    def item(self, id: str, key: str, words: str, image: Sample | Files, name: str = "") -> Item:
+        """The pair of a text and an image, which its source calls by a name; what is wrong with them is recorded, never
+        raised."""
+        id, key, name = printable(id), printable(key), printable(name)
         try:
-            return Item(id, key, words, self.example(id, words, image))
+            return Item(id, key, words, name, self.example(id, words, image))
         except (Fault, BadSample) as fault:
-            return Item(id, key, words[:1000], fault=(fault.member, fault.reason))
+            return Item(id, key, words[:1000], name, fault=(fault.member, fault.reason))
         except (DataError, OSError, MemoryError, ValueError) as error:
-            return Item(id, key, words[:1000], fault=("image", str(error) or type(error).__name__))
+            return Item(id, key, words[:1000], name, fault=("image", str(error) or type(error).__name__))
 
     def example(self, id: str, words: str, image: Sample | Files) -> Example:
         """Raises Fault, DataError: the text or the image cannot be used."""

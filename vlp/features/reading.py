@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlp.errors import ConfigError, DataError
-from vlp.features.files import Layout, Row, read
-from vlp.features.folder import MANIFEST
-from vlp.features.kinds import feature
+from vlp.features.files import read
+from vlp.features.manifest import MANIFEST, read_manifest
+from vlp.features.rows import Row
 
 __all__ = ["Features", "Row"]
 
@@ -25,36 +24,33 @@ class Features:
             row.id, row.words, row.arrays["pooled"]
 
     Raises:
-        DataError: the folder holds no finished extraction.
+        DataError: the folder holds no finished extraction; while reading, a file is missing or damaged.
     """
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        path = self.folder / MANIFEST
-        try:
-            self.manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            self._format = self.manifest["format"]
-            features = tuple(feature(name) for name in self.manifest["what"])
-            self._layout = Layout(features, self.manifest["widths"], self.manifest["dtype"])
-            self._files = [self.folder / part["file"] for part in self.manifest["parts"]]
-        except FileNotFoundError:
-            raise DataError(
-                f"{self.folder}: holds no finished extraction; make one with `vlp extract --out {self.folder}`"
-            ) from None
-        except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
-            raise DataError(f"{path}: is not the manifest of an extraction ({error})") from None
+        self.manifest = read_manifest(self.folder)
+        self._layout = self.manifest.layout
 
     def __len__(self) -> int:
-        return int(self.manifest["rows"])
+        return self.manifest.rows
 
     @property
     def names(self) -> list[str]:
         """Of the features."""
-        return [one.name for one in self._layout.features]
+        return list(self.manifest.what)
 
     def __iter__(self) -> Iterator[Row]:
-        for path in self._files:
-            yield from read(self._format, path, self._layout)
+        for part in self.manifest.parts:
+            path, rows = self.folder / part.file, 0
+            for row in read(self.manifest.format, path, self._layout):
+                rows += 1
+                yield row
+            if rows != part.rows:
+                raise DataError(
+                    f"{path}: holds {rows} rows where {MANIFEST} says {part.rows}; remove {path.parent} and extract "
+                    "again"
+                )
 
     def ids(self) -> list[str]:
         """The examples' ids, in order."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -26,7 +26,7 @@ from vlp.data.samples import MAX_TEXT_BYTES, Fault
 from vlp.data.shards import BadSample, ShardReader
 from vlp.data.slots import numbered_text
 from vlp.errors import DataError
-from vlp.features.preparing import Files, Item, Preparing
+from vlp.features.preparing import Files, Item, Preparing, printable
 from vlp.types import Sample
 
 Texts = Literal["captions", "questions", "both", "none"]
@@ -66,6 +66,10 @@ class Source(Protocol):
     """As the user named it."""
     fingerprint: str
     texts: Texts
+    images: str
+    """The folder that names of images are relative to; empty where images lie in shards."""
+    options: Mapping[str, str]
+    """What else `vlp extract` was told (`columns`, `images`, `regions`), to open the source again."""
 
     @property
     def groups(self) -> list[Group]: ...
@@ -76,7 +80,7 @@ class Source(Protocol):
         """The examples `first` to `last - 1` of a group; bad ones too, with what is wrong."""
 
     def image(self, name: str) -> Sample | Files:
-        """The image of an example as the model reads it, by the example's id without its text's number.
+        """An image as the model reads it, by its name (`Item.image`).
 
         Raises:
             DataError: there is none of that name, or it cannot be read.
@@ -94,6 +98,8 @@ class ShardSource:
     """
 
     kind = "shards"
+    images = ""
+    options: Mapping[str, str] = {}
 
     def __init__(self, data: Dataset | Index, preparing: Preparing) -> None:
         self._dataset = data if isinstance(data, Dataset) else None
@@ -172,7 +178,8 @@ class ShardSource:
         if isinstance(sample, BadSample):
             return Item(id, sample.key, "", fault=(sample.member, sample.reason))
         words = numbered_text(sample, self._dataset.texts, number)[0] if self._dataset else ""
-        return self._preparing.item(id, sample.key, words, sample)
+        name = "" if sample.image is None and sample.regions is None else id.rpartition("#")[0] if self._dataset else id
+        return self._preparing.item(id, sample.key, words, sample, name)
 
 
 class FolderSource:
@@ -189,10 +196,12 @@ class FolderSource:
 
     def __init__(self, folder: Path, preparing: Preparing, regions: Path | None = None) -> None:
         self._preparing, self._regions, self._folder = preparing, regions, folder
-        self.place = str(folder)
+        self.place = self.images = str(folder)
+        self.options: Mapping[str, str] = {"regions": str(regions)} if regions else {}
         self._files = sorted(_images(folder))
         if not self._files:
             raise DataError(f"{folder}: holds neither shards nor an image ({', '.join(IMAGE_EXTENSIONS)})")
+        self._names = {printable(name): name for name in self._files}
         self._stems = Counter(_stem(name) for name in self._files)
         digest = hashlib.blake2b(digest_size=16)
         for name in self._files:
@@ -215,13 +224,18 @@ class FolderSource:
             except Fault as fault:
                 yield Item(name, key, "", fault=(fault.member, fault.reason))
                 continue
-            yield self._preparing.item(name, key, words, self.image(name))
+            yield self._preparing.item(name, key, words, self._image(name), name)
 
     def image(self, name: str) -> Files:
-        return Files(self.photo(name), self._regions / f"{_stem(name)}.npz" if self._regions else None)
+        if name not in self._names:
+            raise DataError(f"{self.place}: has no image '{name}', so it is not what was extracted")
+        return self._image(self._names[name])
 
     def photo(self, name: str) -> Path:
-        return self._folder / name
+        return self.image(name).picture  # type: ignore[return-value]  # a folder holds files
+
+    def _image(self, name: str) -> Files:
+        return Files(self._folder / name, self._regions / f"{_stem(name)}.npz" if self._regions else None)
 
 
 def uniform_lengths(examples: int, preparing: Preparing, text: int = 32) -> Lengths:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlp.errors import ConfigError, DataError
 from vlp.features.extractor import Extractor
-from vlp.features.files import Layout, Row
 from vlp.features.job import fitting, run
 from vlp.features.kinds import parse_what
 from vlp.features.parts import WINDOW
 from vlp.features.preparing import Files, Item, Preparing
+from vlp.features.rows import Layout, Row
 
 if TYPE_CHECKING:
     from vlp.vision_language_model import VisionLanguageModel
@@ -75,4 +76,6 @@ def _item(preparing: Preparing, number: int, pair: Any) -> Item:
     if unknown:
         raise ConfigError(f"extract: pair {number} has an unknown '{unknown[0]}' (known: {', '.join(_KEYS)})")
     id = str(values.get("id", number))
-    return preparing.item(id, id, values.get("text") or "", Files(values.get("image"), values.get("regions")))
+    image, regions = values.get("image"), values.get("regions")
+    name = next((str(given) for given in (image, regions) if isinstance(given, (str, Path))), "")
+    return preparing.item(id, id, values.get("text") or "", Files(image, regions), name)

@@ -11,6 +11,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -50,7 +51,8 @@ class TableSource:
     ) -> None:
         self._path, self._preparing = path, preparing
         self._images, self._regions = images or path.parent, regions
-        self.place = str(path)
+        self.place, self.images = str(path), str(self._images)
+        self.options: Mapping[str, str] = _options(columns or {}, images, regions)
         self._names = {name: (columns or {}).get(name, name) for name in COLUMNS}
         self._header: list[str] = []
         self._starts = array("Q")
@@ -73,40 +75,44 @@ class TableSource:
 
     def image(self, name: str) -> Files:
         if name not in self._numbers:
-            raise DataError(f"{self._path}: has no row with the key '{name}', so it is not what was extracted")
+            raise DataError(f"{self._path}: has no row with the image '{name}', so it is not what was extracted")
+        number = self._numbers[name]
         with self._path.open("rb") as file:
-            file.seek(self._starts[self._numbers[name]])
+            file.seek(self._starts[number])
             row = self._row(file)
-        return Files(self._file(row, "image", self._images), self._regions_of(row, name))
+        return Files(self._file(row, "image", self._images), self._regions_of(row, _key(row, number)))
 
     def photo(self, name: str) -> Path | None:
         return self.image(name).picture  # type: ignore[return-value]  # a table names files
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
-        """The row of each key; made when it is first asked for, since it takes memory."""
+        """The first row of each image; made when it is first asked for, since it takes memory."""
+        found: dict[str, int] = {}
         with self._path.open("rb") as file:
-            return {key: number for number in range(len(self._starts)) if (key := self._key(number, file)) is not None}
+            for number in range(len(self._starts)):
+                file.seek(self._starts[number])
+                with suppress(ValueError, csv.Error, RecursionError):
+                    row = self._row(file)
+                    found.setdefault(printable(self._name(row, _key(row, number))), number)
+        return found
 
-    def _key(self, number: int, file: BinaryIO) -> str | None:
-        file.seek(self._starts[number])
-        try:
-            return printable(self._row(file).get("key") or _number(number))
-        except (ValueError, csv.Error, RecursionError):
-            return None
+    def _name(self, row: Mapping[str, str], key: str) -> str:
+        """What the table calls a row's image: its path, that of its regions, or what their file is named by."""
+        return row.get("image") or row.get("regions") or (key if self._regions else "")
 
     def _item(self, number: int, file: BinaryIO) -> Item:
         id = _number(number)
         try:
             row = self._row(file)
-            key = str(row.get("key") or id)
+            key = _key(row, number)
             if len(key) > MAX_KEY:
                 raise ValueError(f"has a key of {len(key)} characters, more than {MAX_KEY}")
             files = Files(self._file(row, "image", self._images), self._regions_of(row, key))
-            words = row.get("text") or ""
+            words, name = row.get("text") or "", self._name(row, key)
         except (ValueError, csv.Error, RecursionError) as error:
             return Item(id, id, "", fault=("row", str(error)))
-        return self._preparing.item(key, key, words, files)
+        return self._preparing.item(key, key, words, files, name)
 
     def _regions_of(self, row: Mapping[str, str], key: str) -> Path | None:
         found = self._file(row, "regions", self._path.parent)
@@ -193,6 +199,20 @@ class TableSource:
             raise DataError(
                 f"{self._path}: has no column 'image' or 'text'; name its own, as in --columns image=file,text=title"
             )
+
+
+def _options(columns: Mapping[str, str], images: Path | None, regions: Path | None) -> dict[str, str]:
+    """As `vlp extract` takes them."""
+    given = {
+        "columns": ",".join(f"{ours}={theirs}" for ours, theirs in columns.items()),
+        "images": str(images or ""),
+        "regions": str(regions or ""),
+    }
+    return {name: value for name, value in given.items() if value}
+
+
+def _key(row: Mapping[str, str], number: int) -> str:
+    return row.get("key") or _number(number)
 
 
 def _number(row: int) -> str:

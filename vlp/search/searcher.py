@@ -35,12 +35,12 @@ class Searcher:
     """
 
     def __init__(self, index: SearchIndex, model: VisionLanguageModel, source: Source | None = None) -> None:
-        if index.facts["model"]["fingerprint"] != fingerprint(model):
+        if index.facts.model.fingerprint != fingerprint(model):
             raise ConfigError(
                 f"--model: the vectors of {index.folder} are those of another model "
-                f"('{index.facts['model']['name']}'), and vectors of two models do not compare"
+                f"('{index.facts.model.place.path}'), and vectors of two models do not compare"
             )
-        if source is not None and source.fingerprint != index.facts["data"]:
+        if source is not None and source.fingerprint != index.facts.source.fingerprint:
             raise ConfigError(f"--data: {source.place} is not what {index.folder} was made of, or has changed since")
         self.index, self.source = index, source
         self._preparing, self.model = Preparing(model), model
@@ -51,7 +51,9 @@ class Searcher:
 
         Args:
             side: what is looked for.
-            rerank: so many of the nearest are looked at again, together with the text, by the head for matching.
+            k: how many are given at most.
+            rerank: so many of the nearest are ranked anew by the head for matching, which looks at each together with
+                the text; the best k of these are given. 0 leaves them as they are.
         Raises:
             ConfigError: the text is empty, or there is nothing to rerank with.
         """
@@ -76,7 +78,7 @@ class Searcher:
             self._extractors[asked] = Extractor(self.model, parse_what(f"{asked}.vector"))
         (arrays,) = self._extractors[asked].run([item.example])
         query_1D: NDArray[np.float32] = arrays[f"{asked}.vector"][None]
-        (hits,) = self.index.search(query_1D, side, max(k, rerank))
+        (hits,) = self.index.search(query_1D, side, rerank or k)
         if not rerank:
             return hits
         if asked == side:
@@ -94,8 +96,8 @@ class Searcher:
         found = []
         for hit in hits:
             try:
-                shown = image if image is not None else self._original(hit.name)
-                found.append((hit, self._item(hit.name, hit.words if image is not None else words, shown)))
+                shown = image if image is not None else self._original(hit.image)
+                found.append((hit, self._item(hit.id, hit.words if image is not None else words, shown)))
             except (DataError, BadSample, OSError):
                 continue
         examples = [item.example for _, item in found if item.example is not None]

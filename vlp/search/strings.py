@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+
+from vlp.data.arrays import ArrayFault, npy_layout
+
+_HEAD = 4096
 
 
 class StringsWriter:
@@ -28,12 +31,25 @@ class StringsWriter:
 
 
 class Strings:
-    """What a `StringsWriter` wrote, mapped into memory."""
+    """What a `StringsWriter` wrote, mapped into memory.
 
-    def __init__(self, path: Path) -> None:
-        self._ends = np.load(path.with_name(f"{path.name}.ends.npy"), mmap_mode="r", allow_pickle=False)
-        file = path.with_name(f"{path.name}.bytes")
-        self._bytes = np.memmap(file, np.uint8, "r") if file.stat().st_size else np.zeros(0, np.uint8)
+    Args:
+        count: how many texts there are.
+    Raises:
+        ArrayFault: the files are damaged; OSError: they cannot be read.
+    """
+
+    def __init__(self, path: Path, count: int) -> None:
+        file, ends = path.with_name(f"{path.name}.bytes"), path.with_name(f"{path.name}.ends.npy")
+        with ends.open("rb") as opened:
+            dtype, shape, _, start = npy_layout(opened.read(_HEAD))
+        if dtype != np.int64 or shape != (count,) or ends.stat().st_size != start + 8 * count:
+            raise ArrayFault(f"{ends.name} does not hold {count} ends")
+        self._ends = np.memmap(ends, np.int64, "r", start, (count,)) if count else np.zeros(0, np.int64)
+        size = file.stat().st_size
+        if (self._ends[-1] if count else 0) != size:
+            raise ArrayFault(f"{file.name} is not as long as {ends.name} says")
+        self._bytes = np.memmap(file, np.uint8, "r") if size else np.zeros(0, np.uint8)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -43,6 +59,3 @@ class Strings:
             raise IndexError(number)
         start = int(self._ends[number - 1]) if number else 0
         return self._bytes[start : int(self._ends[number])].tobytes().decode("utf-8", "replace")
-
-    def __iter__(self) -> Iterator[str]:
-        return (self[number] for number in range(len(self)))

@@ -29,8 +29,11 @@ numbers 100 while building finds 95.2 % of the nearest ten, 40 finds 93.7 % and 
 _PER_LIST = 39
 """Vectors that faiss wants for each list of an IVF to learn its centre from."""
 _TRAINED_ON = 200_000
-_PROBED = 1 / 16
-"""Share of an IVF's lists that a query looks into."""
+_PROBED, _LEAST_PROBED = 1 / 16, 8
+"""Share of an IVF's lists that a query looks into, and how many at least: so few vectors are better all looked at."""
+_SAME = 1e-5
+"""Cosines that differ by less are a tie: rounding decides which comes first."""
+MOST_BREADTH = 1000.0
 
 
 def faiss() -> Any:
@@ -65,7 +68,7 @@ def build(kind: Kind, width: int, count: int, chunks: Chunks) -> Any:
         index = library.IndexIVFFlat(quantizer, width, lists, product)
         index.own_fields = True
         quantizer.this.disown()
-        index.nprobe = max(1, round(lists * _PROBED))
+        index.nprobe = min(lists, max(_LEAST_PROBED, round(lists * _PROBED)))
         index.train(_drawn(chunks, count, min(count, _TRAINED_ON)))
     for part in chunks():
         index.add(part)
@@ -91,20 +94,50 @@ def load(path: Path) -> Any:
 
 
 def widen(index: Any, factor: float) -> None:
-    """Look at more (or fewer) candidates than an index does by itself: slower, and nearer to the truth."""
+    """Look at more (or fewer) candidates than an index does by itself: slower, and nearer to the truth.
+
+    Raises:
+        ConfigError: not above 0, or beyond `MOST_BREADTH`; or an exact index, which looks at everything.
+    """
+    if not 0 < factor <= MOST_BREADTH:
+        raise ConfigError(f"--breadth: {factor:g} is not right, give a number above 0 and up to {MOST_BREADTH:g}")
     if hasattr(index, "hnsw"):
         index.hnsw.efSearch = max(1, round(index.hnsw.efSearch * factor))
     elif hasattr(index, "nprobe"):
         index.nprobe = max(1, min(index.nlist, round(index.nprobe * factor)))
+    elif factor != 1:
+        raise ConfigError("--breadth: an exact index looks at everything; leave it out")
 
 
 def nearest(index: Any, query_QD: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Cosines and numbers of the nearest vectors, each [Q, K], the nearest first; -1 where an index finds fewer."""
-    return index.search(np.ascontiguousarray(query_QD, np.float32), k)  # type: ignore[no-any-return]
+    """Cosines and numbers of the nearest vectors, each [Q, K], the nearest first.
+
+    A query for which an index finds fewer (where many vectors are alike, lists are empty and a graph falls apart) is
+    asked again of all vectors.
+
+    Args:
+        k: at most as many as there are vectors.
+    """
+    query_QD = np.ascontiguousarray(query_QD, np.float32)
+    score_QK, number_QK = index.search(query_QD, k)
+    short_Q = (number_QK < 0).any(1)
+    if short_Q.any():
+        score_QK[short_Q], number_QK[short_Q] = _looked_through(index, query_QD[short_Q], k)
+    return score_QK, number_QK
 
 
-def exact_nearest(chunks: Chunks, query_QD: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Numbers of the truly nearest vectors, [Q, K], with one chunk in memory at a time."""
+def _looked_through(index: Any, query_QD: NDArray[np.float32], k: int) -> Any:
+    if hasattr(index, "hnsw"):
+        return index.storage.search(query_QD, k)
+    if hasattr(index, "nprobe"):
+        return index.search(query_QD, k, params=faiss().SearchParametersIVF(nprobe=index.nlist))
+    return index.search(query_QD, k)
+
+
+def exact_nearest(
+    chunks: Chunks, query_QD: NDArray[np.float32], k: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Cosines and numbers of the truly nearest vectors, each [Q, K], with one chunk in memory at a time."""
     best_QK = np.full((len(query_QD), 0), 0, np.int64)
     score_QK = np.full((len(query_QD), 0), 0, np.float32)
     start = 0
@@ -116,15 +149,18 @@ def exact_nearest(chunks: Chunks, query_QD: NDArray[np.float32], k: int) -> NDAr
         kept = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         score_QK, best_QK = np.take_along_axis(scores, kept, 1), np.take_along_axis(numbers, kept, 1)
         start += len(part)
-    return best_QK
+    return score_QK, best_QK
 
 
 def recall(index: Any, chunks: Chunks, query_QD: NDArray[np.float32], k: int = 10) -> float:
-    """Share of the truly nearest k that an index finds, a mean over queries (recall k@k)."""
-    true_QK = exact_nearest(chunks, query_QD, k)
-    _, found_QK = nearest(index, query_QD, true_QK.shape[1])
-    hits = [len(set(true) & set(found)) for true, found in zip(true_QK.tolist(), found_QK.tolist(), strict=True)]
-    return float(np.mean(hits) / max(1, true_QK.shape[1]))
+    """Share of the truly nearest k that an index finds, a mean over queries (recall k@k).
+
+    What is as near as the k-th counts, whichever of those that tie it is (Aumueller et al. 2018, arXiv 1807.05614,
+    section 3).
+    """
+    true_QK, _ = exact_nearest(chunks, query_QD, k)
+    found_QK, _ = nearest(index, query_QD, true_QK.shape[1])
+    return float((found_QK >= true_QK[:, -1:] - _SAME).mean())
 
 
 def _drawn(chunks: Chunks, count: int, wanted: int) -> NDArray[np.float32]:

@@ -1,0 +1,119 @@
+"""`search.json`: what an index holds, and where its model and its originals lie."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ConfigDict, Field
+
+from vlp.config import Config
+from vlp.errors import ConfigError, DataError
+from vlp.features.sources import Texts
+from vlp.search.vectors import Kind
+from vlp.types import Stream
+
+FACTS = "search.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where something lies, as a name that outlives a move."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    path: str
+    """A hub id, a URL, or a path in full: right where the index alone is moved."""
+    beside: str | None = None
+    """The path from the index: right where both are moved together; None for what is no path."""
+
+    def found(self, folder: Path) -> str:
+        """The name under which it is there now; the first one if it is nowhere."""
+        if self.beside is not None and not Path(self.path).exists() and (folder / self.beside).exists():
+            return os.path.normpath(folder / self.beside)
+        return self.path
+
+
+class Model(Config):
+    """The model that the vectors came from."""
+
+    place: Place
+    fingerprint: str
+
+
+class Source(Config):
+    """What the vectors were extracted of."""
+
+    kind: str
+    """shards, images or pairs."""
+    place: Place
+    fingerprint: str
+    texts: Texts
+    images: Place | None
+    """The folder that images' names are relative to; None for shards."""
+    columns: str | None
+    regions: Place | None
+    """What else `vlp extract` was told of them."""
+
+
+class Side(Config):
+    """The images, or the texts."""
+
+    count: int = Field(ge=1)
+    recall: float
+    """Recall@10 against the exact search."""
+    bytes: int = Field(ge=1)
+    """Of the file of vectors."""
+
+
+class Facts(Config):
+    """What stands in `search.json`."""
+
+    kind: Kind
+    width: int = Field(ge=1)
+    """Numbers of a vector."""
+    left_out: int = Field(ge=0)
+    """Rows whose vectors are not of length 1 (damaged, or no numbers)."""
+    sides: dict[Stream, Side] = Field(min_length=1)
+    model: Model
+    source: Source
+
+
+def place_of(path: str, folder: Path) -> Place:
+    """The place of a path in full (or of a hub id or a URL), seen from the folder of an index."""
+    return Place(path, os.path.relpath(path, folder) if os.path.isabs(path) else None)
+
+
+def read_facts(folder: Path) -> Facts:
+    """The facts of an index.
+
+    Raises:
+        DataError: they are missing, or damaged.
+    """
+    path = folder / FACTS
+    try:
+        return Facts.parse(json.loads(path.read_text(encoding="utf-8")), str(path))
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{path}: is missing; build an index with `vlp index --features DIR --out {folder}`") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); {anew(folder)}") from None
+    except ConfigError as error:
+        raise DataError(f"{error}; {anew(folder)}") from None
+
+
+def anew(folder: Path) -> str:
+    """The advice for an index that cannot be used."""
+    return f"build the index again with `vlp index --features DIR --out {folder}`"
+
+
+def own_files(sides: Sequence[Stream] = ("image", "text")) -> list[str]:
+    """The names of an index's files."""
+    strings = [f"{side}.{name}.{kind}" for side in sides for name in STRINGS for kind in ("bytes", "ends.npy")]
+    return [FACTS, *(f"{side}.faiss" for side in sides), *strings]
+
+
+STRINGS = ("ids", "images", "words")
+"""What an index keeps of each entry, as texts."""
