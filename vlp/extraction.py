@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -11,12 +13,12 @@ import torch
 
 from vlp.assemble import open_dataset
 from vlp.data.index import open_index
-from vlp.data.storage import remote_url
+from vlp.data.storage import local_path, remote_url
 from vlp.distributed import world
 from vlp.errors import ConfigError, DataError
 from vlp.features.folder import QUARANTINE
 from vlp.features.job import Request, extract_to
-from vlp.features.kinds import parse_what
+from vlp.features.kinds import Feature, parse_what
 from vlp.features.preparing import Preparing
 from vlp.features.sources import FolderSource, ShardSource, Source, Texts
 from vlp.features.tables import COLUMNS, SUFFIXES, TableSource
@@ -49,10 +51,10 @@ def extract_features(
     """Write features and say how many."""
     if precision not in _PRECISIONS:
         raise ConfigError(f"--precision: '{precision}' is not right, it should be one of {', '.join(_PRECISIONS)}")
-    names = [one.name for one in parse_what(request.what)]
+    features = parse_what(request.what)
     with world(timeout_minutes=_MINUTES) as ranks:
         model = VisionLanguageModel.from_pretrained(model_name)
-        source = open_source(inputs, model)
+        source = open_source(inputs, model, features)
         model.to(ranks.device, _PRECISIONS[precision])
         done = extract_to(
             out,
@@ -64,22 +66,33 @@ def extract_features(
             micro_tokens=micro_tokens,
             workers=workers,
         )
+        where = out / QUARANTINE
         if ranks.is_main:
             if done.before:
                 print(f"{done.before} files were there already", file=sys.stderr)
-            print(f"{done.rows} examples: {', '.join(names)} in {out}", flush=True)
+            print(f"{done.rows} examples: {', '.join(one.name for one in features)} in {out}", flush=True)
             if done.quarantined:
-                where = out / QUARANTINE
                 print(f"{done.quarantined} examples cannot be used and were left out: see {where}", flush=True)
+        if done.quarantined and not done.rows:
+            raise DataError(f"{inputs.data}: none of the examples can be used ({_first_fault(out)}); see {where}")
 
 
-def open_source(inputs: Inputs, model: VisionLanguageModel) -> Source:
+def _first_fault(out: Path) -> str:
+    with (out / QUARANTINE).open(encoding="utf-8") as file:
+        record = json.loads(file.readline())
+    return f"{record['id']}: {record['member']} {record['error']}"[:300]
+
+
+def open_source(inputs: Inputs, model: VisionLanguageModel, features: Sequence[Feature] = ()) -> Source:
     """The inputs, as what they are: shards, images, or pairs.
 
+    Args:
+        features: what is wanted of them, so that a table without images is refused where these need one.
     Raises:
         ConfigError: an option that these inputs do not take, or there is nothing of that name.
         DataError: they cannot be read, or do not have what the model reads.
     """
+    inputs = replace(inputs, data=str(local_path(inputs.data)))
     preparing, path = Preparing(model), Path(inputs.data)
     if remote_url(inputs.data) or (path.is_dir() and any(path.glob("*.tar"))):
         _refuse(inputs, "shards", "columns", "images", "regions")
@@ -88,13 +101,51 @@ def open_source(inputs: Inputs, model: VisionLanguageModel) -> Source:
         raise ConfigError(f"--texts: {inputs.data} holds no shards, whose texts could be chosen from")
     if path.is_dir():
         _refuse(inputs, "a folder of images", "columns", "images")
+        _check_folders(inputs, preparing)
+        if preparing.wants_regions and inputs.regions is None:
+            raise ConfigError(
+                f"--data: {path} is a folder of images, and the model reads regions of a detector; give --regions DIR "
+                "with an npz for each (`vlp-data regions` makes them)"
+            )
         return FolderSource(path, preparing, inputs.regions)
     if path.suffix in SUFFIXES:
-        return TableSource(path, preparing, _columns(inputs.columns), inputs.images, inputs.regions)
+        _check_folders(inputs, preparing)
+        table = TableSource(path, preparing, _columns(inputs.columns), inputs.images, inputs.regions)
+        _check_table(inputs, table, preparing, features)
+        return table
     raise ConfigError(
         f"--data: {inputs.data} is no directory and no table; give indexed shards, a folder of images, or a file that "
         f"ends in {', '.join(SUFFIXES)}"
     )
+
+
+def _check_folders(inputs: Inputs, preparing: Preparing) -> None:
+    """Refuse folders that are not there, that hold nothing, or that the model has no use for."""
+    if inputs.regions is not None and not preparing.wants_regions:
+        raise ConfigError("--regions: the model reads photos, not regions of a detector; leave it out")
+    for option, folder, pattern in (("images", inputs.images, "*"), ("regions", inputs.regions, "*.npz")):
+        if folder is None:
+            continue
+        if not folder.is_dir():
+            raise ConfigError(f"--{option}: {folder}: there is no such folder")
+        if next(folder.rglob(pattern), None) is None:
+            raise ConfigError(f"--{option}: {folder} holds {'no npz' if option == 'regions' else 'nothing'}")
+
+
+def _check_table(inputs: Inputs, table: TableSource, preparing: Preparing, features: Sequence[Feature]) -> None:
+    """Refuse a table without a column that the features cannot do without."""
+    needs = {"image"} if preparing.wants_image else set()
+    if preparing.wants_regions and inputs.regions is None:
+        needs.add("regions")
+    wanted = [(name, one) for one in features for name in sorted(needs) if one.side != "text"]
+    wanted += [("text", one) for one in features if one.side == "text" or one.name == "itm"]
+    for name, one in wanted:
+        if name not in table.columns:
+            where = ", or give --regions DIR" if name == "regions" else ""
+            raise ConfigError(
+                f"--data: {table.place} has no column '{name}', without which there is no '{one.name}'; name its own "
+                f"with --columns {name}=NAME{where}"
+            )
 
 
 def _shards(inputs: Inputs, model: VisionLanguageModel, preparing: Preparing) -> ShardSource:

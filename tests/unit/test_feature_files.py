@@ -20,7 +20,7 @@ from tests.unit.pictures import encoded, ramps
 from vlp import Features, VisionLanguageModel
 from vlp.distributed import world
 from vlp.errors import ConfigError, DataError
-from vlp.extraction import Inputs, open_source
+from vlp.extraction import Inputs, extract_features, open_source
 from vlp.features.files import FORMATS, Format, read, write
 from vlp.features.job import Extracted, Request, extract_to
 from vlp.features.kinds import parse_what
@@ -262,6 +262,22 @@ WRONG_INPUTS: list[tuple[dict[str, Any], str]] = [
     ({"data": "{photos}/bad.csv", "columns": "text=titel"}, "has no column 'titel' .*did you mean 'title'"),
     ({"data": "{photos}/bad.csv", "columns": "txt=title"}, "--columns: 'txt=title' is not right"),
     ({"data": "{photos}/empty.jsonl"}, "has no row"),
+    (
+        {"data": "{photos}/good.jsonl", "columns": "text=titel"},
+        "--columns: .* no column 'titel' .*did you mean 'title'",
+    ),
+    (
+        {"data": "{photos}/good.jsonl", "columns": "image=file"},
+        "has no column 'image', without which .* no 'pooled'; name",
+    ),
+    (
+        {"data": "{photos}/texts.csv"},
+        "has no column 'image', without which there is no 'pooled'; name its own with --col",
+    ),
+    ({"data": "{photos}/texts.csv", "images": "{photos}/nowhere"}, "--images: .*nowhere: there is no such folder"),
+    ({"data": "{photos}/texts.csv", "images": "{photos}/none"}, "--images: .*none holds nothing"),
+    ({"data": "{photos}/texts.csv", "regions": "{photos}"}, "--regions: the model reads photos, not regions"),
+    ({"data": "{photos}", "regions": "{photos}"}, "--regions: the model reads photos, not regions"),
     ({"data": "{photos}/none"}, "holds neither shards nor an image"),
 ]
 
@@ -271,9 +287,66 @@ def test_inputs_that_are_none_are_refused(given: dict[str, Any], sentence: str, 
     (photos / "bad.csv").write_text("file,title\nx,y\n")
     (photos / "empty.jsonl").write_text("\n \n")
     (photos / "none").mkdir()
+    (photos / "good.jsonl").write_text('{"title": "red"}\n[]\n{"text": "blue"}\n')
+    (photos / "texts.csv").write_text("text\nred\n")
     values = {name: value.replace("{photos}", str(photos)) for name, value in given.items()}
+    values |= {name: Path(value) for name, value in values.items() if name in ("images", "regions")}
     with pytest.raises((ConfigError, DataError), match=sentence):
-        open_source(Inputs(**values), pixel_model())
+        open_source(Inputs(**values), pixel_model(), parse_what("pooled,text"))
+
+
+def test_a_model_of_regions_is_given_regions(photos: Path, tmp_path: Path) -> None:
+    (photos / "pairs.csv").write_text("image,text\none.jpg,red\n")
+    for given, sentence in (
+        (
+            {"data": str(photos)},
+            "--data: .* is a folder of images, and the model reads regions of a detector; give --reg",
+        ),
+        ({"data": str(photos), "regions": photos}, "--regions: .* holds no npz"),
+        ({"data": str(photos), "regions": photos / "nowhere"}, "--regions: .*nowhere: there is no such folder"),
+        (
+            {"data": str(photos / "pairs.csv")},
+            "no column 'regions', .* no 'image'; .*--columns regions=NAME, or give --reg",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            open_source(Inputs(**given), trained(), parse_what("image"))  # type: ignore[arg-type]
+    words = open_source(Inputs(str(photos / "pairs.csv")), trained(), parse_what("text.vector"))
+    (item,) = words.items(0, 0, 1)
+    assert item.fault is not None, "the row has a photo, which the model cannot look at"
+
+
+def test_columns_that_only_some_rows_have_are_there(photos: Path) -> None:
+    (photos / "pairs.jsonl").write_text("[" * 9 + '\n{"title": "red"}\n{"file": "one.jpg"}\n')
+    inputs = Inputs(str(photos / "pairs.jsonl"), columns="image=file,text=title")
+    assert open_source(inputs, pixel_model(), parse_what("itm")).groups[0].examples == 3
+
+
+def test_a_file_url_is_a_path(photos: Path, source: ShardSource, model: VisionLanguageModel) -> None:
+    (photos / "a b.png").write_bytes(encoded(ramps(), "PNG"))
+    for url in (photos.as_uri(), f"file://localhost{photos}", f"file:{photos}"):
+        opened = open_source(Inputs(url), pixel_model())
+        assert opened.fingerprint == open_source(Inputs(str(photos)), pixel_model()).fingerprint
+    assert open_source(Inputs(Path(source.place).as_uri()), model).fingerprint == source.fingerprint
+
+
+def test_an_extraction_of_nothing_is_no_success(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixel_model().save_pretrained(tmp_path / "model")
+    (photos / "pairs.csv").write_text("image,text\nnone.jpg,red\ngone.jpg,blue\n")
+
+    def run(out: str) -> None:
+        inputs = Inputs(str(photos / "pairs.csv"))
+        extract_features(
+            str(tmp_path / "model"), inputs, tmp_path / out, Request(), micro_tokens=99, precision="fp32", workers=0
+        )
+
+    with pytest.raises(DataError, match=r"pairs.csv: none of the examples can be used \(0+: image .*none.jpg: No such"):
+        run("out")
+    (photos / "pairs.csv").write_text("image,text\nnone.jpg,red\none.jpg,blue\n")
+    run("some")
+    assert "1 examples cannot be used and were left out" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------------------------ hostile

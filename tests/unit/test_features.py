@@ -21,6 +21,7 @@ from vlp.features.kinds import NAMES, parse_what
 from vlp.features.preparing import Files, Preparing
 from vlp.features.sharing import in_batches, worth_sharing
 from vlp.tasks.retrieval import RetrievalConfig
+from vlp.tasks.saved import SavedTask
 from vlp.types import Example
 
 EVERYTHING = (
@@ -262,6 +263,63 @@ def test_a_pair_that_cannot_be_used_is_told_of(tmp_path: Path) -> None:
         list(vlp.extract(model, pairs))
     with pytest.raises(ConfigError, match="pair 0 has an unknown 'txt'"):
         list(vlp.extract(model, [{"txt": "red"}]))
+
+
+WRONG_PAIRS: list[tuple[str, Any, str]] = [
+    ("pixels", "photo.jpg", r"it is a str; give \(image, text\), or a mapping of id, image, text, regions"),
+    ("pixels", None, r"it is a NoneType; give"),
+    ("pixels", ("a", "b", "c"), r"it is a tuple of 3; give"),
+    ("pixels", (None, 7), r"text is of type int; give a str"),
+    ("pixels", {"text": ["red"]}, r"text is of type list; give a str"),
+    ("pixels", {"text": "red \ud800"}, r"text has a text with half a surrogate pair"),
+    ("pixels", (7, "red"), r"the image is of type int; give a picture"),
+    ("pixels", {"image": np.zeros((3, 8, 9), np.uint8)}, r"image is an array \[3, 8, 9\] of uint8; give"),
+    ("pixels", {"regions": {}, "text": "red"}, r"regions are given, and the model reads photos; give the image"),
+    ("regions", (ramps(), "red"), r"image is a photo, and the model reads regions of a detector; give regions"),
+    ("regions", {"regions": 7}, r"the regions are of type int; give arrays by name"),
+    ("regions", {"regions": {"box": 1}}, r"regions have no array 'box' \(did you mean 'boxes'"),
+    ("regions", {"text": "red"}, r"image is missing, and itm is of it; leave the pair or itm out"),
+]
+
+
+@pytest.mark.parametrize(("kind", "pair", "sentence"), WRONG_PAIRS, ids=[each[2][:25] for each in WRONG_PAIRS])
+def test_pairs_of_wrong_types_are_told_of(kind: str, pair: Any, sentence: str) -> None:
+    model = trained() if kind == "regions" else pixel_model()
+    good = {"regions": samples(1)[0].regions, "text": "red"} if kind == "regions" else (ramps(), "red")
+    said: list[dict[str, str]] = []
+    assert len(list(vlp.extract(model, [pair, good], "itm", bad=said.append))) == 1
+    assert [record["id"] for record in said] == ["0"]
+    with pytest.raises(DataError, match=f"pair 0: .*{sentence}"):
+        list(vlp.extract(model, [pair, good], "itm"))
+
+
+def test_what_extract_takes_is_checked_before_anything_is_read() -> None:
+    model: Any = pixel_model()
+    for given, sentence in (
+        ({"pairs": "photo.jpg"}, "pairs is a str"),
+        ({"pairs": {"image": "photo.jpg"}}, "pairs is a dict"),
+        ({"pairs": None}, "pairs is a NoneType"),
+        ({"model": "runs/mine/model"}, "model is a str; give VisionLanguageModel.from_pretrained"),
+        ({"window": 0}, "window is 0; it should be 1 or more"),
+        ({"micro_tokens": "many"}, "micro_tokens is 'many'"),
+        ({"bad": []}, "bad is a list; give something that can be called"),
+    ):
+        with pytest.raises(ConfigError, match=f"extract: {sentence}"):
+            vlp.extract(**{"model": model, "pairs": [], **given})  # type: ignore[arg-type]
+
+
+def test_what_is_of_an_image_needs_one() -> None:
+    """Of a text alone there are states and a pooled vector, and no image's vector or odds of a match."""
+    model = pixel_model()
+    pairs = [{"text": "red"}, {"image": ramps(), "text": "blue"}]
+    assert len(list(vlp.extract(model, pairs, "pooled,text,image,text.vector"))) == 2
+    for what in ("image.vector", "itm", "pooled,image.vector"):
+        said: list[dict[str, str]] = []
+        assert [row.words for row in vlp.extract(model, pairs, what, bad=said.append)] == ["blue"]
+        assert said[0]["member"] == "image"
+    blind = pixel_model()
+    blind.task = SavedTask(task=RETRIEVAL, without="image")
+    assert len(list(vlp.extract(blind, pairs, "itm"))) == 2, "as it was trained"
 
 
 # ------------------------------------------------------------------------------------------------- answers, matches

@@ -13,7 +13,7 @@ from pathlib import Path
 from vlp.data.build import build_index
 from vlp.data.cache import CacheConfig
 from vlp.data.manifest import INDEX, Manifest, ShardEntry, Texts, examples_per_shard, read_manifest
-from vlp.data.storage import remote_url
+from vlp.data.storage import local_path, remote_url
 from vlp.data.tables import Block, ShardTable, load_table, open_block
 from vlp.errors import ConfigError, DataError
 
@@ -105,6 +105,7 @@ def open_index(directory: Path | str, cache: CacheConfig | None = None) -> Index
         ConfigError: no such directory.
         DataError: no shards, no index, or shards that changed since it was made.
     """
+    directory = local_path(directory)
     if remote_url(directory):
         from vlp.data.remote import open_remote
 

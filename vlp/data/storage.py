@@ -15,7 +15,7 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from vlp.errors import ConfigError, DataError
 from vlp.seeds import derive
@@ -60,6 +60,12 @@ def remote_url(directory: Path | str) -> str | None:
     """
     found = _URL.fullmatch(str(directory))
     return f"{found[1].lower()}://{found[2].rstrip('/')}" if found else None
+
+
+def local_path(directory: Path | str) -> Path | str:
+    """A `file:` URL as the path that it names (of which a `Path` has lost two slashes); all else as it is."""
+    found = re.fullmatch(r"file:/{0,2}(localhost(?=/))?(/.*)", str(directory), re.I | re.S)
+    return unquote(found[2]) if found else directory
 
 
 class Storage:

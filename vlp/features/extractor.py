@@ -51,6 +51,15 @@ class Extractor:
         self.widths = self._widths()
         """Per feature the width of its states, or how many maps there are; 1 of a number."""
 
+    def lacking(self, example: Example) -> str | None:
+        """Why there are no features of an example; None where there are. An image's vector is of an image, and odds of
+        a match of both; a model that was trained without images is asked as it was trained."""
+        without = self._model.task.without if self._model.task else None
+        wanted = [one.name for one in self.features if one.name in ("image.vector", "itm")]
+        if example.image is not None or without == "image" or not wanted:
+            return None
+        return f"is missing, and {wanted[0]} is of it; leave the pair or {wanted[0]} out"
+
     def run(self, examples: Sequence[Example]) -> list[Arrays]:
         """The features of each example, in fp32. No example's depend on the others."""
         result: list[Arrays] = [{} for _ in examples]

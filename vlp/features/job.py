@@ -140,7 +140,7 @@ def _made(
     rows: list[Row] = []
     refused: list[dict[str, str]] = []
     for number, items in enumerate(in_order(read, range(len(windows)), workers=workers)):
-        for item, arrays in zip(items, run(items, extractor), strict=True):
+        for item, arrays in run(items, extractor):
             row = fitting(item, arrays, layout)
             if isinstance(row, Row):
                 rows.append(row)
@@ -153,11 +153,16 @@ def _made(
             rows, refused = [], []
 
 
-def run(items: Sequence[Item], extractor: Extractor) -> list[Arrays | None]:
-    """The features of each item, None of those that have no example."""
-    good = [item.example for item in items if item.example is not None]
-    made = iter(extractor.run(good))
-    return [None if item.example is None else next(made) for item in items]
+def run(items: Sequence[Item], extractor: Extractor) -> list[tuple[Item, Arrays | None]]:
+    """Each item with its features; None, and what is wrong with the item, where there are none."""
+    checked = [_checked(item, extractor) for item in items]
+    made = iter(extractor.run([item.example for item in checked if item.example is not None]))
+    return [(item, None if item.example is None else next(made)) for item in checked]
+
+
+def _checked(item: Item, extractor: Extractor) -> Item:
+    reason = None if item.example is None else extractor.lacking(item.example)
+    return item if reason is None else replace(item, example=None, fault=("image", reason))
 
 
 def fitting(item: Item, arrays: Arrays | None, layout: Layout) -> Row | Item:

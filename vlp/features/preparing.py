@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlp.data.imagefile import MAX_IMAGE_BYTES
 from vlp.data.pictures import Picture, RegionsLike, prepared
-from vlp.data.samples import MAX_REGION_BYTES, Fault, check_characters
+from vlp.data.samples import Fault, check_characters
 from vlp.data.shards import BadSample
-from vlp.errors import ConfigError, DataError
+from vlp.errors import ConfigError, VlpError
 from vlp.types import Example, ImageInput, Sample
 
 if TYPE_CHECKING:
@@ -75,7 +73,7 @@ class Preparing:
             return Item(id, key, words, name, self.example(id, words, image))
         except (Fault, BadSample) as fault:
             return Item(id, key, words[:1000], name, fault=(fault.member, fault.reason))
-        except (DataError, OSError, MemoryError, ValueError) as error:
+        except (VlpError, OSError, MemoryError, ValueError) as error:
             return Item(id, key, words[:1000], name, fault=("image", str(error) or type(error).__name__))
 
     def example(self, id: str, words: str, image: Sample | Files) -> Example:
@@ -96,12 +94,20 @@ class Preparing:
     def _made(self, image: Sample | Files) -> ImageInput | None:
         if isinstance(image, Sample):
             return self.images.prepare(image)
+        self._refuse_the_other(image)
         picture = image.picture if self.images.wants_image else None
         regions = image.regions if self.images.wants_regions else None
-        for given, most in ((picture, MAX_IMAGE_BYTES), (regions, MAX_REGION_BYTES)):
-            if isinstance(given, (str, Path)):
-                _check_file(Path(given), most)
         return prepared(self.images, picture, regions, "the pair")
+
+    def _refuse_the_other(self, image: Files) -> None:
+        """A photo may stand beside the regions that are read, to be shown; alone it would be passed over in silence."""
+        if image.picture is not None and image.regions is None and not self.images.wants_image:
+            raise Fault(
+                "image",
+                "is a photo, and the model reads regions of a detector; give regions (`vlp-data regions` makes them)",
+            )
+        if image.regions is not None and image.picture is None and not self.images.wants_regions:
+            raise Fault("regions", "are given, and the model reads photos; give the image")
 
 
 @dataclass(frozen=True)
@@ -123,12 +129,3 @@ def _same(one: Sample | Files, other: Sample | Files) -> bool:
 def printable(text: str) -> str:
     """With what is no character (bytes of a file's name that are no UTF-8) written out: any file may hold it."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _check_file(path: Path, most: int) -> None:
-    """Refuse what is no file of a bearable size, before any of it is read: a pipe would never end."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise Fault(path.name, "is not a file")
-    if status.st_size > most:
-        raise Fault(path.name, f"has {status.st_size} bytes, more than {most}")

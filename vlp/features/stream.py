@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlp.data.samples import Fault
 from vlp.errors import ConfigError, DataError
 from vlp.features.extractor import Extractor
 from vlp.features.job import fitting, run
@@ -45,6 +46,15 @@ def extract(
         ConfigError: the model cannot give a feature, or a pair has unknown keys.
         DataError: a pair cannot be used, and `bad` is not given.
     """
+    if not hasattr(model, "network"):
+        raise ConfigError(f"extract: model is a {type(model).__name__}; give VisionLanguageModel.from_pretrained(...)")
+    if not isinstance(pairs, Iterable) or isinstance(pairs, (str, Mapping)):
+        raise ConfigError(f"extract: pairs is a {type(pairs).__name__}; give a list or any other iterable of pairs")
+    for name, value in (("window", window), ("micro_tokens", micro_tokens)):
+        if not isinstance(value, int) or value < 1:
+            raise ConfigError(f"extract: {name} is {value!r}; it should be 1 or more")
+    if bad is not None and not callable(bad):
+        raise ConfigError(f"extract: bad is a {type(bad).__name__}; give something that can be called, as list.append")
     extractor, preparing = Extractor(model, parse_what(what), micro_tokens), Preparing(model)
     layout = Layout(extractor.features, extractor.widths)
     return _rows(pairs, extractor, preparing, layout, bad, window)
@@ -60,7 +70,7 @@ def _rows(
 ) -> Iterator[Row]:
     source = enumerate(pairs)
     while items := [_item(preparing, number, pair) for number, pair in islice(source, window)]:
-        for item, arrays in zip(items, run(items, extractor), strict=True):
+        for item, arrays in run(items, extractor):
             row = fitting(item, arrays, layout)
             if isinstance(row, Row):
                 yield row
@@ -71,11 +81,27 @@ def _rows(
 
 
 def _item(preparing: Preparing, number: int, pair: Any) -> Item:
-    values = pair if isinstance(pair, Mapping) else dict(zip(("image", "text"), pair, strict=True))
-    unknown = [name for name in values if name not in _KEYS]
-    if unknown:
-        raise ConfigError(f"extract: pair {number} has an unknown '{unknown[0]}' (known: {', '.join(_KEYS)})")
+    try:
+        values = _values(number, pair)
+    except Fault as fault:
+        return Item(str(number), str(number), "", fault=(fault.member, fault.reason))
     id = str(values.get("id", number))
     image, regions = values.get("image"), values.get("regions")
     name = next((str(given) for given in (image, regions) if isinstance(given, (str, Path))), "")
     return preparing.item(id, id, values.get("text") or "", Files(image, regions), name)
+
+
+def _values(number: int, pair: Any) -> Mapping[str, Any]:
+    """What a pair gives, by name; raises Fault where it is none."""
+    if isinstance(pair, (tuple, list)) and len(pair) == 2:
+        pair = dict(zip(("image", "text"), pair, strict=True))
+    if not isinstance(pair, Mapping):
+        size = f" of {len(pair)}" if isinstance(pair, (tuple, list)) else ""
+        raise Fault("it", f"is a {type(pair).__name__}{size}; give (image, text), or a mapping of {', '.join(_KEYS)}")
+    unknown = [name for name in pair if name not in _KEYS]
+    if unknown:
+        raise ConfigError(f"extract: pair {number} has an unknown '{unknown[0]}' (known: {', '.join(_KEYS)})")
+    text = pair.get("text")
+    if text is not None and not isinstance(text, str):
+        raise Fault("text", f"is of type {type(text).__name__}; give a str")
+    return pair

@@ -25,6 +25,8 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*_DELIMITERS, ".jsonl")
 _MAX_LINE = 32 << 20
 """Bytes of a line; the rest of a longer one is passed over."""
+_MAX_KEYS = 1000
+"""Of a JSONL file that are kept to tell columns by."""
 
 
 class TableSource:
@@ -59,6 +61,8 @@ class TableSource:
         self.fingerprint = self._scan()
         if not self._starts:
             raise DataError(f"{path}: has no row")
+        self.columns = frozenset(self._found_columns())
+        """Ours that the table has."""
 
     @property
     def groups(self) -> list[Group]:
@@ -167,7 +171,7 @@ class TableSource:
     def _find_rows(self, file: BinaryIO) -> None:
         if self._path.suffix != ".jsonl":
             self._header = [name.strip() for name in self._cells(file)]
-            self._check_header()
+            self._header[:1] = [self._header[0].removeprefix("\ufeff")] if self._header else []
         while True:
             start = file.tell()
             if self._path.suffix == ".jsonl":
@@ -190,15 +194,37 @@ class TableSource:
         except csv.Error:  # too long a cell, perhaps for a quote that never ends: a bad row
             return False, False
 
-    def _check_header(self) -> None:
-        self._header[:1] = [self._header[0].removeprefix("\ufeff")] if self._header else []
+    def _found_columns(self) -> list[str]:
+        """Ours among the table's.
+
+        Raises:
+            ConfigError: one that was named is not there.
+            DataError: neither images nor texts are.
+        """
+        known = self._header if self._path.suffix != ".jsonl" else self._keys()
         for ours, theirs in self._names.items():
-            if ours != theirs and theirs not in self._header:
-                raise ConfigError(f"--columns: {self._path} has no column '{theirs}'{nearest(theirs, self._header)}")
-        if not {self._names["image"], self._names["text"], self._names["regions"]} & set(self._header):
+            if ours != theirs and theirs not in known:
+                raise ConfigError(f"--columns: {self._path} has no column '{theirs}'{nearest(theirs, known)}")
+        found = [ours for ours, theirs in self._names.items() if theirs in known]
+        if not {"image", "text", "regions"} & set(found):
             raise DataError(
                 f"{self._path}: has no column 'image' or 'text'; name its own, as in --columns image=file,text=title"
             )
+        return found
+
+    def _keys(self) -> list[str]:
+        """The keys of a JSONL file's objects: of so many rows as it takes to find all that are wanted, else of all."""
+        found: dict[str, None] = {}
+        with self._path.open("rb") as file:
+            for start in self._starts:
+                file.seek(start)
+                with suppress(ValueError, RecursionError):
+                    record = json.loads(_line(file))
+                    if isinstance(record, dict) and len(found) < _MAX_KEYS:
+                        found |= dict.fromkeys(record)
+                if found.keys() >= set(self._names.values()):
+                    break
+        return list(found)
 
 
 def _options(columns: Mapping[str, str], images: Path | None, regions: Path | None) -> dict[str, str]:
