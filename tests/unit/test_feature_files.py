@@ -267,7 +267,7 @@ WRONG_INPUTS: list[tuple[dict[str, Any], str]] = [
         "--columns: .* no column 'titel' .*did you mean 'title'",
     ),
     (
-        {"data": "{photos}/good.jsonl", "columns": "image=file"},
+        {"data": "{photos}/good.jsonl"},
         "has no column 'image', without which .* no 'pooled'; name",
     ),
     (
