@@ -131,7 +131,10 @@ def extract(
     regions: Annotated[
         Path | None, typer.Option(help="Of images or a table: folder with <key>.npz, for a model that reads regions.")
     ] = None,
-    part_examples: Annotated[int, typer.Option(help="Most examples of a file.", min=1)] = 1024,
+    part_examples: Annotated[
+        int,
+        typer.Option(help="Most examples saved at once: of a file, but tars of shards are cut as they are.", min=1),
+    ] = 1024,
     micro_tokens: Tokens = 8192,
     precision: Annotated[str, typer.Option(help="Of weights and arithmetic: fp32, fp16 or bf16.")] = "fp32",
     workers: Annotated[int, typer.Option(help="Processes of each rank that read ahead.", min=0)] = 0,

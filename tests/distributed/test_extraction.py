@@ -132,13 +132,15 @@ def test_killed_before_each_change_of_the_disk_it_ends_with_the_same_bytes(
 ) -> None:
     """Every rename and every start of writing a file, one after the other: the points that matter."""
     with world() as ranks:
-        _killed_at_each_change(model, data, tmp_path, monkeypatch, ranks)
+        for format in ("npz", "webdataset"):
+            _killed_at_each_change(model, data, tmp_path / format, format, monkeypatch, ranks)
+            monkeypatch.undo()
 
 
 def _killed_at_each_change(
-    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: World
+    model: Path, data: Path, tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch, ranks: World
 ) -> None:
-    assert extraction(model, data, tmp_path / "whole", "npz", ranks)[2] == 0
+    assert extraction(model, data, tmp_path / "whole", format, ranks)[2] == 0
     wanted = content(tmp_path / "whole")
     replace, out, left = os.replace, tmp_path / "killed", 0
 
@@ -157,7 +159,7 @@ def _killed_at_each_change(
     while True:
         left = deaths % 6  # a run lives for up to five changes; closing takes four
         try:
-            extraction(model, data, out, "npz", ranks)
+            extraction(model, data, out, format, ranks)
         except Killed:
             deaths += 1
             assert visible(out).items() <= wanted.items()

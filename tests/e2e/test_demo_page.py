@@ -108,6 +108,55 @@ def test_a_hostile_upload_is_told_in_a_sentence(data: bytes, opened: Any, tmp_pa
         opened.find("", str(tmp_path / "x.png"), False)
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("red " * 1_500_000, r"has 6,000,000 characters, more than 2,000; shorten it"),
+        ("what \ud800", r"half a surrogate pair"),
+        ("\u0301" * 1500, r"combining marks"),
+        (" \n", r"give a"),
+    ],
+    ids=["megabytes", "surrogate", "marks", "blank"],
+)
+def test_a_hostile_text_is_told_in_a_sentence(text: str, sentence: str, opened: Any, photos: Path) -> None:
+    import gradio
+
+    for call in (opened.ask, opened.look):
+        with pytest.raises(gradio.Error, match=sentence):
+            call(str(photos / "red.jpg"), text)
+    if text.strip():
+        with pytest.raises(gradio.Error, match=sentence):
+            opened.find(text, None, False)
+
+
+def test_a_photo_that_is_gone_is_told_by_its_name(opened: Any) -> None:
+    source, opened.searcher.source = opened.searcher.source, None
+    try:
+        found, _ = opened.find("a red square", None, False)
+    finally:
+        opened.searcher.source = source
+    wanted, _ = opened.find("a red square", None, False)
+    assert [said for _, said in found] == [said for _, said in wanted]
+
+
+def test_an_address_that_cannot_be_served_is_told() -> None:
+    import socket
+
+    from vlp.demo.serve import check_address
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"--port: {port} is taken; give another, or 0 for a free one"):
+            check_address("127.0.0.1", port)
+    check_address("127.0.0.1", port)
+    with pytest.raises(ConfigError, match=r"--host: '203.0.113.7' is no address of this machine"):
+        check_address("203.0.113.7", 0)
+    with pytest.raises(ConfigError, match="--host: 'no such host' is no address"):
+        check_address("no such host", 0)
+
+
 # ---------------------------------------------------------------------------------------------------- in a browser
 
 
@@ -147,6 +196,7 @@ def test_the_page_in_a_browser(size: str, browser: Any, address: str, opened: An
     _ask(page, opened, photos, size)
     _search(page, opened, photos, size)
     _look(page, size)
+    _too_long(page)
     assert not elsewhere, "nothing comes from the internet"
     page.close()
 
@@ -201,6 +251,13 @@ def _look(page: Any, size: str) -> None:
     overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     assert overflow <= 0, "the page is no wider than the screen"
     _shot(page, size, "look")
+
+
+def _too_long(page: Any) -> None:
+    page.get_by_role("tab", name="Ask").click()
+    page.locator("#question textarea, #question input").first.fill("what " * 1000)
+    page.locator("#ask").click()
+    page.get_by_text("has 5,000 characters, more than 2,000").first.wait_for(timeout=20_000)
 
 
 def _png() -> bytes:

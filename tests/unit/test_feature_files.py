@@ -105,8 +105,9 @@ def test_half_as_many_bytes(model: VisionLanguageModel, source: ShardSource, wan
 def test_a_tar_is_read_by_webdataset_under_the_shards_own_keys(
     model: VisionLanguageModel, source: ShardSource, wanted: list[Row], tmp_path: Path
 ) -> None:
-    to(tmp_path / "out", model, source, what="pooled,text", format="webdataset")
+    to(tmp_path / "out", model, source, what="pooled,text", format="webdataset", part_examples=3)
     tars = sorted(map(str, (tmp_path / "out").glob("*.tar")))
+    assert [Path(name).name for name in tars] == [path.name for path in sorted(Path(source.place).glob("*.tar"))]
     found = list(webdataset.WebDataset(tars, shardshuffle=False).decode())
     assert [sample["__key__"] for sample in found] == [sample.key for sample in samples(12)]
     place = 0
@@ -440,6 +441,8 @@ def test_keys_stay_inside_where_a_tar_is_unpacked(tmp_path: Path) -> None:
         "./a",
         "grün",
         "a//b",
+        "_",
+        "x.y.z",
     ]
     layout = Layout(parse_what("itm"), {"itm": 1})
     rows = [Row(key, key, "", "", {"itm": np.float32(number)}) for number, key in enumerate(keys)]  # type: ignore[dict-item]

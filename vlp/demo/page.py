@@ -28,10 +28,12 @@ if TYPE_CHECKING:
 CSS = """
 .gradio-container { max-width: 1000px !important; width: 100%; margin: auto; }
 .gallery .grid-wrap { max-height: none; min-height: 0; }
+.gallery .caption-label { white-space: normal; overflow-wrap: anywhere; max-width: calc(100% - 16px); }
+@media (max-width: 600px) { .gallery .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; } }
 footer { display: none !important; }
 """
 _ANSWERS, _HITS, _RERANKED = 5, 12, 50
-_CAPTION = 80
+_CAPTION = 40
 """Characters of a text below a photo."""
 _MOST_CHARACTERS = 2000
 """Of what is typed: models read some dozen words."""
@@ -223,9 +225,7 @@ def _words(text: str, what: str) -> str:
     if not (text or "").strip():
         raise ConfigError(f"give a {what}")
     if len(text) > _MOST_CHARACTERS:
-        raise ConfigError(
-            f"the {what} has {len(text):,} characters, more than {_MOST_CHARACTERS:,}; give a shorter one"
-        )
+        raise ConfigError(f"the {what} has {len(text):,} characters, more than {_MOST_CHARACTERS:,}; shorten it")
     try:
         check_characters(text, what)
     except Fault as fault:

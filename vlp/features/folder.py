@@ -1,9 +1,10 @@
 """The folder that an extraction writes, and how it comes through a kill at any moment.
 
-<part>.parquet ...       finished parts, each renamed to its place when it is whole
+<file>.parquet ...       finished files, each renamed to its place when it is whole: a part each, or several in one
 .work/request.json       what is being extracted, until all is done
 .work/<part>.json        rows and refusals of a part, written before the part takes its place
-.work/*.partial          a part that is being written
+.work/<part>.tar         a finished part of a file that has several
+.work/*.partial          what is being written
 manifest.json            written last: model, data, features, shapes, parts
 quarantine.jsonl         what was left out, if anything was
 """
@@ -30,11 +31,13 @@ class FeatureFolder:
     """A folder of features in the making.
 
     Args:
-        suffix: of its parts' files.
+        suffix: of its files.
+        files: the parts of each file, in order; a file of one part is called as the part is.
     """
 
-    def __init__(self, path: Path, suffix: str) -> None:
-        self.path, self._suffix = path, suffix
+    def __init__(self, path: Path, suffix: str, files: Mapping[str, Sequence[str]]) -> None:
+        self.path, self._suffix, self._files = path, suffix, files
+        self._file_of = {part: name for name, parts in files.items() for part in parts}
         self._work = path / _WORK
 
     def open(self, request: Mapping[str, Any]) -> bool:
@@ -65,10 +68,14 @@ class FeatureFolder:
 
     def done(self, part: str) -> bool:
         """Whether a part is finished."""
-        return self.file(part).exists() and (self._work / f"{part}.json").exists()
+        there = self._part(part).exists() or self._file(self._file_of[part]).exists()
+        return there and (self._work / f"{part}.json").exists()
 
-    def file(self, part: str) -> Path:
-        return self.path / f"{part}{self._suffix}"
+    def _file(self, name: str) -> Path:
+        return self.path / f"{name}{self._suffix}"
+
+    def _part(self, name: str) -> Path:
+        return (self.path if self._file_of[name] == name else self._work) / f"{name}{self._suffix}"
 
     def put(self, part: str, rows: int, refused: Sequence[Mapping[str, str]], write: Callable[[Path], None]) -> None:
         """Write a part: it is there whole or not at all.
@@ -77,26 +84,43 @@ class FeatureFolder:
             write: writes the file at a path.
         """
         write_whole(self._work / f"{part}.json", _lines({"rows": rows, "quarantined": list(refused)}))
-        partial = self._work / f"{part}.partial"
+        self._written(part, self._part(part), write)
+
+    def _written(self, name: str, path: Path, write: Callable[[Path], None]) -> None:
+        partial = self._work / f"{name}.partial"
         write(partial)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(partial, self.file(part))
+        os.replace(partial, path)
 
-    def close(self, parts: Sequence[str], facts: Mapping[str, Any], request: Mapping[str, Any]) -> tuple[int, int]:
-        """Write the manifest when all parts are there; returns rows, and examples left out. One rank calls it.
+    def join(self, number: int, ranks: int, joined: Callable[[Sequence[Path], Path], None]) -> None:
+        """Make the files of several parts, all of which are there: the `number`-th of each `ranks` files.
+
+        Args:
+            joined: writes the files at some paths, one after the other, to a path.
+        """
+        for name, parts in list(self._files.items())[number::ranks]:
+            own = [self._part(part) for part in parts]
+            if own != [self._file(name)] and not self._file(name).exists():
+                self._written(name, self._file(name), lambda path, own=own: joined(own, path))  # type: ignore[misc]
+                for path in own:
+                    path.unlink()
+
+    def close(self, facts: Mapping[str, Any], request: Mapping[str, Any]) -> tuple[int, int]:
+        """Write the manifest when all files are there; returns rows, and examples left out. One rank calls it.
 
         Raises:
-            DataError: a part is missing.
+            DataError: a file is missing.
         """
-        rows, refused, files = 0, [], []
-        for part in parts:
-            about = _json(self._work / f"{part}.json")
-            if about is None or not self.file(part).exists():
-                raise DataError(f"{self.file(part)}: is missing, though its extraction is done; run it again")
-            rows += about["rows"]
-            refused += about["quarantined"]
-            files.append({"file": self.file(part).name, "rows": about["rows"]})
+        refused: list[Mapping[str, str]] = []
+        files = []
+        for name, parts in self._files.items():
+            notes = [_json(self._work / f"{part}.json") for part in parts]
+            if not self._file(name).exists() or None in notes:
+                raise DataError(f"{self._file(name)}: is missing, though its extraction is done; run it again")
+            refused += [record for note in notes for record in note["quarantined"]]
+            files.append({"file": self._file(name).name, "rows": sum(note["rows"] for note in notes)})
+        rows = sum(file["rows"] for file in files)
         if refused:
             lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in refused)
             self._place(QUARANTINE, lines.encode(errors="backslashreplace"))

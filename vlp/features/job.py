@@ -14,6 +14,7 @@ import torch
 from vlp.data.workers import in_order
 from vlp.distributed import World, barrier, share
 from vlp.errors import ConfigError, VlpError
+from vlp.features import tars
 from vlp.features.extractor import Arrays, Extractor
 from vlp.features.files import FORMATS, SUFFIXES, Format, write
 from vlp.features.folder import FeatureFolder
@@ -42,7 +43,8 @@ class Request:
     dtype: Dtype = "fp32"
     """Of the numbers in the files. What the model computes in is its own type."""
     part_examples: int = 1024
-    """Most examples of a file; fewer where their features are large."""
+    """Most examples that are saved at once, fewer where their features are large: of a file, but for tars of shards,
+    which are cut as the shards are."""
 
     def __post_init__(self) -> None:
         for name, value, known in (("format", self.format, FORMATS), ("dtype", self.dtype, DTYPES)):
@@ -94,7 +96,7 @@ def extract_to(
     extractor = Extractor(model, features, micro_tokens)
     layout = Layout(features, extractor.widths, request.dtype)
     parts = cut(source, features, extractor.widths, request.part_examples)
-    folder = FeatureFolder(out, SUFFIXES[request.format])
+    folder = FeatureFolder(out, SUFFIXES[request.format], _files(parts, source, request))
     asked = _asked(model, source, layout, request)
     if _first(folder, asked, world):
         rows, quarantined = folder.totals()
@@ -105,12 +107,24 @@ def extract_to(
     for part, made, refused in _made(left[world.rank :: world.size], source, extractor, layout, workers, progress):
         folder.put(part.name, len(made), refused, lambda path, made=made: write(request.format, path, made, layout))  # type: ignore[misc]
     barrier(world)
+    folder.join(world.rank, world.size, tars.join)
+    barrier(world)
     totals = (0, 0)
     if world.is_main:
-        facts = _facts(model, model_name, source, layout, request, asked)
-        totals = folder.close([part.name for part in parts], facts, asked)
+        totals = folder.close(_facts(model, model_name, source, layout, request, asked), asked)
     rows, quarantined = share(totals, world)[0]
     return Extracted(rows, quarantined, len(parts) - len(left))
+
+
+def _files(parts: Sequence[Part], source: Source, request: Request) -> dict[str, list[str]]:
+    """The files, each with its parts: a tar for each tar of shards, so that they are read side by side; else a part is
+    a file."""
+    alike = request.format == "webdataset" and source.kind == "shards"
+    groups = source.groups
+    files: dict[str, list[str]] = {}
+    for part in parts:
+        files.setdefault(groups[part.group].name if alike else part.name, []).append(part.name)
+    return files
 
 
 def _first(folder: FeatureFolder, asked: Mapping[str, Any], world: World) -> bool:

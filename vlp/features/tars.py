@@ -16,6 +16,8 @@ from vlp.features.rows import Arrays, Layout, Row, columns_of, rows_of, texts_of
 
 _MOST_BYTES = 2 << 30
 """Of a member."""
+_BLOCK = 1 << 20
+"""Bytes that are copied at once."""
 
 
 def write(path: Path, rows: Sequence[Row], layout: Layout) -> None:
@@ -45,6 +47,27 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size, member.mode = len(data), 0o644
     archive.addfile(member, io.BytesIO(data))
+
+
+def join(parts: Sequence[Path], path: Path) -> None:
+    """Write tars as one, byte by byte, with one end instead of several."""
+    with path.open("wb") as out:
+        for part in parts:
+            left = _end(part)
+            with part.open("rb") as file:
+                while left:
+                    left -= out.write(file.read(min(_BLOCK, left)))
+        out.write(bytes(2 * tarfile.BLOCKSIZE))
+        out.write(bytes(-out.tell() % tarfile.RECORDSIZE))
+
+
+def _end(path: Path) -> int:
+    """Where the last member of a tar ends."""
+    end = 0
+    with tarfile.open(path, "r:") as archive:
+        for member in archive:
+            end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    return end
 
 
 def read(path: Path, layout: Layout) -> Iterator[Row]:
