@@ -95,6 +95,7 @@ def feature_folder(path: Path, rows: Sequence[Row], layout: Layout, **facts: Any
     """A folder of features of one npz, without a model; returns its manifest."""
     path.mkdir(parents=True)
     write("npz", path / "x.npz", rows, layout)
+    size = (path / "x.npz").stat().st_size
     manifest = {
         "rows": len(rows),
         "what": [one.name for one in layout.features],
@@ -110,7 +111,7 @@ def feature_folder(path: Path, rows: Sequence[Row], layout: Layout, **facts: Any
         "texts": "captions",
         "model": {"name": "m", "fingerprint": "0", "task": None, "config": {}},
         "quarantined": 0,
-        "parts": [{"file": "x.npz", "rows": len(rows)}],
+        "parts": [{"file": "x.npz", "rows": len(rows), "bytes": size, "quarantined": 0}],
         "request": {},
         **facts,
     }

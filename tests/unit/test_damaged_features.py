@@ -200,8 +200,8 @@ MANIFESTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "cannot be read": lambda m: "{",
     "should be a mapping": lambda m: [],
     "'model'": lambda m: m.pop("model") and m,
-    "is no plain name of a file": lambda m: {**m, "parts": [{"file": "../x.npz", "rows": 5}]},
-    "other rows than 'rows'": lambda m: {**m, "rows": 6},
+    "is no plain name of a file": lambda m: {**m, "parts": [{**m["parts"][0], "file": "../x.npz"}]},
+    "the parts have another sum of 'rows'": lambda m: {**m, "rows": 6},
     "'poled' cannot be extracted": lambda m: {**m, "what": ["poled"]},
     "'pooled' has no width": lambda m: {**m, "widths": {"pooled": -1}},
     "format: 'xml' is not right": lambda m: {**m, "format": "xml"},
@@ -232,7 +232,8 @@ def test_folders_that_hold_no_features_are_told_by_what_they_are(tmp_path: Path)
     with pytest.raises(DataError, match="not finished; give the same `vlp extract` command again"):
         Features(tmp_path / "half")
     shutil.copy(tmp_path / "f" / "x.npz", tmp_path / "f" / "y.npz")
-    given["parts"], given["rows"] = [{"file": "x.npz", "rows": 4}, {"file": "y.npz", "rows": 6}], 10
+    own = {"bytes": 1, "quarantined": 0}
+    given["parts"], given["rows"] = [{"file": "x.npz", "rows": 4, **own}, {"file": "y.npz", "rows": 6, **own}], 10
     (tmp_path / "f" / "manifest.json").write_text(json.dumps(given))
     with pytest.raises(DataError, match=r"x\.npz: holds 5 rows where manifest\.json says 4"):
         list(Features(tmp_path / "f"))

@@ -19,7 +19,7 @@ from tests.unit.hostile import large_png, pickled, png, scans_jpeg
 from tests.unit.pictures import encoded, ramps
 from vlp import Features, VisionLanguageModel
 from vlp.distributed import world
-from vlp.errors import ConfigError, DataError
+from vlp.errors import ConfigError, DataError, VlpError
 from vlp.extraction import Inputs, extract_features, open_source
 from vlp.features.files import FORMATS, Format, read, write
 from vlp.features.job import Extracted, Request, extract_to
@@ -159,6 +159,96 @@ def test_a_finished_folder_is_left_alone_and_another_request_refused(
         to(tmp_path / "mine", model, source)
     with pytest.raises(DataError, match="holds no features"):
         Features(tmp_path / "mine")
+
+
+@pytest.fixture
+def partly_bad(photos: Path) -> Path:
+    """A table of nine rows in parts of two, of which three cannot be used."""
+    rows = [("none.jpg" if number in (1, 2, 7) else "one.jpg", f"red {'blue ' * number}") for number in range(9)]
+    (photos / "nine.csv").write_text("image,text\n" + "".join(f"{image},{text}\n" for image, text in rows))
+    return photos / "nine.csv"
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        ["pairs-000.parquet"],
+        ["pairs-003.parquet", "pairs-004.parquet"],
+        ["cut pairs-002.parquet"],
+        ["quarantine.jsonl"],
+        ["quarantine.jsonl", "cut pairs-001.parquet"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_gone_of_a_finished_folder_is_made_again(
+    harm: list[str], partly_bad: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, out = pixel_model(), tmp_path / "out"
+    source = open_source(Inputs(str(partly_bad)), model)
+    first = to(out, model, source, part_examples=2)
+    assert (first.rows, first.quarantined, first.before) == (6, 3, 0)
+    wanted, times = content(out), {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    replace, left = os.replace, 0
+
+    def dying(*given: Any) -> None:
+        nonlocal left
+        if left == 0:
+            raise KeyboardInterrupt
+        left -= 1
+        replace(*given)
+
+    monkeypatch.setattr(os, "replace", dying)
+    for life in (None, 0, 1, 3, 5, 7):  # killed after so many changes, again and again
+        for each in harm if life in (None, 0) else ():
+            path = out / each.removeprefix("cut ")
+            if each.startswith("cut "):
+                path.write_bytes(path.read_bytes()[:-9])
+            else:
+                path.unlink(missing_ok=True)
+        left = 1000 if life is None else life
+        try:
+            done = to(out, model, source, part_examples=2)
+        except KeyboardInterrupt:
+            continue
+        if life is None:
+            made = 3 if "quarantine.jsonl" in harm else len(harm)
+            assert done == Extracted(6, 3, 5 - made)
+            assert content(out) == wanted
+            kept = [name for name in times if (out / name).stat().st_mtime_ns == times[name]]
+            assert len([name for name in kept if name.endswith(".parquet")]) == 5 - made
+    left = 1000
+    assert to(out, model, source, part_examples=2).rows == 6
+    assert content(out) == wanted
+
+
+def test_a_tar_of_several_parts_is_made_again(tmp_path: Path, model: VisionLanguageModel, source: ShardSource) -> None:
+    out, means = tmp_path / "out", {"part_examples": 3, "format": "webdataset"}
+    whole = to(out, model, source, **means)
+    wanted = content(out)
+    tars = sorted(out.glob("*.tar"))
+    assert whole.before == 0
+    tars[1].unlink()
+    again = to(out, model, source, **means)
+    assert again.rows == whole.rows
+    assert again.before > 0
+    assert content(out) == wanted
+
+
+def test_a_working_file_that_is_damaged_is_told(partly_bad: Path, tmp_path: Path) -> None:
+    model = pixel_model()
+    source = open_source(Inputs(str(partly_bad)), model)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(VlpError, match=r"/file"):
+        to(tmp_path / "file" / "out", model, source)
+    for text in ("[]", "{", "7", "null", "[" * 100_000):
+        (tmp_path / "out" / ".work").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / ".work" / "request.json").write_text(text)
+        with pytest.raises(VlpError, match=r"request.json: cannot be used .*; remove the folder"):
+            to(tmp_path / "out", model, source, part_examples=2)
 
 
 def test_choices_that_do_not_go_together_are_refused() -> None:

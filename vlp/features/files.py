@@ -56,7 +56,7 @@ def read(format: Format, path: Path, layout: Layout) -> Iterator[Row]:
     except Exception as error:  # five libraries read here, and raise whatever they stumble over
         reason = "it is missing" if isinstance(error, FileNotFoundError) else _short(error)
         raise DataError(
-            f"{path}: cannot be read as {format} features ({reason}); remove {path.parent} and extract again"
+            f"{path}: cannot be read as {format} features ({reason}); remove it and extract again"
         ) from None
 
 

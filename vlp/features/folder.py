@@ -15,12 +15,14 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from vlp.data.arrays import write_whole
 from vlp.errors import ConfigError, DataError
-from vlp.features.manifest import MANIFEST, read_manifest
+from vlp.features.manifest import MANIFEST, PartEntry, read_manifest
 
 QUARANTINE = "quarantine.jsonl"
 _WORK = ".work"
@@ -43,6 +45,8 @@ class FeatureFolder:
     def open(self, request: Mapping[str, Any]) -> bool:
         """Begin, or go on with what a run of the same request left; True if all is done already. One rank calls it.
 
+        Of a finished folder the files that are gone, or have another size than was written, are to be made again.
+
         Raises:
             ConfigError: the folder holds something else.
         """
@@ -58,7 +62,7 @@ class FeatureFolder:
                 f"--out: {self.path} holds features of another request ('{key}' is {_short(before.get(key))} there, "
                 f"and {_short(request.get(key))} now); take another folder"
             )
-        if kept:
+        if kept and self._whole(request):
             shutil.rmtree(self._work, ignore_errors=True)
             return True
         self._work.mkdir(parents=True, exist_ok=True)
@@ -66,10 +70,59 @@ class FeatureFolder:
             write_whole(self._work / _REQUEST, _lines(request))
         return False
 
+    def _whole(self, request: Mapping[str, Any]) -> bool:
+        """Whether a finished folder has all that was written; otherwise it is one that is not finished, from now on.
+
+        The manifest goes last, so that this is begun anew where it was killed.
+        """
+        manifest = read_manifest(self.path)
+        refused = self._refused()
+        told = len(refused) == manifest.quarantined
+        lost = {each.file for each in manifest.parts if self._lost(each) or (each.quarantined and not told)}
+        if not lost:
+            return True
+        self._work.mkdir(exist_ok=True)
+        write_whole(self._work / _REQUEST, _lines(request))
+        lines = iter(refused)
+        for each in manifest.parts:
+            own = list(islice(lines, each.quarantined))
+            if each.file not in lost:
+                first, *more = self._files[each.file.removesuffix(self._suffix)]
+                self._note(first, each.rows, own)  # of a file of several parts it is known as a whole
+                for part in more:
+                    self._note(part, 0, [])
+        for file in lost:
+            (self.path / file).unlink(missing_ok=True)
+        (self.path / MANIFEST).unlink()
+        return False
+
+    def _lost(self, entry: PartEntry) -> bool:
+        path = self.path / entry.file
+        return not path.is_file() or path.stat().st_size != entry.bytes
+
+    def _refused(self) -> list[Any]:
+        """What `quarantine.jsonl` tells; nothing where it is gone or damaged."""
+        try:
+            lines = (self.path / QUARANTINE).read_text(encoding="utf-8").split("\n")
+            return [json.loads(line) for line in lines if line]
+        except (OSError, ValueError, RecursionError):
+            return []
+
     def done(self, part: str) -> bool:
         """Whether a part is finished."""
         there = self._part(part).exists() or self._file(self._file_of[part]).exists()
-        return there and (self._work / f"{part}.json").exists()
+        return there and self._noted(part) is not None
+
+    def _noted(self, part: str) -> Mapping[str, Any] | None:
+        """What was noted of a part; None where that is missing or damaged."""
+        with suppress(DataError):
+            note = _json(self._work / f"{part}.json") or {}
+            if isinstance(note.get("rows"), int) and isinstance(note.get("quarantined"), list):
+                return note  # type: ignore[no-any-return]
+        return None
+
+    def _note(self, part: str, rows: int, refused: Sequence[Mapping[str, str]]) -> None:
+        write_whole(self._work / f"{part}.json", _lines({"rows": rows, "quarantined": list(refused)}))
 
     def _file(self, name: str) -> Path:
         return self.path / f"{name}{self._suffix}"
@@ -83,7 +136,7 @@ class FeatureFolder:
         Args:
             write: writes the file at a path.
         """
-        write_whole(self._work / f"{part}.json", _lines({"rows": rows, "quarantined": list(refused)}))
+        self._note(part, rows, refused)
         self._written(part, self._part(part), write)
 
     def _written(self, name: str, path: Path, write: Callable[[Path], None]) -> None:
@@ -115,11 +168,13 @@ class FeatureFolder:
         refused: list[Mapping[str, str]] = []
         files = []
         for name, parts in self._files.items():
-            notes = [_json(self._work / f"{part}.json") for part in parts]
-            if not self._file(name).exists() or None in notes:
+            notes = [note for part in parts if (note := self._noted(part)) is not None]
+            if not self._file(name).exists() or len(notes) < len(parts):
                 raise DataError(f"{self._file(name)}: is missing, though its extraction is done; run it again")
-            refused += [record for note in notes for record in note["quarantined"]]
-            files.append({"file": self._file(name).name, "rows": sum(note["rows"] for note in notes)})
+            own = [record for note in notes for record in note["quarantined"]]
+            refused += own
+            about = {"rows": sum(note["rows"] for note in notes), "quarantined": len(own)}
+            files.append({"file": self._file(name).name, "bytes": self._file(name).stat().st_size, **about})
         rows = sum(file["rows"] for file in files)
         if refused:
             lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in refused)

@@ -135,6 +135,8 @@ def _first(folder: FeatureFolder, asked: Mapping[str, Any], world: World) -> boo
             said = folder.open(asked)
         except VlpError as error:
             said = str(error)
+        except OSError as error:
+            said = f"--out: {error.filename or folder.path}: {error.strerror or error}"
     said = share(said, world)[0]
     if isinstance(said, str):
         raise ConfigError(said)

@@ -29,6 +29,10 @@ class PartEntry:
 
     file: str
     rows: int
+    bytes: int
+    """Of the file: one that was cut off since, or is gone, is made again."""
+    quarantined: int
+    """Lines of `quarantine.jsonl` that are of its examples, behind those of the parts before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +83,9 @@ class Manifest(Config):
         for part in self.parts:
             if part.file != Path(part.file).name or part.rows < 0:
                 raise ValueError(f"part {part.file!r} is no plain name of a file, or has {part.rows} rows")
-        if sum(part.rows for part in self.parts) != self.rows:
-            raise ValueError("the parts have other rows than 'rows'")
+        for what in ("rows", "quarantined"):
+            if sum(getattr(part, what) for part in self.parts) != getattr(self, what):
+                raise ValueError(f"the parts have another sum of '{what}' than the whole")
         for name in self.what:
             try:
                 feature(name)
