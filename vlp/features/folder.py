@@ -118,7 +118,7 @@ class FeatureFolder:
         with suppress(DataError):
             note = _json(self._work / f"{part}.json") or {}
             if isinstance(note.get("rows"), int) and isinstance(note.get("quarantined"), list):
-                return note  # type: ignore[no-any-return]
+                return note
         return None
 
     def _note(self, part: str, rows: int, refused: Sequence[Mapping[str, str]]) -> None:
