@@ -17,6 +17,11 @@ TINY_VIT = {"embed_dim": 24, "depth": 2, "num_heads": 2}
 SOURCES: dict[str, dict[str, Any]] = {
     "convolutions": {"backbone": "resnet10t", "size": 64},
     "convolutions, one level up": {"backbone": "resnet10t", "size": 64, "level": -2},
+    "plain convolutions": {
+        "backbone": "vgg_small",
+        "size": 32,
+        "arguments": {"channels": [4, 6, 8], "mlp_ratio": 0.01},
+    },
     "activated norms": {"backbone": "mobilenetv3_small_050", "size": 64},
     "patches": {"backbone": "vit_tiny_patch16_224", "size": 48, "arguments": TINY_VIT},
     "patches, one level up": {
@@ -57,6 +62,7 @@ SOURCES: dict[str, dict[str, Any]] = {
 GRIDS = {
     "convolutions": (2, 2, 0),
     "convolutions, one level up": (4, 4, 0),
+    "plain convolutions": (4, 4, 0),
     "activated norms": (2, 2, 0),
     "patches": (3, 3, 0),
     "patches, one level up": (3, 3, 0),

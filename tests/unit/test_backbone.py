@@ -18,6 +18,9 @@ from vlp.models.backbone import Backbone, PixelSource, grid_of, normalisation
 from vlp.models.backboneweights import at_size
 
 
+SHALLOW = {"cait_xxs24_224": {"depth": 1, "embed_dim": 24, "num_heads": 2, "depth_token_only": 1}}
+
+
 def images(source: PixelSource, count: int = 2) -> Tensor:
     draw = torch.Generator().manual_seed(3)
     return torch.randn(count, 3, source.size, source.size, generator=draw)
@@ -122,6 +125,15 @@ def test_all_of_a_backbone_with_random_weights_learns(name: str) -> None:
     assert [name for name, gradient in learning.items() if gradient is None or not gradient.any()] == []
 
 
+@pytest.mark.parametrize("name", ["test_convnext", "poolformer_s12", "cait_xxs24_224"])
+def test_no_branch_of_a_backbone_with_random_weights_is_silenced_by_its_scale(name: str) -> None:
+    """timm starts their layer scales at 1e-6 or 1e-5."""
+    source = PixelSource.parse({"kind": "pixels", "backbone": name, "size": 64, "arguments": SHALLOW.get(name, {})})
+    scales = [p for each, p in made(source).network.named_parameters() if re.search("gamma|layer_scale", each)]
+    assert scales
+    assert min(scale.min().item() for scale in scales) == 1
+
+
 def test_bytes_are_normalised_as_the_weights_were_trained() -> None:
     source = source_of("patches")
     mean, std = normalisation(source)
@@ -147,6 +159,7 @@ def test_all_or_none_of_a_backbone_is_trained() -> None:
 
 STAGES = {
     "convolutions": (4, ("conv1", "layer1", "layer2", "layer3")),
+    "plain convolutions": (2, ("features_0", "features_3")),
     "modern convolutions": (4, ("stem", "stages_0", "stages_1", "stages_2")),
     "modern convolutions as tokens": (4, ("stem", "stages.0", "stages.1", "stages.2", "head")),
     "patches": (2, ("model.cls_token", "model.pos_embed", "model.patch_embed", "model.blocks.0")),
@@ -233,7 +246,7 @@ def test_weights_come_from_a_file_of_timm_s_names(name: str, tmp_path: Path) -> 
     loaded = backbone.network.state_dict()
     assert len(loaded) > 5
     for ours, tensor in loaded.items():
-        theirs = re.sub(r"^(stem|stages|layers)_", r"\1.", ours.removeprefix("model."))
+        theirs = re.sub(r"^(stem|stages|layers|features)_", r"\1.", ours.removeprefix("model."))
         assert torch.equal(tensor, tensors[theirs]), ours
 
 

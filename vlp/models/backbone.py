@@ -5,6 +5,7 @@ Shape suffixes: P images; L tokens of one image; D width of a feature.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any, Literal
@@ -21,6 +22,8 @@ from vlp.models.timmnetwork import KEY, known, make_network, output_of, set_chec
 
 Spread = Annotated[float, Field(gt=0)]
 Triple = tuple[float, float, float]
+_LAYER_SCALE = re.compile(r"(^|\.)(gamma(_?\d)?|layer_scale_?\d?\.scale)$")
+"""What timm calls the learned gains of residual branches (Touvron et al. 2021, arXiv 2103.17239)."""
 
 
 class PixelSource(Config):
@@ -160,16 +163,20 @@ class Backbone(nn.Module):
 
 
 def _wake(network: nn.Module) -> None:
-    """Give batch norms whose gains start at 0 gains of 1.
+    """Give residual branches that random weights leave silent a voice of 1.
 
-    A residual branch of random weights often ends in such a norm (Goyal et al. 2017, arXiv 1706.02677, 5.1), which
-    would learn its gains; frozen, it would keep the branch silent for ever.
+    Batch norms at their ends often start with gains of 0 (Goyal et al. 2017, arXiv 1706.02677, 5.1), which would be
+    learned; frozen, they would stay so for ever. Layer scales start near 0 (ConvNeXt's at 1e-6), from where a training
+    of a few thousand steps does not bring them.
     """
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
             silent = not module.weight.is_meta and not module.weight.any()
             if silent:
                 nn.init.ones_(module.weight)
+    for name, parameter in network.named_parameters():
+        if _LAYER_SCALE.search(name) and not parameter.is_meta and parameter.abs().max() < 1e-3:
+            nn.init.ones_(parameter)
 
 
 def grid_of(source: PixelSource) -> Grid:

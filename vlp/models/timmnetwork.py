@@ -17,14 +17,22 @@ if TYPE_CHECKING:
 KEY = "model.image.source"
 
 
+def _timm() -> Any:
+    """timm, which is slow to import, with the architecture that it knows from us."""
+    import timm
+
+    import vlp.models.smallvgg  # noqa: F401
+
+    return timm
+
+
 def make_network(source: PixelSource) -> Any:
     """The timm model, its weights random or timm's own.
 
     Raises:
         ConfigError: timm has no such model, or cannot make it so.
     """
-    import timm
-
+    timm = _timm()
     form: dict[str, Any] = {"features_only": True, "out_indices": (source.level,)}
     if source.take == "tokens":
         form = {"num_classes": 0}
@@ -42,8 +50,7 @@ def make_network(source: PixelSource) -> Any:
 
 def plain_network(source: PixelSource) -> Any:
     """The timm model without its classifier and as timm's checkpoints name its parameters, on the meta device."""
-    import timm
-
+    timm = _timm()
     with torch.device("meta"):
         return timm.create_model(source.backbone, pretrained=False, num_classes=0, **_arguments(source))
 
@@ -76,8 +83,7 @@ def _arguments(source: PixelSource) -> dict[str, Any]:
 
 def known(source: PixelSource) -> Any:
     """What timm knows of a backbone's weights: size, mean, ..."""
-    import timm
-
+    timm = _timm()
     architecture, _, tag = source.backbone.partition(".")
     if not timm.is_model(architecture):
         hint = nearest(source.backbone, timm.list_models())
