@@ -17,7 +17,6 @@ from vlp.errors import CheckpointError, ConfigError
 from vlp.models.backbone import Backbone, PixelSource, grid_of, normalisation
 from vlp.models.backboneweights import at_size
 
-
 SHALLOW = {"cait_xxs24_224": {"depth": 1, "embed_dim": 24, "num_heads": 2, "depth_token_only": 1}}
 
 
