@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model  # type: ignore[attr-defined]
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vgg import VGG
 
 NAME = "vgg_small"

@@ -44,7 +44,7 @@ def make_network(source: PixelSource) -> Any:
     if source.drop_path == 0:  # some have a rate of their own: Swin's is 0.1
         for module in network.modules():
             if type(module).__name__ == "DropPath":
-                module.drop_prob = 0.0  # type: ignore[assignment]
+                module.drop_prob = 0.0
     return network
 
 
