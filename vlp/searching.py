@@ -56,7 +56,7 @@ def search(
 ) -> None:
     """Print what goes with words or with a picture, the best first."""
     if (text is None) == (image is None and regions is None):
-        raise ConfigError("search: give either --text or --image (or --regions, for a model that reads them)")
+        raise ConfigError("--text: give either --text or --image (or --regions, for a model that reads them)")
     wanted = _side(side, "image" if text is not None else "text")
     searcher = open_searcher(index, model, data, "needed" if rerank and text is not None else "unused")
     searcher.index.widen(breadth)
@@ -81,7 +81,7 @@ def line(hit: Hit, side: Stream) -> str:
     own = hit.id if hit.image and not hit.id.startswith(hit.image) else ""
     words, image = " ".join(hit.words.split()), near(hit.path)
     words = words if len(words) <= _WORDS else f"{words[:_WORDS]}..."
-    parts = (image, own, words) if side == "image" else (words, image, own)
+    parts = (image, words, own) if side == "image" else (words, image, own)
     return "  ".join(part for part in parts if part)
 
 
@@ -121,9 +121,9 @@ def _source(index: SearchIndex, model: VisionLanguageModel, data: str | None, ne
     name = data or facts.place.found(folder)
     inputs = Inputs(name, texts=facts.texts if facts.kind == "shards" else None)
     if facts.kind == "pairs":
-        inputs = replace(inputs, columns=facts.columns, images=_path(facts.images, folder) if data is None else None)
+        inputs = replace(inputs, columns=facts.columns, images=_beside(facts.images, index, data))
     if facts.kind != "shards":
-        inputs = replace(inputs, regions=_path(facts.regions, folder))
+        inputs = replace(inputs, regions=_beside(facts.regions, index, data))
     try:
         source = open_source(inputs, model)
         return source if needed or source.fingerprint == facts.fingerprint else None
@@ -137,8 +137,15 @@ def _source(index: SearchIndex, model: VisionLanguageModel, data: str | None, ne
         ) from None
 
 
-def _path(place: Place | None, folder: Path) -> Path | None:
-    return Path(place.found(folder)) if place is not None else None
+def _beside(place: Place | None, index: SearchIndex, data: str | None) -> Path | None:
+    """A folder that goes with the data: where it lay; or the one that lies alike where the data are now."""
+    if place is None:
+        return None
+    if data is not None:
+        moved = Path(data, os.path.relpath(place.path, index.facts.source.place.path))
+        if Path(os.path.normpath(moved)).exists():
+            return Path(os.path.normpath(moved))
+    return Path(place.found(index.folder))
 
 
 def _side(given: str | None, usual: Stream) -> Stream:

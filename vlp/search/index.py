@@ -76,7 +76,7 @@ class SearchIndex:
         if side not in self.sides:
             raise ConfigError(
                 f"{self.folder}: has no {side}s to be found; extract {side}.vector too, of data that has {side}s, and "
-                "build it anew"
+                f"build it anew, or look for {self.sides[0]}s"
             )
         if query_QD.shape[1] != self.facts.width:
             raise ConfigError(

@@ -79,6 +79,8 @@ class Searcher:
         (arrays,) = self._extractors[asked].run([item.example])
         query_1D: NDArray[np.float32] = arrays[f"{asked}.vector"][None]
         (hits,) = self.index.search(query_1D, side, rerank or k)
+        if self.source is not None and self.source.images:
+            hits = [replace(hit, path=str(Path(self.source.images) / hit.image)) if hit.image else hit for hit in hits]
         if not rerank:
             return hits
         if asked == side:
@@ -93,13 +95,17 @@ class Searcher:
             raise ConfigError("--rerank: the model has no head for matching; leave it out")
         if image is None and self.source is None:
             raise ConfigError("--rerank: needs the images that the index was made of; give --data")
-        found = []
+        found, reason = [], ""
         for hit in hits:
             try:
                 shown = image if image is not None else self._original(hit.image)
                 found.append((hit, self._item(hit.id, hit.words if image is not None else words, shown)))
-            except (DataError, BadSample, OSError):
-                continue
+            except (DataError, BadSample, OSError) as error:
+                reason = reason or str(error)
+        if hits and not found:
+            raise DataError(
+                f"--rerank: none of the {len(hits)} nearest can be looked at again (of the first: {reason})"
+            )
         examples = [item.example for _, item in found if item.example is not None]
         rows = Extractor(self.model, parse_what("itm")).run(examples)
         return [(hit, float(row["itm"])) for (hit, _), row in zip(found, rows, strict=True)]
@@ -112,5 +118,6 @@ class Searcher:
         item = self._preparing.item(name, name, words, image)
         if item.fault is not None:
             given = image.picture if isinstance(image, Files) and isinstance(image.picture, (str, Path)) else name
-            raise DataError(f"{given}: {' '.join(item.fault)}")
+            member, reason = item.fault
+            raise DataError(reason if reason.startswith(str(given)) else f"{given}: {member} {reason}")
         return item

@@ -67,6 +67,7 @@ def build(kind: Kind, width: int, count: int, chunks: Chunks) -> Any:
         quantizer = library.IndexFlatIP(width)
         index = library.IndexIVFFlat(quantizer, width, lists, product)
         index.own_fields = True
+        index.cp.min_points_per_centroid = 1  # lists are as few as the vectors want; it would warn of that
         quantizer.this.disown()
         index.nprobe = min(lists, max(_LEAST_PROBED, round(lists * _PROBED)))
         index.train(_drawn(chunks, count, min(count, _TRAINED_ON)))
