@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.distributed.faults import curve, run_job, tiny_run
 from tests.distributed.ranks import run_on_ranks
 from tests.distributed.standin import engine_of, split_step
 from vlp.distributed import World
@@ -53,6 +54,16 @@ def test_resumed_at_the_same_size_and_stage_is_bit_identical(tmp_path: Path, sta
     rest = run_on_ranks(2, train, directory=tmp_path, first=BEFORE, last=BEFORE + AFTER, **options)
     for one, other in zip(whole, rest, strict=True):
         assert one[2 * BEFORE :] == other
+
+
+def test_a_process_that_trained_at_stage_3_trains_as_a_fresh_one(words: tuple[str, ...], tmp_path: Path) -> None:
+    """DeepSpeed replaces torch's linear there, which multiplies otherwise where a weight is tied and transposed."""
+    keys = {"task.objectives.mrfr.ratio": 1000, "run.steps": 3}  # that objective's head is tied
+    found = []
+    for name, stage in (("fresh", 0), ("between", 3), ("again", 0)):
+        run_on_ranks(1, run_job, **tiny_run(words, tmp_path / name, stage, "fp32", **keys))
+        found.append((curve(tmp_path / name), (tmp_path / name / "model" / "model.safetensors").read_bytes()))
+    assert found[0] == found[2]
 
 
 @pytest.mark.parametrize("source", STAGES)

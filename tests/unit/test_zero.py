@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vlp.errors import ConfigError
-from vlp.train.zero import BUCKET, engine_config, read_zero, stage_of
+from vlp.train.zero import BUCKET, CPU_BUCKET, PREFETCH, engine_config, read_zero, stage_of
 
 
 def written(tmp_path: Path, values: object) -> Path:
@@ -86,4 +86,22 @@ def test_offload_to_a_disk_is_refused(tmp_path: Path, key: str) -> None:
 def test_buckets_are_small_unless_the_file_says_otherwise() -> None:
     section = {"stage": 2, "reduce_bucket_size": 7}
     assert engine_config({"zero_optimization": section}, "fp32", None)["zero_optimization"]["reduce_bucket_size"] == 7
-    assert engine_config({}, "fp32", None)["zero_optimization"]["reduce_bucket_size"] == BUCKET
+    for stage, cuda, bucket in ((2, False, BUCKET), (3, False, CPU_BUCKET), (3, True, BUCKET)):
+        given = engine_config({"zero_optimization": {"stage": stage}}, "fp32", None, cuda=cuda)
+        assert given["zero_optimization"]["reduce_bucket_size"] == bucket
+
+
+@pytest.mark.parametrize(
+    ("given", "cuda", "ahead"),
+    [
+        ({}, False, 0),
+        ({}, True, PREFETCH),
+        ({"stage3_prefetch_bucket_size": 9}, False, 9),
+        ({"prefetch_bucket_size": 9}, False, 9),
+    ],
+)
+def test_stage_3_gathers_nothing_ahead_on_a_cpu_unless_the_file_says_so(
+    given: dict[str, int], cuda: bool, ahead: int
+) -> None:
+    made = engine_config({"zero_optimization": {"stage": 3, **given}}, "fp32", None, cuda=cuda)["zero_optimization"]
+    assert made["stage3_prefetch_bucket_size"] == ahead

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vlp.plan.activations import Kept
-from vlp.train.zero import BUCKET, Precision
+from vlp.train.zero import BUCKET, PREFETCH, Precision
 
 STAGES = (0, 1, 2, 3)
 _LIVE = 1_000_000_000
@@ -35,6 +35,8 @@ class Setup:
     """Running means of the weights that are kept: for evaluation, or as a momentum model."""
     bucket: int = BUCKET
     """Numbers in a bucket of gradients."""
+    prefetch: int = PREFETCH
+    """Numbers of weights that stage 3 gathers ahead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,23 +90,22 @@ def memory_of(model: Trained, kept: Kept, setup: Setup, *, returned: bool = True
         held = 0
     if setup.offload_weights:
         host, weights = host + weights, item * model.frozen
-    forward = kept.total + kept.largest + _beside_forward(model, setup, item) + (held if setup.several else 0)
-    behind = 0 if returned else kept.saved
-    backward = held + behind + _reduction(model, setup, item)
     # Stages 1 (below fp32) and 3 have their gradients' buffers all the time.
-    always = held if setup.stage == 3 or (setup.stage == 1 and setup.precision != "fp32") else 0
-    forward += 0 if setup.several else always
-    # The worst moment is the end of forward, with all activations, or that of backward, with all gradients.
-    worst = max(forward, backward)
-    activations = kept.total if forward >= backward else behind
-    gradients = held if backward > forward or setup.several else always
-    return Memory(weights, states, gradients, activations, worst - activations - gradients + _PROCESS, host)
+    always = setup.several or setup.stage == 3 or (setup.stage == 1 and setup.precision != "fp32")
+    behind = 0 if returned else kept.saved
+    moments = {  # bytes of activations, of gradients and of all else at what may be the worst moment
+        "end of forward": (kept.total, held if always else 0, kept.largest + _beside_forward(model, setup, item)),
+        "backward": (behind, held, _reduction(model, setup, item, returned)),
+        "step": (behind, held, _beside_step(model, shard, setup, item, returned)),
+    }
+    activations, gradients, buffers = max(moments.values(), key=sum)
+    return Memory(weights, states, gradients, activations, buffers + _PROCESS, host)
 
 
 def _states(parameters: int, shard: int, setup: Setup) -> int:
     numbers = parameters if setup.stage == 0 else shard
-    # Stages 1 and 2 keep a master copy in fp32 too; stages 0 and 3 step the weights themselves.
-    master = setup.precision != "fp32" or setup.stage in (1, 2)
+    # Stages 1 to 3 keep a master copy in fp32 too; stage 0 steps the weights themselves.
+    master = setup.precision != "fp32" or setup.stage > 0
     return numbers * (12 if master else 8)
 
 
@@ -114,8 +115,6 @@ def _gradients(parameters: int, shard: int, setup: Setup) -> int:
         return parameters * _ITEM[setup.precision]
     if setup.stage == 1 and (setup.precision != "fp32" or setup.several):
         return parameters * 4  # micro-batches add up there, in fp32
-    if setup.stage == 3:
-        return shard * 8  # a buffer in which they gather, and one that the step reads
     return shard * 4
 
 
@@ -129,19 +128,36 @@ def _beside_forward(model: Trained, setup: Setup, item: int) -> int:
     table, where a head is tied to it."""
     if setup.stage != 3:
         return item * model.largest
-    bucket = min(setup.bucket, model.parameters) * item
-    return bucket + item * model.largest + _live(model, setup, item)
+    # As they arrived, beside the weights made of them; one rank alone has them whole.
+    ahead = item * min(setup.prefetch, model.parameters) if setup.ranks > 1 else 0
+    return _bucket(model, setup, item) + ahead + item * model.largest + _live(model, setup, item)
 
 
-def _reduction(model: Trained, setup: Setup, item: int) -> int:
+def _bucket(model: Trained, setup: Setup, item: int) -> int:
+    return item * min(setup.bucket, model.parameters)
+
+
+def _beside_step(model: Trained, shard: int, setup: Setup, item: int, returned: bool) -> int:
+    """What the step takes at stage 3: its gradients as one tensor, and on a CPU what weights were gathered in."""
+    if setup.stage != 3 or setup.offload_optimizer:
+        return 0
+    return 4 * shard + _bucket(model, setup, item) + (0 if returned else _live(model, setup, item))
+
+
+def _reduction(model: Trained, setup: Setup, item: int, returned: bool) -> int:
     """What adding gradients up over ranks and stepping take at their worst."""
     numbers = min(setup.bucket, model.parameters)
-    bucket, largest = item * numbers, 4 * model.largest
+    bucket, largest = _bucket(model, setup, item), 4 * model.largest
     if setup.stage == 0:
         # In fp32 all gradients as one tensor, where there are ranks to add up over; else in fp32, for the step.
         return 0 if setup.ranks == 1 and setup.precision == "fp32" else 4 * model.parameters
     if setup.stage == 3:
-        return 2 * bucket + (_live(model, setup, item) or bucket) + largest
+        # Put in order for the ranks, and the backend's copy of that; a tensor larger than a bucket goes alone. Below
+        # fp32 the rank's part becomes fp32. Weights of what is in the bucket are gone, if their memory is given back.
+        most = max(numbers, model.largest)
+        copies = 2 * item * most + (0 if item == 4 else 4 * most // setup.ranks)
+        live = _live(model, setup, item) - (item * numbers if returned and setup.ranks > 1 else 0)
+        return bucket + copies + max(live, 0) + item * model.largest
     if setup.precision == "fp32":
         # Three buckets at once; not more than all gradients and a second time those that other ranks own.
         return min(3 * bucket, item * model.parameters * (2 * setup.ranks - 1) // setup.ranks)

@@ -15,7 +15,7 @@ from vlp.plan.ground import Ground
 from vlp.plan.memory import STAGES, Memory, Setup, Trained, memory_of
 from vlp.run import RunConfig
 from vlp.tasks.pretrain import PretrainConfig
-from vlp.train.zero import BUCKET, read_zero, stage_of, zero_file
+from vlp.train.zero import buckets, read_zero, stage_of, zero_file
 
 GIB = 1 << 30
 _DRIVER, _SPARE = 1 * GIB, 0.95
@@ -124,14 +124,21 @@ def _ways(
         precision=config.precision,
         several=micro_batches > 1,
         means=means_of(config),
-        bucket=int(section.get("reduce_bucket_size", BUCKET)),
     )
     shapes = [(stage, False, False) for stage in STAGES] + [(2, True, False), (3, True, True)]
     returned = device == "cuda"  # on a CPU, a process keeps what it has once had
     room = int((cluster.memory * GIB - _DRIVER) * _SPARE)
     for shape in shapes if own in shapes else [*shapes, own]:
         stage, optimizer, weights = shape
-        setup = replace(base, stage=stage, offload_optimizer=optimizer, offload_weights=weights)
+        sizes = buckets(section, stage, cuda=device == "cuda")
+        setup = replace(
+            base,
+            stage=stage,
+            offload_optimizer=optimizer,
+            offload_weights=weights,
+            bucket=sizes["reduce_bucket_size"],
+            prefetch=sizes["stage3_prefetch_bucket_size"],
+        )
         memory = partial(_memory, trained, kept, tokens, setup, returned)
         name = f"zero{stage}" + ("_offload" if optimizer or weights else "")
         yield Way(name, memory(tokens), _largest(memory, room), shape == own)

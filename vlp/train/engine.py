@@ -24,6 +24,8 @@ from vlp.seeds import derive
 from vlp.train.bounds import Bounds
 from vlp.train.ema import EMA, EmaConfig, Mean
 from vlp.train.forward import Forward, Metrics, Root
+from vlp.train.freed import give_back
+from vlp.train.linear import own_linear
 from vlp.train.optimizer import OptimizerConfig, make_optimizer, set_rate
 from vlp.train.penalty import Penalty, PenaltyConfig
 from vlp.train.quiet import import_deepspeed
@@ -107,6 +109,7 @@ class Engine:
         if penalty is not None and stage_of(zero) == 3:
             raise ConfigError("penalty: ZeRO stage 3 keeps no whole weight to penalise: set deepspeed to zero2")
         deepspeed = import_deepspeed(log_file)
+        own_linear()  # of a run before that did not come to its end
         self.world = world
         self.seed = seed
         self.precision = precision
@@ -142,6 +145,7 @@ class Engine:
             world=world,
             seed=seed,
         )
+        self._give_back()  # the whole model, of which this rank has kept its part
 
     @property
     def task(self) -> nn.Module:
@@ -201,6 +205,7 @@ class Engine:
         grad_norm, applied = self._update(learning_rate)
         self.skipped_steps += not applied
         self._follow(applied)
+        self._give_back()
         means_O, measures = self._report(sums_O, agreed.counts, metrics)
         losses = {name: mean for name, mean in means_O.items() if agreed.counts[name] > 0}
         return StepResult(
@@ -289,6 +294,10 @@ class Engine:
         if self._survey is not None:
             self._survey.end(applied)
 
+    def _give_back(self) -> None:
+        if self.stage == 3 and self.world.device.type == "cpu":
+            give_back()
+
     def _report(
         self, sums_O: Tensor, counts: Mapping[str, float], metrics: Metrics
     ) -> tuple[dict[str, float], dict[str, float]]:
@@ -348,8 +357,9 @@ class Engine:
         return weights | {name: tensor.cpu().clone() for name, tensor in kept.items()} if self.world.is_main else {}
 
     def close(self) -> None:
-        """Release DeepSpeed's hooks and buffers."""
+        """Release DeepSpeed's hooks and buffers, and what it replaced."""
         self._engine.destroy()
+        own_linear()
 
 
 def _check_optimizer(optimizer: OptimizerConfig, zero: dict[str, Any]) -> None:

@@ -30,10 +30,16 @@ _OWNED = {
 }
 """Keys of DeepSpeed that the run's own config decides, and where it does."""
 
-BUCKET = 50_000_000
-"""Gradients that are reduced at a time unless the file says otherwise. DeepSpeed's 500 million take up to two further
-copies of a model's gradients; messages of 100 MB are large enough for any network."""
+BUCKET, CPU_BUCKET = 50_000_000, 10_000_000
+"""Gradients that are reduced at a time unless the file says otherwise; the second at stage 3 on a CPU. DeepSpeed's 500
+million take up to two further copies of a model's gradients; messages of 100 MB are large enough for any network. Stage 3
+holds up to three buckets on a CPU: where gradients gather, put in order for the ranks, and gloo's own copy."""
+PREFETCH = 50_000_000
+"""Weights that stage 3 gathers ahead on GPUs unless the file says otherwise: DeepSpeed's own number. None on a CPU, where
+a gather ends before anything else begins: nothing would be won, and what arrives lies there twice."""
 
+_TWIN = "prefetch_bucket_size"
+"""DeepSpeed's other name for `stage3_prefetch_bucket_size`; both at once it refuses."""
 _REFUSED = {
     "round_robin_gradients": "it moves parameters between partitions, so checkpoints by name would be wrong",
     "zenflow": "it updates parameters late, so a step would no longer be a function of its batch",
@@ -99,6 +105,18 @@ def stage_of(zero: dict[str, Any]) -> int:
     return int(zero.get("zero_optimization", {}).get("stage", 0))
 
 
+def buckets(section: dict[str, Any], stage: int, *, cuda: bool) -> dict[str, int]:
+    """How many numbers are sent at a time at a stage, as keys of `zero_optimization`; those of the file come first."""
+    bucket = CPU_BUCKET if stage == 3 and not cuda else BUCKET
+    ahead = section.get(_TWIN, PREFETCH if cuda else 0)
+    sizes = {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket, "stage3_prefetch_bucket_size": ahead}
+    return {key: section.get(key, size) for key, size in sizes.items()}
+
+
+def _without_twin(section: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in section.items() if key != _TWIN}
+
+
 def engine_config(
     zero: dict[str, Any], precision: Precision, clip_norm: float | None, *, cuda: bool = False
 ) -> dict[str, Any]:
@@ -115,7 +133,7 @@ def engine_config(
     _check_section(section)
     config: dict[str, Any] = {
         **zero,
-        "zero_optimization": {"reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET, **section},
+        "zero_optimization": _without_twin(section) | buckets(section, stage_of(zero), cuda=cuda),
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,  # counts are global, so micro-batches add up without a mean
         "gradient_clipping": clip_norm or 0.0,  # DeepSpeed's default is 1.0
