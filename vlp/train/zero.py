@@ -32,11 +32,11 @@ _OWNED = {
 
 BUCKET, CPU_BUCKET = 50_000_000, 10_000_000
 """Gradients that are reduced at a time unless the file says otherwise; the second at stage 3 on a CPU. DeepSpeed's 500
-million take up to two further copies of a model's gradients; messages of 100 MB are large enough for any network. Stage 3
-holds up to three buckets on a CPU: where gradients gather, put in order for the ranks, and gloo's own copy."""
+million take up to two further copies of a model's gradients; messages of 100 MB are large enough for any network. On a
+CPU stage 3 holds up to three buckets: where gradients gather, put in order for the ranks, and gloo's own copy."""
 PREFETCH = 50_000_000
-"""Weights that stage 3 gathers ahead on GPUs unless the file says otherwise: DeepSpeed's own number. None on a CPU, where
-a gather ends before anything else begins: nothing would be won, and what arrives lies there twice."""
+"""Weights that stage 3 gathers ahead on GPUs unless the file says otherwise: DeepSpeed's own number. None on a CPU,
+where a gather ends before anything else begins: nothing would be won, and what arrives lies there twice."""
 
 _TWIN = "prefetch_bucket_size"
 """DeepSpeed's other name for `stage3_prefetch_bucket_size`; both at once it refuses."""
