@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -168,3 +169,20 @@ def test_the_command_and_what_stands_in_the_shards(tmp_path: Path) -> None:
     assert "types" not in records_of(tmp_path / "test")[0]["questions"][0]
     assert samples_of(tmp_path / "test")[0].questions[1] == Question("What is it?", (), "91")
     assert vlp_data(*words, tmp_path / "no", "--annotations", tmp_path / "nowhere.json") == 2
+
+
+def test_answers_to_other_questions_make_no_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of another split, by the command: a sentence that names both files, and nothing to train on. Where some
+    match, the others are counted in the report."""
+    questions, annotations = _files(tmp_path, [_question(1, 9), _question(2, 9)], [_annotation(3, 9, "a")])
+    given = ("--questions", questions, "--annotations", annotations, "--out", tmp_path / "out")
+    assert vlp_data("vqa", *given) == 1
+    said = capsys.readouterr()
+    assert re.search(r"a\.json: has no annotation of a question of .*q\.json; give those of the same split", said.err)
+    assert "Traceback" not in said.err
+    assert not list(tmp_path.rglob("*.tar"))
+    questions, annotations = _files(tmp_path, [_question(1, 9), _question(2, 9)], [_annotation(2, 9, "a")])
+    report = Report({})
+    (record,) = read_vqa(questions, annotations, None, None, report)
+    assert [question.id for question in record.questions] == ["2"]
+    assert skipped(report)["question without an annotation of the same image"] == (1, ["question_id 1"])

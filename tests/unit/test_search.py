@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 import vlp
 from tests.unit.feature_making import other_model, pixel_model, samples, shards, trained
 from tests.unit.pictures import ramps
 from vlp import Features, SearchIndex, VisionLanguageModel
 from vlp.distributed import world
-from vlp.errors import ConfigError, DataError
+from vlp.errors import ConfigError, DataError, VlpError
 from vlp.extraction import Inputs, open_source
 from vlp.features.job import Request, extract_to
 from vlp.features.preparing import Files, Preparing
@@ -202,8 +203,29 @@ def test_photos_of_a_folder_and_of_a_table_are_found_again(tmp_path: Path) -> No
         build_index(extracted(model, source, tmp_path / f"features {given}"), tmp_path / "index")
         searcher = Searcher(SearchIndex(tmp_path / "index"), model, source)
         hits = searcher.by_picture(Files(tmp_path / "photos" / "2.png"), "image", k=1)
+        path = tmp_path / "photos" / "2.png"
+        for given_as in (path, str(path), Image.open(path)):
+            assert searcher.by_picture(given_as, "image", k=1)[0].score == pytest.approx(hits[0].score, abs=1e-5)
         assert hits[0].image == name
         assert source.photo(name) == tmp_path / "photos" / "2.png"
         assert searcher.by_words("red", k=2, rerank=4)
     with pytest.raises(DataError, match="has no row with the image 'k9'"):
         source.photo("k9")
+
+
+def test_what_a_searcher_is_asked_is_checked(searcher: Searcher, tmp_path: Path) -> None:
+    ramps().save(tmp_path / "photo.png")
+    for call, sentence in (
+        (lambda: searcher.by_words("red", k=0), "--k: 0 is not right, it should be 1 or more"),
+        (lambda: searcher.by_words("red", k="ten"), "--k: 'ten' is not right"),
+        (lambda: searcher.by_words("red", rerank=-1), "--rerank: -1 is not right, it should be 0 or more"),
+        (lambda: searcher.by_words("red", "photos"), "--for: 'photos' is not right, it should be image or text"),
+        (lambda: searcher.by_words(None), "--text: is empty; give some words"),
+        (lambda: searcher.by_words("red \ud800"), "text: text has a text with half a surrogate pair"),
+        (lambda: searcher.by_picture(None), "--image: is not given"),
+        (lambda: searcher.by_picture(Files()), "--image: is not given"),
+        (lambda: searcher.by_picture(str(tmp_path / "photo.png")), "image is a photo, and the model reads regions"),
+        (lambda: searcher.by_picture(Files(regions=7)), "the regions are of type int"),
+    ):
+        with pytest.raises(VlpError, match=sentence):
+            call()  # type: ignore[no-untyped-call]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vlp.data.pictures import Picture
 from vlp.data.shards import BadSample
 from vlp.errors import ConfigError, DataError
 from vlp.features.extractor import Extractor
@@ -57,23 +58,33 @@ class Searcher:
         Raises:
             ConfigError: the text is empty, or there is nothing to rerank with.
         """
-        if not words.strip():
+        if not isinstance(words, str) or not words.strip():
             raise ConfigError("--text: is empty; give some words")
         item = self._item("text", words, Files())
         return self._found(item, "text", words, None, side, k, rerank)
 
-    def by_picture(self, image: Files, side: Stream = "text", k: int = 10, rerank: int = 0) -> list[Hit]:
+    def by_picture(self, image: Files | Picture, side: Stream = "text", k: int = 10, rerank: int = 0) -> list[Hit]:
         """What goes with a picture; likewise.
 
+        Args:
+            image: a picture or its path; `Files` for a model that reads regions.
         Raises:
             DataError: the picture cannot be used.
         """
+        image = image if isinstance(image, Files) else Files(image)
+        if image.picture is None and image.regions is None:
+            raise ConfigError("--image: is not given; give a picture, its path, or regions")
         return self._found(self._item("image", "", image), "image", "", image, side, k, rerank)
 
     def _found(
         self, item: Item, asked: Stream, words: str, image: Files | None, side: Stream, k: int, rerank: int
     ) -> list[Hit]:
         assert item.example is not None
+        if side not in get_args(Stream):
+            raise ConfigError(f"--for: {side!r} is not right, it should be image or text")
+        for name, value, least in (("k", k, 1), ("rerank", rerank, 0)):
+            if not isinstance(value, int) or value < least:
+                raise ConfigError(f"--{name}: {value!r} is not right, it should be {least} or more")
         if asked not in self._extractors:
             self._extractors[asked] = Extractor(self.model, parse_what(f"{asked}.vector"))
         (arrays,) = self._extractors[asked].run([item.example])
