@@ -69,12 +69,18 @@ def extract_features(
         where = out / QUARANTINE
         if ranks.is_main:
             if done.before:
-                print(f"{done.before} files were there already", file=sys.stderr)
-            print(f"{done.rows} examples: {', '.join(one.name for one in features)} in {out}", flush=True)
+                print(f"{_counted(done.before, 'part')} done before", file=sys.stderr)
+            print(f"{_counted(done.rows, 'example')}: {', '.join(one.name for one in features)} in {out}", flush=True)
             if done.quarantined:
-                print(f"{done.quarantined} examples cannot be used and were left out: see {where}", flush=True)
+                were = "was" if done.quarantined == 1 else "were"
+                told = f"{_counted(done.quarantined, 'example')} cannot be used and {were} left out"
+                print(f"{told}: see {where}", flush=True)
         if done.quarantined and not done.rows:
             raise DataError(f"{inputs.data}: none of the examples can be used ({_first_fault(out)}); see {where}")
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _first_fault(out: Path) -> str:

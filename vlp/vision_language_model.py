@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from vlp.data.batch import collate
-from vlp.data.given import pairs_of
+from vlp.data.given import count_of, pairs_of
 from vlp.data.pictures import Picture, RegionsLike, prepared
 from vlp.data.text import TextEncoder
 from vlp.errors import CheckpointError, ConfigError, DataError
@@ -239,14 +239,15 @@ class VisionLanguageModel(nn.Module):
         task = self.trained_task
         if not isinstance(task, VqaTask):
             raise ConfigError(f"answer: the model {self._known_for()} and has no answers; fine-tune it for vqa")
-        if not isinstance(k, int) or k < 1:
-            raise ConfigError(f"answer: k is {k!r}; it should be 1 or more")
+        most = count_of("answer: k", k)
         example = task.prompted(self._example("answer", image, question, regions))
+        if example.image is None and task.setting.without != "image":
+            raise ConfigError("answer: there is no image; give what the question is about")
         with self._still():
             encoded = self(collate([example], self.images.form, {}))
             scores_A = self.network.heads[ANSWER](encoded.pooled_BH)[0].float()
         shares_A = scores_A.sigmoid() if task.config.answer.loss == "bce" else scores_A.softmax(0)
-        best = shares_A.topk(min(k, len(shares_A)))
+        best = shares_A.topk(min(most, len(shares_A)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [Answered(task.config.answers[number], score) for number, score in pairs]
 
@@ -300,8 +301,7 @@ class VisionLanguageModel(nn.Module):
             return _array(sides[1] @ sides[0].T)
 
     def _batches(self, examples: Sequence[Example], size: int) -> Iterator[Batch]:
-        if not isinstance(size, int) or size < 1:
-            raise ConfigError(f"batch_size is {size!r}; it should be 1 or more")
+        size = count_of("batch_size", size)
         for start in range(0, len(examples), size):
             weights = next(self.network.parameters())
             yield collate(examples[start : start + size], self.images.form, {}).to(weights.device, weights.dtype)

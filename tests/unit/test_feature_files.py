@@ -242,6 +242,8 @@ def test_a_working_file_that_is_damaged_is_told(partly_bad: Path, tmp_path: Path
     model = pixel_model()
     source = open_source(Inputs(str(partly_bad)), model)
     (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"--out: .*/file is a file; give a folder"):
+        to(tmp_path / "file", model, source)
     with pytest.raises(VlpError, match=r"/file"):
         to(tmp_path / "file" / "out", model, source)
     for text in ("[]", "{", "7", "null", "[" * 100_000):
@@ -437,7 +439,7 @@ def test_an_extraction_of_nothing_is_no_success(
         run("out")
     (photos / "pairs.csv").write_text("image,text\nnone.jpg,red\none.jpg,blue\n")
     run("some")
-    assert "1 examples cannot be used and were left out" in capsys.readouterr().out
+    assert "1 example cannot be used and was left out" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------------------------ hostile

@@ -300,7 +300,7 @@ def test_what_extract_takes_is_checked_before_anything_is_read() -> None:
         ({"pairs": {"image": "photo.jpg"}}, "pairs is a dict"),
         ({"pairs": None}, "pairs is a NoneType"),
         ({"model": "runs/mine/model"}, "model is a str; give VisionLanguageModel.from_pretrained"),
-        ({"window": 0}, "window is 0; it should be 1 or more"),
+        ({"window": 0}, "window is 0; it should be a whole number from 1 on"),
         ({"micro_tokens": "many"}, "micro_tokens is 'many'"),
         ({"bad": []}, "bad is a list; give something that can be called"),
     ):
@@ -336,6 +336,7 @@ def test_answers_are_the_head_s_best() -> None:
         assert [one.answer for one in found] == [ANSWERS[number] for number in order[:2]]
         np.testing.assert_allclose([one.score for one in found], shares[order[:2]].detach(), atol=1e-5)
     assert len(model.answer(ramps(), "what", 99)) == len(ANSWERS)
+    assert len(model.answer(ramps(), "what", np.int64(2))) == 2  # type: ignore[arg-type]
 
 
 def test_a_masked_question_gets_its_mask() -> None:
@@ -380,7 +381,9 @@ def test_wrong_questions_and_matches_are_sentences() -> None:
     for call, sentence in (
         (lambda: answers.answer(ramps(), None), "answer: the text of pair 1 is of type NoneType; give a str"),
         (lambda: answers.answer(ramps(), "\udfff"), "answer: the text of pair 1, .*: half a surrogate pair"),
-        (lambda: answers.answer(ramps(), "what", 0), "answer: k is 0; it should be 1 or more"),
+        (lambda: answers.answer(ramps(), "what", 0), "answer: k is 0; it should be a whole number from 1 on"),
+        (lambda: answers.answer(ramps(), "what", True), "answer: k is True"),
+        (lambda: answers.answer(None, "what"), "answer: there is no image; give what the question is about"),
         (lambda: answers.answer(7, "what"), "the image is of type int; give a picture"),
         (lambda: matches.match(texts=["red"]), "match: give images .*, and texts"),
         (lambda: matches.match([ramps()], "red"), "match: texts should be a list"),

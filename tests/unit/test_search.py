@@ -216,12 +216,12 @@ def test_photos_of_a_folder_and_of_a_table_are_found_again(tmp_path: Path) -> No
 def test_what_a_searcher_is_asked_is_checked(searcher: Searcher, tmp_path: Path) -> None:
     ramps().save(tmp_path / "photo.png")
     for call, sentence in (
-        (lambda: searcher.by_words("red", k=0), "--k: 0 is not right, it should be 1 or more"),
-        (lambda: searcher.by_words("red", k="ten"), "--k: 'ten' is not right"),
-        (lambda: searcher.by_words("red", rerank=-1), "--rerank: -1 is not right, it should be 0 or more"),
+        (lambda: searcher.by_words("red", k=0), "--k is 0; it should be a whole number from 1 on"),
+        (lambda: searcher.by_words("red", k="ten"), "--k is 'ten'; it should"),
+        (lambda: searcher.by_words("red", rerank=-1), "--rerank is -1; it should be a whole number from 0 on"),
         (lambda: searcher.by_words("red", "photos"), "--for: 'photos' is not right, it should be image or text"),
         (lambda: searcher.by_words(None), "--text: is empty; give some words"),
-        (lambda: searcher.by_words("red \ud800"), "text: text has a text with half a surrogate pair"),
+        (lambda: searcher.by_words("red \ud800"), "^text: has a text with half a surrogate pair"),
         (lambda: searcher.by_picture(None), "--image: is not given"),
         (lambda: searcher.by_picture(Files()), "--image: is not given"),
         (lambda: searcher.by_picture(str(tmp_path / "photo.png")), "image is a photo, and the model reads regions"),

@@ -203,7 +203,7 @@ MISUSE: list[tuple[str, dict[str, Any], str]] = [
     ("pixels", {"images": [b"bytes"]}, r"pair 1: the image is of type bytes"),
     ("pixels", {"images": ["a\0b.jpg"]}, r"embedded null"),
     ("pixels", {"images": ["/dev/zero"]}, r"/dev/zero: it is not a file"),
-    ("pixels", {"images": [ramps()], "batch_size": 0}, r"batch_size is 0; it should be 1 or more"),
+    ("pixels", {"images": [ramps()], "batch_size": 0}, r"batch_size is 0; it should be a whole number from 1 on"),
     ("regions", {"regions": [np.zeros((2, WIDTH))]}, r"pair 1: the regions are of type ndarray; give arrays by name"),
     ("regions", {"regions": ["/dev/zero"]}, r"/dev/zero: it is not a file"),
     (
@@ -322,6 +322,18 @@ def test_the_hub_s_copy_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert loaded.history == TRAINING
     assert (asked["repo_id"], asked["revision"]) == ("someone/model", "v2")
     assert {"model.safetensors", "*.json"} <= set(asked["allow_patterns"])
+
+
+def test_a_run_is_not_its_model(tmp_path: Path) -> None:
+    door("regions").save_pretrained(tmp_path / "run" / "model")
+    with pytest.raises(CheckpointError, match=r"run: is the directory of a run; give .*run/model"):
+        VisionLanguageModel.from_pretrained(tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"None is no directory and no hub id"):
+        VisionLanguageModel.from_pretrained(None)  # type: ignore[arg-type]
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"file: is a file; give a directory"):
+        door("regions").save_pretrained(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 class FakeHub:

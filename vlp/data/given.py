@@ -1,8 +1,9 @@
-"""What users give in lists: pictures, texts and regions, one of each per pair."""
+"""What users give: lists of pictures, texts and regions, one of each per pair; and counts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +48,14 @@ def _listed(door: str, name: str, values: Any) -> list[Any]:
 
 def _is_picture(values: Any) -> bool:
     return isinstance(values, np.ndarray) and values.ndim == 3 and values.shape[2] in (3, 4)
+
+
+def count_of(name: str, value: Any, least: int = 1) -> int:
+    """A whole number, of whatever type.
+
+    Raises:
+        ConfigError: it is none, or too small.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ConfigError(f"{name} is {value!r}; it should be a whole number from {least} on")
+    return int(value)

@@ -50,6 +50,8 @@ class FeatureFolder:
         Raises:
             ConfigError: the folder holds something else.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"--out: {self.path} is a file; give a folder for the features")
         kept = _json(self.path / MANIFEST)
         before = kept.get("request") if kept else _json(self._work / _REQUEST)
         if before is not None and not isinstance(before, dict):

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlp.data.given import count_of
 from vlp.data.samples import Fault
 from vlp.errors import ConfigError, DataError
 from vlp.features.extractor import Extractor
@@ -50,9 +51,7 @@ def extract(
         raise ConfigError(f"extract: model is a {type(model).__name__}; give VisionLanguageModel.from_pretrained(...)")
     if not isinstance(pairs, Iterable) or isinstance(pairs, (str, Mapping)):
         raise ConfigError(f"extract: pairs is a {type(pairs).__name__}; give a list or any other iterable of pairs")
-    for name, value in (("window", window), ("micro_tokens", micro_tokens)):
-        if not isinstance(value, int) or value < 1:
-            raise ConfigError(f"extract: {name} is {value!r}; it should be 1 or more")
+    window, micro_tokens = count_of("extract: window", window), count_of("extract: micro_tokens", micro_tokens)
     if bad is not None and not callable(bad):
         raise ConfigError(f"extract: bad is a {type(bad).__name__}; give something that can be called, as list.append")
     extractor, preparing = Extractor(model, parse_what(what), micro_tokens), Preparing(model)

@@ -21,8 +21,12 @@ def local_directory(source: str | Path, patterns: Sequence[str], revision: str |
     Raises:
         CheckpointError: there is no such directory, and the hub has or gives no such repository.
     """
+    if not isinstance(source, (str, Path)):
+        raise CheckpointError(f"{source!r} is no directory and no hub id of a model")
     path = Path(source).expanduser()
     if path.is_dir():
+        if not (path / "config.json").exists() and (path / "model" / "config.json").exists():
+            raise CheckpointError(f"{source}: is the directory of a run; give {path / 'model'}")
         return path
     name = str(source)
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:

@@ -256,6 +256,8 @@ def save_pretrained(directory: Path, config: ModelConfig, tensors: dict[str, Ten
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    if directory.exists() and not directory.is_dir():
+        raise CheckpointError(f"{directory}: is a file; give a directory to save the model in")
     directory.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
     partial = directory / ".model.safetensors.partial"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from vlp.data.given import count_of
 from vlp.data.pictures import Picture
 from vlp.data.shards import BadSample
 from vlp.errors import ConfigError, DataError
@@ -82,9 +83,7 @@ class Searcher:
         assert item.example is not None
         if side not in get_args(Stream):
             raise ConfigError(f"--for: {side!r} is not right, it should be image or text")
-        for name, value, least in (("k", k, 1), ("rerank", rerank, 0)):
-            if not isinstance(value, int) or value < least:
-                raise ConfigError(f"--{name}: {value!r} is not right, it should be {least} or more")
+        k, rerank = count_of("--k", k), count_of("--rerank", rerank, 0)
         if asked not in self._extractors:
             self._extractors[asked] = Extractor(self.model, parse_what(f"{asked}.vector"))
         (arrays,) = self._extractors[asked].run([item.example])
@@ -130,5 +129,7 @@ class Searcher:
         if item.fault is not None:
             given = image.picture if isinstance(image, Files) and isinstance(image.picture, (str, Path)) else name
             member, reason = item.fault
-            raise DataError(reason if reason.startswith(str(given)) else f"{given}: {member} {reason}")
+            if not reason.startswith(str(given)):  # which names the file by itself
+                reason = f"{given}: {reason if member == given else f'{member} {reason}'}"
+            raise DataError(reason)
         return item
