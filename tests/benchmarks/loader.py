@@ -76,7 +76,9 @@ class Plain:
         return Example("", TOKENS, TOKENS == 0, TOKENS, self.images.prepare(image))
 
     def collate(self, examples: list[list[Example]], step: int) -> Batch:
-        return collate([example for slot in examples for example in slot], self.images.form, {})
+        batch = collate([example for slot in examples for example in slot], self.images.form, {})
+        self.images.batch_ends()
+        return batch
 
 
 def ours(dataset: Dataset, images: PixelImages | RegionImages, workers: int) -> Batches:

@@ -63,6 +63,21 @@ def test_pairs_of_one_image_share_what_was_decoded() -> None:
     assert read_square(data, 32) is not made, "a few are kept, not all"
 
 
+@pytest.mark.parametrize(
+    "view", [None, View(mirrored=True), View(box=(0.1, 0.2, 0.9, 0.8), mirrored=True, brightness=1.2)]
+)
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_pixels_are_written_where_they_are_wanted(format: str, view: View | None) -> None:
+    data, out_SS3 = encoded(ramps(60, 40), format), np.zeros((2, 32, 32, 3), np.uint8)
+    first = read_square(data, 32, view=view, out_SS3=out_SS3[0])
+    again = read_square(data, 32, view=view, out_SS3=out_SS3[1])  # of those that are kept, copied
+    elsewhere = read_square(bytes(bytearray(data)), 32, view=view)
+    for made, where in ((first, out_SS3[0]), (again, out_SS3[1])):
+        np.testing.assert_array_equal(made, elsewhere)
+        np.testing.assert_array_equal(where.transpose(2, 0, 1), elsewhere)
+        assert np.shares_memory(made, where)
+
+
 @pytest.mark.parametrize("fit", ["squash", "crop"])
 @pytest.mark.parametrize("view", [None, View(box=(0.1, 0.2, 0.9, 0.8), mirrored=True, brightness=1.2)])
 @pytest.mark.parametrize("size", [(60, 40), (41, 67), (200, 60)])

@@ -7,14 +7,16 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
+from tests.unit.pictures import encoded, ramps
 from tests.unit.shard_making import WIDTH
 from tests.unit.task_making import sample
 from vlp.data.batch import collate
-from vlp.data.image import RegionImages
+from vlp.data.image import PixelImages, RegionImages
 from vlp.data.rows import Rows, joined
-from vlp.types import Example, RegionBatch
+from vlp.types import Example, PixelBatch, RegionBatch, Sample
 
 
 def taken(rows: Rows, *counts: int, width: int = 3) -> list[NDArray[np.float32]]:
@@ -26,7 +28,7 @@ def taken(rows: Rows, *counts: int, width: int = 3) -> list[NDArray[np.float32]]
 
 def after_a_batch(numbers: int) -> Rows:
     """One that has seen a batch of so many numbers."""
-    rows = Rows()
+    rows = Rows(np.float32)
     rows.take(numbers, 1)
     rows.end()
     return rows
@@ -113,3 +115,19 @@ def test_a_batch_holds_the_features_where_they_were_written(whole: bool) -> None
             own = batch.features_MD[place * length : (place + 1) * length]
             np.testing.assert_array_equal(own.numpy(), image.features_RD)
             assert np.shares_memory(own.numpy(), image.features_RD) == bool(number)
+
+
+def test_a_batch_holds_the_pixels_where_they_were_decoded() -> None:
+    images = PixelImages(16, 4)
+    files = [encoded(ramps(30 + number, 20)) for number in range(3)]
+    ids, special = np.arange(2), np.ones(2, bool)
+    for number in range(2):  # the first finds out how large a batch is
+        prepared = [images.prepare(Sample("x", image=data)) for data in (files[0], files[0], files[1], files[2])]
+        batch = collate([Example("x", ids, special, ids, image) for image in prepared], images.form, {}).image
+        images.batch_ends()
+        assert isinstance(batch, PixelBatch)
+        for pixels_3HW, image in zip(batch.pixels_P3HW.numpy(), prepared, strict=True):
+            assert image is not None
+            np.testing.assert_array_equal(pixels_3HW, image.pixels_3HW)
+            assert np.shares_memory(pixels_3HW, image.pixels_3HW) == bool(number)
+    assert batch.pixels_P3HW.is_contiguous(memory_format=torch.channels_last)

@@ -197,9 +197,11 @@ def _pixels(given: Sequence[ImageInput | None], size: int) -> PixelBatch:
 
 def _stacked(pixels: Sequence[NDArray[Any]], size: int) -> Tensor:
     """Pixels of images of one size, [P, 3, H, W], in memory with the colours last."""
-    last = [pixels_3HW.transpose(1, 2, 0) for pixels_3HW in pixels]
-    pixels_PHW3 = np.stack(last) if last else np.zeros((0, size, size, 3), np.uint8)
-    return _tensor(pixels_PHW3).permute(0, 3, 1, 2)
+    if not pixels:
+        return torch.zeros(0, size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    _, height, width = pixels[0].shape
+    rows_HW3 = joined([pixels_3HW.transpose(1, 2, 0) for pixels_3HW in pixels])
+    return _tensor(rows_HW3.reshape(-1, height, width, 3)).permute(0, 3, 1, 2)
 
 
 def _alike(images: list[PixelInput]) -> list[PixelInput]:

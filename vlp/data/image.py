@@ -31,7 +31,7 @@ class RegionImages:
     first: bool = False
     last: bool = False
     """Whether an extra row stands before or after the image's tokens (see `ImageForm`)."""
-    rows: Rows = field(default_factory=Rows, compare=False, repr=False)
+    rows: Rows = field(default_factory=lambda: Rows(np.float32), compare=False, repr=False)
     """Where features are written."""
 
     wants_image: ClassVar[bool] = False
@@ -119,6 +119,8 @@ class PixelImages:
     first: bool = False
     last: bool = False
     """Whether an extra row stands before or after the image's tokens (see `ImageForm`)."""
+    rows: Rows = field(default_factory=lambda: Rows(np.uint8), compare=False, repr=False)
+    """Where the pixels of squares are written."""
 
     wants_image: ClassVar[bool] = True
     wants_regions: ClassVar[bool] = False
@@ -147,7 +149,8 @@ class PixelImages:
         if sample.image is None:
             return None
         if self.shape is None:
-            made = self._input(read_square(sample.image, self.size, self.fit, sample.view))
+            out_SS3 = self.rows.take(self.size, self.size, 3)
+            made = self._input(read_square(sample.image, self.size, self.fit, sample.view, out_SS3))
         else:
             made = self._input(read_shaped(sample.image, self.shape, sample.view))
         if self.sample is not None and self.sample < made.tokens:
@@ -166,6 +169,7 @@ class PixelImages:
 
     def batch_ends(self) -> None:
         """What was prepared has become a batch."""
+        self.rows.end()
 
     def _input(self, pixels_3HW: NDArray[np.uint8]) -> PixelInput:
         if self.shape is None:

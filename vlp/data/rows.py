@@ -1,16 +1,18 @@
-"""Features of many images in one piece of memory, as a batch wants them: made there, they need not be copied together.
+"""Features or pixels of many images in one piece of memory, as a batch wants them: made there, they need not be copied
+together.
 
 A float32 feature map of 36 regions has 300 kB; to write one costs 25 us and to copy it 50.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 _SPARE = 1.25
 """A piece is made so much larger than the last batch was: batches differ in size."""
@@ -19,42 +21,42 @@ _SPARE = 1.25
 class _Own(threading.local):
     """What each thread has for itself."""
 
-    piece: NDArray[np.float32] = np.empty(0, np.float32)
-    end = 0
-    """Numbers of the piece that are taken."""
-    batch = 0
-    """Numbers taken since the last batch ended."""
-    size = 0
-    """Numbers of the next piece, at least."""
+    def __init__(self, dtype: DTypeLike) -> None:
+        self.none: NDArray[Any] = np.empty(0, dtype)
+        self.piece = self.none
+        self.end = 0
+        """Numbers of the piece that are taken."""
+        self.batch = 0
+        """Numbers taken since the last batch ended."""
+        self.size = 0
+        """Numbers of the next piece, at least."""
 
 
 class Rows:
     """Hands out rows one after the other. Each thread has a piece of its own; a copy begins anew."""
 
-    def __init__(self) -> None:
-        self._own = _Own()
+    def __init__(self, dtype: DTypeLike) -> None:
+        self._dtype = dtype
+        self._own = _Own(dtype)
 
-    def take(self, rows: int, width: int) -> NDArray[np.float32]:
-        """Rows to be written, [rows, width], behind those that were taken last."""
-        own, needed = self._own, rows * width
+    def take(self, *shape: int) -> NDArray[Any]:
+        """Rows to be written, of this shape, behind those that were taken last."""
+        own, needed = self._own, math.prod(shape)
         if own.end + needed > len(own.piece):
             own.size = max(needed, own.size)
-            own.piece, own.end = np.empty(own.size, np.float32), 0
+            own.piece, own.end = np.empty(own.size, self._dtype), 0
         first, own.end = own.end, own.end + needed
         own.batch += needed
-        return own.piece[first : own.end].reshape(rows, width)
+        return own.piece[first : own.end].reshape(shape)
 
     def end(self) -> None:
         """A batch ends here: the next has a piece of its own, so that no batch keeps another's memory."""
         own = self._own
         own.size, own.batch = int(_SPARE * own.batch), 0
-        own.piece, own.end = _Own.piece, 0
+        own.piece, own.end = own.none, 0
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._own = _Own()
+    def __reduce__(self) -> tuple[type[Rows], tuple[DTypeLike]]:
+        return Rows, (self._dtype,)
 
 
 def joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
