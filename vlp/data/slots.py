@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -234,17 +233,15 @@ class SlotReader:
             BadSample: an image cannot be used.
         """
         for one in read:
-            with self._blamed(slot, one):
+            try:
                 one.image = self._preparer.shown(one.image, one.rng)
+            except Fault as fault:
+                raise self._bad(slot, one, fault) from fault
 
-    @contextmanager
-    def _blamed(self, slot: Slot, one: ReadPair) -> Iterator[None]:
-        """Within it a fault is one of the pair's image."""
-        try:
-            yield
-        except Fault as fault:
-            name = self._datasets[slot.dataset].shard_name(int(self.block(slot).tables.shard_S[one.pair.image]))
-            raise BadSample(name, one.image.key, fault.member, fault.reason) from fault
+    def _bad(self, slot: Slot, one: ReadPair, fault: Fault) -> BadSample:
+        """A fault as one of the pair's image."""
+        name = self._datasets[slot.dataset].shard_name(int(self.block(slot).tables.shard_S[one.pair.image]))
+        return BadSample(name, one.image.key, fault.member, fault.reason)
 
     def prepare(self, slot: Slot, read: Sequence[ReadPair], step: int) -> list[Example]:
         """The examples of a slot's pairs, whose images may have been shown.
@@ -254,8 +251,10 @@ class SlotReader:
         """
         examples = []
         for one in read:
-            with self._blamed(slot, one):
+            try:
                 example = self._preparer.example(slot, one.pair, one.image, one.text, one.text_number, one.rng, step)
+            except Fault as fault:
+                raise self._bad(slot, one, fault) from fault
             example.id = example.id or one.id
             examples.append(example)
         return examples
