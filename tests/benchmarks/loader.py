@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ Batches = Callable[[], Iterable[int]]
 
 
 class Plain:
-    """A task that does nothing but what is measured: the image made ready, and a text of five tokens."""
+    """A task that does nothing but what is measured: the image made ready when tasks do it, and five tokens of text."""
 
     draws_pairs = False
 
@@ -67,13 +68,14 @@ class Plain:
         return (Pair(int(block.sample_E[slot.example]), slot.example),)
 
     def shown(self, image: Sample, rng: np.random.Generator) -> Sample:
-        return image
+        return replace(image, shown=self.images.prepare(image)) if self.wants_image else image
 
     def example(
         self, slot: Slot, pair: Pair, image: Sample, text: Sample, number: int, rng: np.random.Generator, step: int
     ) -> Example:
         assert text.captions
-        return Example("", TOKENS, TOKENS == 0, TOKENS, self.images.prepare(image))
+        prepared = image.shown if self.wants_image else self.images.prepare(image)
+        return Example("", TOKENS, TOKENS == 0, TOKENS, prepared)
 
     def collate(self, examples: list[list[Example]], step: int) -> Batch:
         batch = collate([example for slot in examples for example in slot], self.images.form, {})
