@@ -137,17 +137,18 @@ def _framed(images: RegionBatch | PixelBatch | BothBatch, form: ImageForm) -> Im
     """The images with their extra rows, if the form has any. Only an image gets a first row."""
     if not (form.first or form.last):
         return images
-    first = [int(form.first and length > 0) for length in images.packing.lengths]
-    last = [int(form.last)] * len(first)
-    before, behind = pack(first), pack(last)
-    inner, inner_rows, _ = join(before, images.packing)
-    packing, outer_rows, _ = join(inner, behind)
-    # From [before ; tokens] and [inner ; behind] to the order [tokens ; before ; behind].
-    tokens = images.packing.tokens
-    inner_rows = torch.where(inner_rows < before.tokens, inner_rows + tokens, inner_rows - before.tokens)
-    both = torch.cat([inner_rows, torch.arange(behind.tokens) + inner.tokens])
-    first_P, last_P = (torch.tensor(flags).nonzero().flatten() for flags in (first, last))
-    return FramedBatch(images, first_P, last_P, packing, rows_M=both[outer_rows])
+    lengths_B = images.packing.lengths_B.numpy()
+    first_B = (lengths_B > 0) if form.first else np.zeros(len(lengths_B), np.bool_)
+    last_B = np.full(len(lengths_B), form.last)
+    packing = pack((first_B + lengths_B + last_B).tolist())
+    starts_B1 = packing.starts_B1.numpy()
+    kind_M = np.zeros(packing.tokens, np.int8)
+    kind_M[starts_B1[:-1][first_B]] = 1
+    kind_M[starts_B1[1:][last_B] - 1] = 2
+    rows_M = np.empty(packing.tokens, np.int64)
+    rows_M[np.argsort(kind_M, kind="stable")] = np.arange(packing.tokens)  # to [tokens ; before ; behind]
+    first_P, last_P = (torch.from_numpy(np.flatnonzero(which_B)) for which_B in (first_B, last_B))
+    return FramedBatch(images, first_P, last_P, packing, rows_M=torch.from_numpy(rows_M))
 
 
 def _regions(given: Sequence[ImageInput | None], width: int) -> RegionBatch:
