@@ -102,7 +102,10 @@ def open_source(inputs: Inputs, model: VisionLanguageModel, features: Sequence[F
     preparing, path = Preparing(model), Path(inputs.data)
     if remote_url(inputs.data) or (path.is_dir() and any(path.glob("*.tar"))):
         _refuse(inputs, "shards", "columns", "images", "regions")
-        return _shards(inputs, model, preparing)
+        shards = _shards(inputs, model, preparing)
+        if preparing.wants_image and any(one.side != "text" for one in features) and not shards.has_images():
+            raise DataError(f"{inputs.data}: the model reads photos, and these shards hold none; give shards that do")
+        return shards
     if inputs.texts is not None:
         raise ConfigError(f"--texts: {inputs.data} holds no shards, whose texts could be chosen from")
     if path.is_dir():

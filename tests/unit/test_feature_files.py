@@ -409,6 +409,13 @@ def test_a_model_of_regions_is_given_regions(photos: Path, tmp_path: Path) -> No
     assert item.fault is not None, "the row has a photo, which the model cannot look at"
 
 
+def test_a_model_of_photos_is_given_photos(source: ShardSource) -> None:
+    """The shards hold regions alone."""
+    with pytest.raises(DataError, match="the model reads photos, and these shards hold none"):
+        open_source(Inputs(source.place), pixel_model(), parse_what("pooled"))
+    assert open_source(Inputs(source.place), pixel_model(), parse_what("text.vector"))
+
+
 def test_columns_that_only_some_rows_have_are_there(photos: Path) -> None:
     (photos / "pairs.jsonl").write_text("[" * 9 + '\n{"title": "red"}\n{"file": "one.jpg"}\n')
     inputs = Inputs(str(photos / "pairs.jsonl"), columns="image=file,text=title")

@@ -123,6 +123,10 @@ class ShardSource:
         names = [entry.name.removesuffix(".tar").replace("/", "_") for entry in shards]
         return [Group(name, count) for name, count in zip(names, counts, strict=True)]
 
+    def has_images(self) -> bool:
+        """Whether there is any photo."""
+        return any(self._index.table(group).has_image_S.any() for group in range(len(self._index.manifest.shards)))
+
     def lengths(self, group: int) -> Lengths:
         table = self._index.table(group)
         if not self._preparing.wants_regions:
