@@ -205,7 +205,7 @@ def test_the_split_stays_true_where_samples_are_replaced() -> None:
         plan = maker.plan(step)
         for place, slot in enumerate(plan.slots):
             drawn = list(maker._neighbours(plan, place))
-            longer = [maker._reader.lengths(*candidate)[0] > plan.tokens[place] for candidate in drawn]
+            longer = [maker._reader.lengths(*candidate)[0] > plan.lengths[place][0] for candidate in drawn]
             assert longer == sorted(longer), "those that are not longer come first"
             assert len({candidate.example for candidate, _ in drawn} - {slot.example}) == len(drawn) == 79
 

@@ -152,6 +152,8 @@ def test_micro_batches_are_alike_and_within_the_budget() -> None:
         ("classify", ["model=uniter_tiny", "tokenizer=words"]),
         ("uniter_base", ["model=uniter_tiny"]),
         ("lxmert_base", []),
+        ("albef_tiny", []),
+        ("flickr8k_dual", ["tokenizer=words"]),
         ("lxmert_tiny_pixels", []),
         ("vl_bert_tiny", []),
     ],

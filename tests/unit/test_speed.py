@@ -10,7 +10,7 @@ from tests.unit.backbones import batch_of as pixel_batch
 from tests.unit.backbones import config_of, source_of
 from vlp.distributed import World
 from vlp.models.flops import Arithmetic, count_flops, head_flops
-from vlp.models.heads import VocabularyHead
+from vlp.models.heads import ContrastHead, HeadConfig, VocabularyHead
 from vlp.models.model import ModelConfig, meta_model
 from vlp.train.engine import StepResult
 from vlp.train.speed import Utilisation, measured_peak
@@ -19,8 +19,8 @@ from vlp.types import Batch, Step, Targets
 SIZES = [(4, 2), (7, None), (15, 11), (3, 1)]
 
 
-def with_head(config: ModelConfig) -> ModelConfig:
-    return config.model_copy(update={"heads": {"mlm": VocabularyHead()}})
+def with_head(config: ModelConfig, head: HeadConfig | None = None) -> ModelConfig:
+    return config.model_copy(update={"heads": {"mlm": head or VocabularyHead()}})
 
 
 def targets(batch: Batch, rows: int) -> Batch:
@@ -36,6 +36,14 @@ def test_a_batch_costs_what_its_examples_and_its_targets_cost(name: str) -> None
     row = head_flops(model.heads["mlm"], config.width("text"))
     found = Arithmetic(config).forward(targets(batch_of(SIZES), 5))
     assert found == pytest.approx(counted + 5 * row, rel=1e-4)
+
+
+def test_contrast_costs_a_projection_of_each_stream() -> None:
+    config = with_head(shipped("lxmert_tiny", "text.max_length=16"), ContrastHead(width=64))
+    arithmetic, batch = Arithmetic(config), batch_of(SIZES)
+    projections = 2 * 64 * (config.width("text") + config.width("image"))
+    without = arithmetic.forward(targets(batch, 0))
+    assert arithmetic.forward(targets(batch, 5)) - without == pytest.approx(5 * projections, rel=1e-6)
 
 
 def test_a_backbone_costs_where_there_is_an_image() -> None:

@@ -25,9 +25,8 @@ class Plan:
 
     slots: list[Slot]
     pairs: list[tuple[Pair, ...]]
-    tokens: list[int]
-    cut: list[int]
-    """Texts of each slot that are cut at the model's limit."""
+    lengths: list[tuple[int, int]]
+    """Of each slot: its tokens, and its texts that are cut at the model's limit."""
     micro_batches: list[list[list[int]]]
     """Per rank, per micro-batch, places in `slots`."""
 
@@ -70,8 +69,8 @@ class StepMaker:
         slots = self._order.slots(step)
         pairs = [self._reader.pairs(slot) for slot in slots]
         lengths = [self._reader.lengths(slot, drawn) for slot, drawn in zip(slots, pairs, strict=True)]
-        tokens, cut = [tokens for tokens, _ in lengths], [cut for _, cut in lengths]
-        return Plan(slots, pairs, tokens, cut, split(tokens, self._world_size, self._order.groups, self._micro_tokens))
+        tokens = [tokens for tokens, _ in lengths]
+        return Plan(slots, pairs, lengths, split(tokens, self._world_size, self._order.groups, self._micro_tokens))
 
     def make(self, step: int) -> Step:
         """The step of this rank.
@@ -110,7 +109,7 @@ class StepMaker:
                 used.append(place)
             except BadSample as error:
                 examples.append(self._replacement(plan, place, error, result))
-        result.cut_texts += sum(plan.cut[place] for place in used)
+        result.cut_texts += sum(plan.lengths[place][1] for place in used)
         return examples
 
     def _read(self, plan: Plan, place: int) -> list[ReadPair] | BadSample:
@@ -155,7 +154,7 @@ class StepMaker:
         for example in self._order.neighbours(plan.slots[place]):
             neighbour = replace(plan.slots[place], example=example)
             pairs = self._reader.pairs(neighbour)
-            if self._reader.lengths(neighbour, pairs)[0] <= plan.tokens[place]:
+            if self._reader.lengths(neighbour, pairs)[0] <= plan.lengths[place][0]:
                 yield neighbour, pairs
             else:
                 longer.append((neighbour, pairs))

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vlp.data.batch import collate
 from vlp.data.image import BothImages, PixelImages, RegionImages
-from vlp.models.heads import Contrast, ContrastHead
+from vlp.models.heads import Contrast
 from vlp.models.image import images_of
 from vlp.models.model import ModelConfig, Network, meta_model
 from vlp.types import Batch, BothInput, Example, ImageInput, RegionInput
@@ -82,7 +82,6 @@ class Arithmetic:
         self._rows = {
             name: head_flops(head, config.width(own.reads) * getattr(own, "join", 1)) / getattr(own, "join", 1)
             for (name, own), head in zip(config.heads.items(), model.heads.values(), strict=True)
-            if not isinstance(own, ContrastHead)  # its two projections are nothing beside the encoder
         }
 
     def forward(self, batch: Batch) -> float:
