@@ -11,7 +11,7 @@ import json
 import os
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -106,7 +106,8 @@ def report(part: str, about: str | None, results: Sequence[Result], *, device: s
     _write(RESULTS, json.dumps([*kept, *rows], indent=1) + "\n")
     page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else HEAD
     own = [row for row in [*kept, *rows] if row["part"] == part]
-    _write(PAGE, with_section(page, part, section(part, about or "", own)))
+    earlier = tables_of(page, part, without={row["name"] for row in own})
+    _write(PAGE, with_section(page, part, section(part, about or "", own, earlier)))
     print(f"{RESULTS}, {os.path.relpath(PAGE)}", flush=True)
 
 
@@ -121,12 +122,35 @@ def show_results(rows: Sequence[Mapping[str, Any]]) -> None:
     show("Results", columns, [(row["name"], *_cells(row)) for row in rows])
 
 
-def section(part: str, about: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """A part's section of the page."""
+def section(
+    part: str, about: str, rows: Sequence[Mapping[str, Any]], earlier: Sequence[tuple[str, list[str]]] = ()
+) -> str:
+    """A part's section of the page.
+
+    Args:
+        earlier: of what the page had already: what it was taken on, and rows as they stand there.
+    """
     lines = [f"## {part}", "", inspect.cleandoc(about), ""]
+    for where, old in earlier:
+        lines += [where, "", *_HEAD_ROWS, *old, ""]
     for on, together in groupby(rows, key=lambda row: row["on"]):
-        lines += [_where(on), "", *_table(list(together)), ""]
+        lines += [_where(on), "", *_HEAD_ROWS, *map(_row, together), ""]
     return "\n".join(lines)
+
+
+def tables_of(page: str, part: str, without: Collection[str]) -> list[tuple[str, list[str]]]:
+    """What a section of the page holds: of each table what it was taken on and its rows, but for those of some names.
+
+    The page is kept with the project and `runs` is not, so that it may hold what another copy of the project measured.
+    """
+    text = next((one for one in re.split(r"^## ", page, flags=re.M) if one.startswith(f"{part}\n")), "")
+    found: list[tuple[str, list[str]]] = []
+    for line in text.splitlines():
+        if line.startswith("Taken on "):
+            found.append((line, []))
+        elif found and line.startswith("| `") and line.split("`")[1] not in without:
+            found[-1][1].append(line)
+    return [(where, rows) for where, rows in found if rows]
 
 
 def with_section(page: str, part: str, text: str) -> str:
@@ -136,13 +160,12 @@ def with_section(page: str, part: str, text: str) -> str:
     return "\n\n".join([HEAD.strip(), *(found[name] for name in sorted(found))]) + "\n"
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    head = ["| name | ratio | lowest to highest | at least | what | figures |", "|---|---|---|---|---|---|"]
-    made = []
-    for row in rows:
-        ratio, spread, bar, figures = _cells(row)
-        made.append(f"| `{row['name']}` | **{ratio}** | {spread} | {bar} | {row['against']} | {figures} |")
-    return head + made
+_HEAD_ROWS = ("| name | ratio | lowest to highest | at least | what | figures |", "|---|---|---|---|---|---|")
+
+
+def _row(row: Mapping[str, Any]) -> str:
+    ratio, spread, bar, figures = _cells(row)
+    return f"| `{row['name']}` | **{ratio}** | {spread} | {bar} | {row['against']} | {figures} |"
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, str, str, str]:

@@ -56,6 +56,16 @@ def test_sections_that_this_machine_has_not_measured_stay() -> None:
     assert with_section(page, "loader", "## loader\n\nnew") == f"{HEAD}\n## loader\n\nnew\n\n## search\n\nkept\n"
 
 
+def test_rows_that_another_copy_of_the_project_measured_stay() -> None:
+    report("loader", "Photos.", [_one("loader/a", 1.0), _one("loader/b", 2.0)])
+    results.RESULTS.unlink()
+    report("loader", "Photos.", [_one("loader/a", 1.5), _one("loader/c", 3.0)])
+    lines = [line for line in results.PAGE.read_text().splitlines() if line.startswith(("| `", "Taken on"))]
+    assert [line.split("`")[1] for line in lines if "`" in line] == ["loader/b", "loader/a", "loader/c"]
+    assert "| `loader/a` | **1.50** |" in results.PAGE.read_text()
+    assert len(lines) == 5, "each table says what it was taken on"
+
+
 def test_what_missed_its_mark_says_so() -> None:
     report("training", "Steps.", [_one("train/a", 1.9, at_least=2.0), _one("train/b", 2.0, at_least=2.0)])
     lines = {line.split("`")[1]: line for line in results.PAGE.read_text().splitlines() if line.startswith("| `")}
