@@ -191,6 +191,10 @@ def test_tars_of_other_making_are_told(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"x\.tar: cannot be read as webdataset features") as caught:
             list(read("webdataset", path, layout))
         assert sentence in str(caught.value)
+    with tarfile.open(path, "w:gz"):
+        pass
+    with pytest.raises(DataError, match=r"x\.tar: cannot be read as webdataset features"):
+        list(read("webdataset", path, layout))
     tar(path, {"k.json": b""}, tarfile.SYMTYPE)
     with pytest.raises(DataError, match="is no plain file"):
         list(read("webdataset", path, layout))

@@ -211,8 +211,7 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "width": lambda f: {**f, "width": "eight"},
     "sides": lambda f: {**f, "sides": {"sound": f["sides"]["text"]}},
     "image.faiss: is missing, or not as long": lambda f: f["sides"]["image"].update(bytes=7) or f,
-    "image.faiss: holds other vectors": lambda f: f["sides"]["image"].update(count=4) or f,
-    "text.faiss: holds other vectors": lambda f: {**f, "width": 9},
+    "image.faiss: is damaged": lambda f: f["sides"]["image"].update(checksum="0") or f,
 }
 
 
@@ -220,13 +219,23 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
 def test_damaged_facts_are_told(sentence: str, tmp_path: Path) -> None:
     build_index(features(tmp_path / "f"), tmp_path / "index")
     path = tmp_path / "index" / FACTS
-    if sentence.startswith("text.faiss"):
-        build_index(features(tmp_path / "t", [row(0, "", 0, "red")]), tmp_path / "index")
     wrong = DAMAGE[sentence](json.loads(path.read_text()))
     path.write_text(wrong if isinstance(wrong, str) else json.dumps(wrong))
     with pytest.raises(DataError, match="build the index again with `vlp index --features DIR --out") as caught:
         SearchIndex(tmp_path / "index")
     assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_graph_that_changed_is_never_walked(kind: Kind, tmp_path: Path) -> None:
+    """Sizes and links in it would lead faiss out of all memory."""
+    build_index(features(tmp_path / "f"), tmp_path / "index", kind)
+    path = tmp_path / "index" / "image.faiss"
+    data = path.read_bytes()
+    for place in {*range(0, len(data) - 3 * 8 * 4, 7), 37, 40} if kind == "hnsw" else range(12):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 0x55]) + data[place + 1 :])
+        with pytest.raises(DataError, match=r"image\.faiss: is damaged"):
+            SearchIndex(tmp_path / "index")
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "zeros", "pickle", "gone"])

@@ -20,7 +20,7 @@ from vlp.data.arrays import write_whole
 from vlp.errors import ConfigError, DataError
 from vlp.features.manifest import Manifest
 from vlp.features.reading import Features, Row
-from vlp.search.facts import FACTS, STRINGS, Facts, Model, Side, Source, own_files, place_of
+from vlp.search.facts import FACTS, STRINGS, Facts, Model, Side, Source, head_checksum, own_files, place_of
 from vlp.search.strings import StringsWriter
 from vlp.search.vectors import KINDS, Kind, build, faiss, recall, save
 from vlp.types import Stream
@@ -89,7 +89,8 @@ def _built(features: Features, folder: Path, out: Path, sides: list[Stream], kin
         path = folder / f"{side}.faiss"
         save(index, path)
         found = round(recall(index, each.chunks, other.some(_QUERIES)), 4)
-        about[side] = Side(count=each.count, recall=found, bytes=path.stat().st_size)
+        checksum = head_checksum(path, each.count, width)
+        about[side] = Side(count=each.count, recall=found, bytes=path.stat().st_size, checksum=checksum)
     facts = Facts(kind=kind, width=width, left_out=left_out, sides=about, **_origin(manifest, out))
     write_whole(folder / FACTS, facts.model_dump_json(indent=1).encode() + b"\n")
     return facts

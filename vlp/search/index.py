@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlp.errors import ConfigError, DataError
-from vlp.search.facts import STRINGS, anew, read_facts
+from vlp.search.facts import STRINGS, anew, head_checksum, read_facts
 from vlp.search.strings import Strings
 from vlp.search.vectors import load, nearest, widen
 from vlp.types import Stream
@@ -97,6 +97,8 @@ class SearchIndex:
         path, facts = self.folder / f"{side}.faiss", self.facts.sides[side]
         if not path.is_file() or path.stat().st_size != facts.bytes:
             raise DataError(f"{path}: is missing, or not as long as when it was written; {anew(self.folder)}")
+        if head_checksum(path, facts.count, self.facts.width) != facts.checksum:
+            raise DataError(f"{path}: is damaged (it has another checksum than at first); {anew(self.folder)}")
         index = load(path)
         if (index.d, index.ntotal) != (self.facts.width, facts.count):
             raise DataError(f"{path}: holds other vectors than search.json says; {anew(self.folder)}")

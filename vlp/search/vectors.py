@@ -89,7 +89,7 @@ def load(path: Path) -> Any:
     library = faiss()
     try:
         return library.read_index(str(path), library.IO_FLAG_MMAP_IFC)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         reason = str(error).strip().split("\n")[0]
         raise DataError(f"{path}: is no index of vectors ({reason}); build it again with `vlp index`") from None
 
