@@ -50,7 +50,7 @@ ROWS = [
 
 
 def features(path: Path, rows: Sequence[Row] = ROWS, **facts: Any) -> Features:
-    table = {"source_kind": "pairs", "source": "/data/pairs.csv", "images": "/data/photos", **facts}
+    table = {"source_kind": "pairs", "source": "/shop/pairs.csv", "images": "/shop/photos", **facts}
     feature_folder(path, rows, LAYOUT, **table)
     return Features(path)
 
@@ -64,9 +64,9 @@ def test_a_photo_and_a_text_are_found_once(kind: Kind, tmp_path: Path) -> None:
     best = np.argsort(-(IMAGES[:3] @ TEXTS[0]))
     assert [hit.image for hit in hits] == [f"p{number}.jpg" for number in best]
     assert {hit.image: (hit.id, hit.path, hit.words) for hit in hits} == {
-        "p0.jpg": ("000000000", "/data/photos/p0.jpg", "red"),
-        "p1.jpg": ("000000001", "/data/photos/p1.jpg", "blue"),
-        "p2.jpg": ("000000003", "/data/photos/p2.jpg", "red"),
+        "p0.jpg": ("000000000", "/shop/photos/p0.jpg", "red"),
+        "p1.jpg": ("000000001", "/shop/photos/p1.jpg", "blue"),
+        "p2.jpg": ("000000003", "/shop/photos/p2.jpg", "red"),
     }
     (hits,) = index.search(IMAGES[:1], "text", 10)
     assert sorted(hit.words for hit in hits) == ["blue", "no photo", "red", "round"]
