@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,14 @@ def test_arrays_that_do_not_fit_each_other_are_told(sentence: str, tmp_path: Pat
     with path.open("wb") as file:
         np.savez(file, **given)
     assert sentence in str(failure("npz", path))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_array_that_stands_twice_is_told(tmp_path: Path) -> None:
+    whole("npz", tmp_path / "x.npz")
+    with zipfile.ZipFile(tmp_path / "x.npz", "a") as archive:
+        archive.writestr("pooled.npy", archive.read("pooled.npy"))
+    assert "'pooled' stands twice in it" in str(failure("npz", tmp_path / "x.npz"))
 
 
 def test_no_pickle_runs(tmp_path: Path) -> None:

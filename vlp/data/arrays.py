@@ -123,7 +123,7 @@ def read_npz(
     data = source if isinstance(source, bytes) else source.read_bytes()
     if len(data) > _MANY_BYTES and data.count(b"PK\x01\x02") > _MAX_MEMBERS:
         raise ArrayFault(f"has more than {_MAX_MEMBERS} members")  # zipfile makes an object of each
-    arrays = {}
+    arrays: dict[str, NDArray[Any]] = {}
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             wanted = [
@@ -135,6 +135,8 @@ def read_npz(
                 raise ArrayFault(f"unpacks to more than {limit} bytes")
             for info in wanted:
                 name = info.filename[:-4]
+                if name in arrays:
+                    raise ArrayFault(f"'{name}' stands twice in it")
                 try:
                     arrays[name] = read_npy(_unpacked(archive, info))
                 except ArrayFault as fault:
