@@ -149,15 +149,18 @@ def open_dataset(
     text: TextEncoder,
     cache: CacheConfig | None = None,
     text_only: bool = False,
+    otherwise: str = "give shards that do",
 ) -> Dataset:
-    """An indexed data directory, local or remote, with the lengths of its texts; they are counted at the first time."""
+    """An indexed data directory, local or remote, with the lengths of its texts; they are counted at the first time.
+
+    Args:
+        otherwise: what to do where no sample has such texts.
+    """
     index = open_index(directory, cache)
     lengths = token_lengths(index, text.count, text.fingerprint, text.max_length)
     dataset = Dataset(index, texts, lengths, text_only=text_only)
     if not dataset.examples_S.sum():
-        raise DataError(
-            f"{dataset.directory}: no sample has {texts}, which the task takes for its texts; give shards that do"
-        )
+        raise DataError(f"{dataset.directory}: no sample has {texts}, which the task takes for its texts; {otherwise}")
     return dataset
 
 

@@ -164,7 +164,8 @@ def _shards(inputs: Inputs, model: VisionLanguageModel, preparing: Preparing) ->
     if texts == "none":
         index = open_index(inputs.data)
     else:
-        dataset = open_dataset(inputs.data, texts, preparing.text)  # type: ignore[arg-type]
+        otherwise = "give shards that do, or say with --texts which to take"
+        dataset = open_dataset(inputs.data, texts, preparing.text, otherwise=otherwise)  # type: ignore[arg-type]
         index = dataset.index
     source, found = model.config.image.source, index.manifest.feature_width
     width = getattr(source, "width", None)

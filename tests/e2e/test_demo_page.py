@@ -139,6 +139,25 @@ def test_a_photo_that_is_gone_is_told_by_its_name(opened: Any) -> None:
     assert [said for _, said in found] == [said for _, said in wanted]
 
 
+def test_photos_that_are_gone_are_told_at_the_start(
+    opened: Any, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vlp.demo.serve import open_demo
+
+    index = opened.searcher.index.folder
+    assert open_demo(str(index.parent / "answers"), index).searcher.source is not None
+    assert not capsys.readouterr().err
+    moved = photos.rename(photos.with_name("moved"))
+    try:
+        found, _ = open_demo(str(index.parent / "answers"), index).find("a red square", None, False)
+    finally:
+        moved.rename(photos)
+    assert len(found) == 3
+    said = capsys.readouterr().err
+    assert f"no found photo is shown: '{photos}', which {index} was made of, is gone" in said
+    assert "--data" in said
+
+
 def test_an_address_that_cannot_be_served_is_told() -> None:
     import socket
 

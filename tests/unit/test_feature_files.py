@@ -14,7 +14,7 @@ import torch
 import webdataset
 from PIL import Image
 
-from tests.unit.feature_making import other_model, pixel_model, samples, shards, trained
+from tests.unit.feature_making import other_model, pixel_model, samples, shards, trained, vqa
 from tests.unit.hostile import large_png, pickled, png, scans_jpeg
 from tests.unit.pictures import encoded, ramps
 from vlp import Features, VisionLanguageModel
@@ -313,6 +313,38 @@ def test_a_folder_of_images(photos: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose([row.arrays["pooled"] for row in found], encodings.pooled, atol=1e-5)
 
 
+def test_a_folder_that_changed_is_another_request(photos: Path, tmp_path: Path) -> None:
+    """Its texts and regions too: an extraction never goes on with others than it began with."""
+    model = pixel_model()
+    to(tmp_path / "out", model, open_source(Inputs(str(photos)), model))
+    for change in ("one.txt", "deep/two.txt"):
+        before = open_source(Inputs(str(photos)), model).fingerprint
+        (photos / change).write_text("something else")
+        changed = open_source(Inputs(str(photos)), model)
+        assert changed.fingerprint != before
+        with pytest.raises(ConfigError, match="another request \\('data' is"):
+            to(tmp_path / "out", model, changed)
+    (tmp_path / "regions").mkdir()
+    regions = Inputs(str(photos), regions=tmp_path / "regions")
+    seen = set()
+    for size in (1, 2):
+        (tmp_path / "regions" / "one.npz").write_bytes(bytes(size))
+        seen.add(open_source(regions, trained()).fingerprint)
+    assert len(seen) == 2
+
+
+def test_links_to_nothing_are_told(photos: Path, tmp_path: Path) -> None:
+    (photos / "gone.jpg").symlink_to("nowhere.jpg")
+    (photos / "round.png").symlink_to("round.png")
+    (photos / "two.jpg").symlink_to("deep/two.png")
+    model = pixel_model()
+    done = to(tmp_path / "out", model, open_source(Inputs(str(photos)), model))
+    assert (done.rows, done.quarantined) == (4, 2)
+    records = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
+    assert [record["id"] for record in records] == ["gone.jpg", "round.png"]
+    assert "No such file" in records[0]["error"]
+
+
 def test_tables_of_pairs_are_the_same_whatever_their_kind(photos: Path, tmp_path: Path) -> None:
     model = pixel_model()
     pairs = [("one.jpg", 'red, "round"\ncircle'), ("deep/two.png", "blue"), ("one.jpg", "grün")]
@@ -414,6 +446,13 @@ def test_a_model_of_photos_is_given_photos(source: ShardSource) -> None:
     with pytest.raises(DataError, match="the model reads photos, and these shards hold none"):
         open_source(Inputs(source.place), pixel_model(), parse_what("pooled"))
     assert open_source(Inputs(source.place), pixel_model(), parse_what("text.vector"))
+
+
+def test_texts_that_shards_lack_are_told_with_the_way_out(source: ShardSource) -> None:
+    model = trained(task=vqa())
+    with pytest.raises(DataError, match=r"no sample has questions, .* say with --texts which to take"):
+        open_source(Inputs(source.place), model)
+    assert open_source(Inputs(source.place, texts="captions"), model).groups
 
 
 def test_columns_that_only_some_rows_have_are_there(photos: Path) -> None:

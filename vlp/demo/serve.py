@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,17 @@ def open_demo(model: str, index: Path | None = None, data: str | None = None) ->
     if index is None:
         return Demo(asked)
     own = fingerprint(asked) == SearchIndex(index).facts.model.fingerprint
-    return Demo(asked, open_searcher(index, model if own else None, data, "wanted"))
+    searcher = open_searcher(index, model if own else None, data, "wanted")
+    if searcher.source is None:
+        print(f"demo: {_no_photos(searcher.index)}", file=sys.stderr)
+    return Demo(asked, searcher)
+
+
+def _no_photos(index: SearchIndex) -> str:
+    return (
+        f"no found photo is shown: '{index.facts.source.place.found(index.folder)}', which {index.folder} was made of, "
+        "is gone or has changed since; say with --data where it is now, or extract and index it again"
+    )
 
 
 def check_address(host: str, port: int) -> None:

@@ -207,11 +207,16 @@ class FolderSource:
             raise DataError(f"{folder}: holds neither shards nor an image ({', '.join(IMAGE_EXTENSIONS)})")
         self._names = {printable(name): name for name in self._files}
         self._stems = Counter(_stem(name) for name in self._files)
+        self.fingerprint = self._digest()
+
+    def _digest(self) -> str:
+        """Of the images, and of the texts and regions that stand with them: their names, sizes and times."""
         digest = hashlib.blake2b(digest_size=16)
         for name in self._files:
-            status = (folder / name).stat()
-            digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
-        self.fingerprint = digest.hexdigest()
+            path, regions = self._folder / name, self._image(name).regions
+            with_it = (path, path.with_suffix(".txt"), *([regions] if isinstance(regions, Path) else []))
+            digest.update("\0".join([name, *map(_changes, with_it), "\n"]).encode(errors="surrogateescape"))
+        return digest.hexdigest()
 
     @property
     def groups(self) -> list[Group]:
@@ -253,8 +258,17 @@ def _images(folder: Path) -> Iterator[str]:
     for directory, folders, files in os.walk(folder):
         folders.sort()
         for name in files:
-            if name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS and (Path(directory) / name).exists():
+            if name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS:
                 yield str((Path(directory) / name).relative_to(folder))
+
+
+def _changes(path: Path) -> str:
+    """What is another when a file has changed; the same of all that are not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return "none"
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def _stem(name: str) -> str:
