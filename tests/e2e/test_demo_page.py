@@ -248,6 +248,8 @@ def _search(page: Any, opened: Any, photos: Path, size: str) -> None:
     first = wanted[0][1].split(" ")[0]
     assert first in page.locator("#photos").inner_text()
     assert first in {path.name for path in photos.iterdir()}
+    photo, caption = page.locator("#photos img").first.bounding_box(), page.locator("#photos .caption-label").first
+    assert caption.bounding_box()["y"] >= photo["y"] + photo["height"], "what is said of a photo does not cover it"
     _shot(page, size, "search")
     page.locator("#words textarea, #words input").first.fill("")
     page.locator("#picture input[type=file]").set_input_files(photos / "blue.jpg")

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 CSS = """
 .gradio-container { max-width: 1000px !important; width: 100%; margin: auto; }
 .gallery .grid-wrap { max-height: none; min-height: 0; }
-.gallery .caption-label { white-space: normal; overflow-wrap: anywhere; max-width: calc(100% - 16px); }
+.gallery .thumbnail-item { display: flex; flex-direction: column; aspect-ratio: auto; height: auto; }
+.gallery .thumbnail-item img { aspect-ratio: 4 / 3; height: auto; min-height: 0; }
+.gallery .caption-label { position: static; max-width: 100%; white-space: normal; overflow-wrap: anywhere; }
 @media (max-width: 600px) { .gallery .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; } }
 footer { display: none !important; }
 """
