@@ -183,7 +183,7 @@ def test_a_model_that_is_none(shapes: Shapes, single: Path, tmp_path: Path) -> N
     refused(1, "evaluate", "--model", single, *given, sentence="not the task of a trained model")
     out = ("--out", tmp_path / "out")
     refused(1, "extract", "--model", tmp_path / "none", *given, *out, sentence="none: no such directory; give one that")
-    refused(1, "extract", "--model", single, *given, *out, sentence="config.json: not the config of a model")
+    refused(1, "extract", "--model", single, *given, *out, sentence="is the directory of a run; give")
     broken = tmp_path / "broken"
     shutil.copytree(single / "model", broken)
     (broken / "model.safetensors").write_bytes(b"123")
@@ -221,7 +221,7 @@ def test_search_asked_for_wrongly(tmp_path: Path) -> None:
     refused(2, "search", "--index", tmp_path, sentence="give either --text or --image")
     refused(2, "search", "--index", tmp_path, "--text", "red", "--for", "sounds", sentence="--for: 'sounds' is not")
     refused(1, "search", "--index", tmp_path, "--text", "red", sentence="search.json: is missing; build an index with")
-    refused(1, "index", "--features", tmp_path, "--out", tmp_path / "x", sentence="holds no finished extraction")
+    refused(1, "index", "--features", tmp_path, "--out", tmp_path / "x", sentence="holds no features (no manifest.json)")
 
 
 def test_data_of_another_kind(single: Path, tmp_path: Path) -> None:

@@ -84,7 +84,11 @@ def _check(images: AnyImages, picture: Picture | None, regions: RegionsLike | No
 
 def _pixels(images: PixelImages, picture: Picture) -> PixelInput:
     if not isinstance(picture, (str, Path)):
-        return images.opened(_decoded(picture))
+        opened = _opened(picture)
+        try:
+            return images.opened(opened)  # which decodes a file that is not decoded yet, as small as it may be
+        except Exception as error:  # Pillow's parsers raise whatever they stumble over
+            raise Fault("image", f"does not decode ({error})") from None
     made = images.prepare(_sample(picture, None))
     assert made is not None
     return made
@@ -101,17 +105,13 @@ def _both(images: BothImages, picture: Picture, regions: RegionsLike) -> BothInp
     return BothInput(made, pixels)
 
 
-def _decoded(picture: Image.Image | NDArray[np.uint8]) -> Image.Image:
-    """A picture whose pixels are there; raises Fault."""
+def _opened(picture: Image.Image | NDArray[np.uint8]) -> Image.Image:
+    """A picture of some pixels; raises Fault."""
     if isinstance(picture, np.ndarray):
         _check_array(picture)
         return Image.fromarray(picture)
     if 0 in picture.size:
         raise Fault("image", "has no pixel")
-    try:
-        picture.load()
-    except Exception as error:  # Pillow's parsers raise whatever they stumble over
-        raise Fault("image", f"does not decode ({error})") from None
     return picture
 
 
@@ -125,7 +125,7 @@ def _check_array(array: NDArray[Any]) -> None:
 
 def _size(picture: Picture) -> tuple[int, int]:
     try:
-        opened = open_image(_read(picture, MAX_IMAGE_BYTES)) if isinstance(picture, (str, Path)) else _decoded(picture)
+        opened = open_image(_read(picture, MAX_IMAGE_BYTES)) if isinstance(picture, (str, Path)) else _opened(picture)
     except ImageFault as fault:
         raise Fault("image", str(fault)) from None
     return upright_size(opened)
