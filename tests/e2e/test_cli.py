@@ -221,7 +221,7 @@ def test_search_asked_for_wrongly(tmp_path: Path) -> None:
     refused(2, "search", "--index", tmp_path, sentence="give either --text or --image")
     refused(2, "search", "--index", tmp_path, "--text", "red", "--for", "sounds", sentence="--for: 'sounds' is not")
     refused(1, "search", "--index", tmp_path, "--text", "red", sentence="search.json: is missing; build an index with")
-    refused(1, "index", "--features", tmp_path, "--out", tmp_path / "x", sentence="holds no features (no manifest.json)")
+    refused(1, "index", "--features", tmp_path, "--out", tmp_path / "x", sentence="holds no features")
 
 
 def test_data_of_another_kind(single: Path, tmp_path: Path) -> None:
