@@ -303,6 +303,9 @@ def main() -> None:
     parser.add_argument("--keep-fp32", action="store_true", help="in bf16, ours keeps fp32 weights beside")
     parser.add_argument("--dropout", type=float, default=0.1)
     given = parser.parse_args()
+    unknown = [name for name in given.models if name not in CASES]
+    if unknown:
+        raise SystemExit(f"MODEL: '{unknown[0]}' is not known, it should be one of {', '.join(CASES)}")
     precisions: tuple[Precision, ...] = (given.precision,) if given.precision else ("fp32", "bf16")
     results: list[Result] = []
     with tempfile.TemporaryDirectory() as folder, world() as ranks:
