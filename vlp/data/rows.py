@@ -16,9 +16,6 @@ from numpy.typing import DTypeLike, NDArray
 
 _SPARE = 1.25
 """A piece is made so much larger than the last batch was: batches differ in size."""
-_FADING = 0.9
-"""And it is at least so much of the last piece: the micro-batches of a step differ more. What nobody writes to is no
-memory."""
 
 
 class _Own(threading.local):
@@ -55,7 +52,7 @@ class Rows:
     def end(self) -> None:
         """A batch ends here: the next has a piece of its own, so that no batch keeps another's memory."""
         own = self._own
-        own.size, own.batch = max(int(_SPARE * own.batch), int(_FADING * own.size)), 0
+        own.size, own.batch = int(_SPARE * own.batch), 0
         own.piece, own.end = own.none, 0
 
     def __reduce__(self) -> tuple[type[Rows], tuple[DTypeLike]]:
