@@ -4,8 +4,9 @@
 
 Every run is `vlp pretrain` of a tiny model with one objective, judged on scenes that training has not seen. What is
 reachable without the other modality is the same run with `data.without`, unless the objective's pairs are drawn so that
-it is known: half of the pairs match, one of so many images is the right one. Captions are written of the same scenes,
-but with one text for each that the scene decides (`tell`): of the world's own captions, many more are true than its 3.
+it is known: half of the pairs match, one of so many images is the right one. Captions are written, and patches guessed,
+of the same scenes with one text for each that the scene decides (`tell`): of the world's own captions, many more are
+true than its 3, and none says in which part of the picture a thing is.
 Data and runs lie in runs/objectives; the table comes as Markdown, and stands in docs/objectives.md.
 """
 
@@ -16,12 +17,12 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.world.scene import COLOURS
+from data_tools.world.scene import COLOURS, GRID
 from data_tools.writer import ShardWriter
 from tests.benchmarks.results import save
 from vlp.data.build import build_index
@@ -30,7 +31,7 @@ from vlp.data.shards import ShardReader
 from vlp.distributed import world
 
 RUNS = Path("runs/objectives")
-WORLD, TOLD = RUNS / "world", RUNS / "told"
+WORLD, TOLD, PLACED = RUNS / "world", RUNS / "told", RUNS / "placed"
 SCENES = 4000
 PLAIN = "task.combine=all model.dropout=0 model.attention_dropout=0 optimizer.betas=[0.9,0.98] log.every=100"
 BLIND = 0.4 / 80**2
@@ -95,11 +96,15 @@ TRIALS = {
         "nce_accuracy",
         without="text",
     ),
+    # A patch is a cell of the world's grid, so what it hides shows in no other one.
     "patch_feature": Trial(
-        "cosine of the pixels of a hidden cell, standardised",
-        "{mpf: {kind: patch_feature, standardise: true}}",
+        "cosine of the pixels of a hidden patch",
+        "{mpf: {kind: patch_feature}}",
         "mpf_cosine",
+        "model=vilt_tiny model.image.source.patch=32 task.patch_hiding.probability=0.5",
         model="uniter_tiny_pixels",
+        data=PLACED,
+        steps=1200,
         without="text",
     ),
     # From random weights the pooled vector says nothing of words and regions together, so pairs begin to be told only
@@ -200,19 +205,34 @@ def measured(trial: Trial, found: dict[str, Any]) -> float:
     return value - float(found[f"eval/{trial.below}"]) if trial.below else value
 
 
-def tell(split: str) -> None:
-    """A split of the world with one caption for each scene: all of its objects, in the order in which one reads."""
+def look(thing: Mapping[str, str]) -> str:
+    """What an object looks like: "large red circle"."""
+    return f"{thing['size']} {thing['colour']} {thing['shape']}"
+
+
+def place(thing: Mapping[str, str]) -> str:
+    """Where in the picture an object is, in words that the world's questions have too; nothing for the middle."""
+    row, column = divmod(int(thing["cell"]), GRID)
+    return " ".join(word for word in (("above", "", "below")[row], ("left", "", "right")[column]) if word)
+
+
+def tell(directory: Path, split: str, words: Callable[[Mapping[str, str]], str]) -> None:
+    """A split of the world with one caption for each scene: all of its objects, in the order in which one reads.
+
+    Args:
+        words: what is said of one object.
+    """
     reader = ShardReader(open_index(WORLD / split))
-    with ShardWriter(TOLD / split, 500) as writer:
+    with ShardWriter(directory / split, 500) as writer:
         for shard in range(len(reader.index.manifest.shards)):
             table = reader.index.table(shard)
             for row, key in enumerate(table.keys):
                 sample = reader.read(shard, row, image=True, regions=True, texts=False)
                 scene = json.loads(reader.member(table, shard, row, "json") or b"")["scene"]
                 things = sorted(scene, key=lambda thing: int(thing["cell"]))
-                caption = " , ".join(f"{thing['size']} {thing['colour']} {thing['shape']}" for thing in things)
+                caption = " , ".join(words(thing) for thing in things)
                 writer.write(key, sample.image, "jpg", sample.regions, [caption])
-    build_index(TOLD / split)
+    build_index(directory / split)
 
 
 def material() -> None:
@@ -223,9 +243,11 @@ def material() -> None:
         app(["shapes", "--out", str(WORLD), "--samples", str(SCENES)], standalone_mode=False)
         tokenizer = ["tokenizer", str(WORLD / "train"), "--vocab-size", "200", "--out", str(RUNS / "tokenizer")]
         app(tokenizer, standalone_mode=False)
-    if not TOLD.is_dir():
-        for split in ("train", "dev"):
-            tell(split)
+    for split in ("train", "dev"):
+        if not (TOLD / split).is_dir():
+            tell(TOLD, split, look)
+        if not (PLACED / split).is_dir():
+            tell(PLACED, split, lambda thing: f"{place(thing)} {look(thing)}".strip())
 
 
 def main(names: Sequence[str]) -> None:
