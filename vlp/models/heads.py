@@ -9,8 +9,8 @@ Shape suffixes: K rows; H width of the stream; V vocabulary; D region feature wi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -150,17 +150,26 @@ class Head(nn.Module):
         else:
             self.output = nn.Linear(inner_width or width, outputs)
 
-    def forward(self, x_KH: Tensor) -> Tensor:
-        """Scores [K, V], [K, C] or features [K, D]; K is divided by `join` where rows stand together."""
+    @property
+    def tied(self) -> bool:
+        """Whether it projects by a weight that belongs to another."""
+        return bool(self._tied)
+
+    def forward(self, x_KH: Tensor, last: Callable[[Tensor, Tensor, Tensor], Any] = nn.functional.linear) -> Any:
+        """Scores [K, V], [K, C] or features [K, D]; K is divided by `join` where rows stand together.
+
+        Args:
+            last: of a tied head, what is made of the rows that come to its end, the weight and the bias.
+        """
         if isinstance(self.config, ClassHead) and self.config.join > 1:
             x_KH = x_KH.reshape(-1, self.config.join * x_KH.shape[1])
         x = self._inner[0](x_KH) if self._inner else self.transform(x_KH)
         if not self._tied:
-            return self.output(x)  # type: ignore[no-any-return]
+            return self.output(x)
         (owner,) = self._tied
         assert owner is not None
         weight: Tensor = owner.weight  # type: ignore[assignment]
-        return nn.functional.linear(x, weight.t() if isinstance(self.config, FeatureHead) else weight, self.bias)
+        return last(x, weight.t() if isinstance(self.config, FeatureHead) else weight, self.bias)
 
 
 class _Inner(nn.Module):

@@ -11,26 +11,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from torch import Tensor
-from torch.nn import functional as F
 from typing_extensions import Self
 
-from vlp.models.heads import HeadConfig, VocabularyHead
-from vlp.objectives.gallery import soft_cross_entropy
-from vlp.objectives.objective import (
-    Average,
-    Facts,
-    Hidden,
-    SelfSupervised,
-    SelfSupervisedConfig,
-    accuracy,
-    averaged,
-    empty_positions,
-    precise,
-    shares,
-)
+from vlp.objectives.objective import Average, Facts, Hidden, SelfSupervisedConfig, shares
+from vlp.objectives.vocabulary import WordGuessing
 from vlp.objectives.words import Chosen, choose_spans, choose_tokens, choose_words
-from vlp.types import Example, Rows, Target, Targets
+from vlp.types import Example, Target
 
 _SPAN_END, _SPAN_LONGEST = 0.2, 10
 
@@ -77,36 +63,19 @@ class MaskedLanguageConfig(MaskingConfig):
         return self
 
 
-class MaskedLanguage(SelfSupervised):
+class MaskedLanguage(WordGuessing):
     """Cross entropy of the hidden tokens."""
 
-    rows: Rows = "text"
-    hides = "text"
-
     def __init__(self, name: str, config: MaskedLanguageConfig, facts: Facts) -> None:
-        super().__init__(name)
+        super().__init__(name, facts, config.average)
         self.config = config
         self.mask_id = facts.text.mask_id
         self.random_ids = facts.text.random_ids
 
-    def head(self) -> HeadConfig:
-        return VocabularyHead()
-
-    def empty(self) -> Target:
-        return Target(empty_positions(), {"token": np.zeros(0, np.int64), **shares(self.config.average, 0)})
-
     def target(self, hidden: Hidden, rng: np.random.Generator) -> Target:
         chosen_K, unit_K = chosen_words(hidden.example, self.config, rng)
         made = mask_tokens(hidden, chosen_K, unit_K, self.config, self.mask_id, self.random_ids, rng)
-        return Target(made.positions, made.values | shares(self.config.average, len(made.positions)))
-
-    def loss(self, scores_K: Tensor, targets: Targets) -> tuple[Tensor, dict[str, tuple[Tensor, float]]]:
-        labels_K, survey = targets.values["token"], targets.survey
-        if "teacher" in survey:
-            loss_K = soft_cross_entropy(precise(scores_K), precise(survey["teacher"]), labels_K, survey["alpha"])
-        else:
-            loss_K = F.cross_entropy(precise(scores_K), labels_K, reduction="none")
-        return averaged(loss_K, targets, self.config.average), {f"{self.name}_accuracy": accuracy(scores_K, labels_K)}
+        return Target(made.positions, made.values | shares(self.average, len(made.positions)))
 
 
 def chosen_words(example: Example, config: MaskedLanguageConfig, rng: np.random.Generator) -> Chosen:

@@ -84,6 +84,10 @@ class Hidden:
         return features_KD
 
 
+Judged = tuple[Tensor, Mapping[str, tuple[Tensor, float | Tensor]]]
+"""Sum of the losses over targets, and metrics as (sum, count)."""
+
+
 class Objective(ABC):
     """One pre-training or fine-tuning objective of a model.
 
@@ -108,7 +112,7 @@ class Objective(ABC):
         """A target of zero rows, with the shapes and types of a real one."""
 
     @abstractmethod
-    def loss(self, scores_K: Tensor, targets: Targets) -> tuple[Tensor, Mapping[str, tuple[Tensor, float | Tensor]]]:
+    def loss(self, scores_K: Tensor, targets: Targets) -> Judged:
         """Sum of the losses over targets (fp32 scalar with a graph), and metrics as (sum, count).
 
         Args:
@@ -122,11 +126,19 @@ class Objective(ABC):
         """What `scores` reads of a batch; an objective may add states of its own making to the taps."""
         return encoded
 
+    def states(self, encoded: Encoded, targets: Targets) -> Tensor:
+        """The rows that have a target, [K, H]."""
+        states = {"text": encoded.text_NH, "image": encoded.image_MH, "example": encoded.pooled_BH}[self.rows]
+        return states.index_select(0, targets.positions_K)
+
     def scores(self, head: nn.Module | None, encoded: Encoded, targets: Targets) -> Tensor:
         """The head's output on the rows that have a target."""
         assert head is not None
-        states = {"text": encoded.text_NH, "image": encoded.image_MH, "example": encoded.pooled_BH}[self.rows]
-        return head(states.index_select(0, targets.positions_K))  # type: ignore[no-any-return]
+        return head(self.states(encoded, targets))  # type: ignore[no-any-return]
+
+    def judged(self, head: nn.Module | None, encoded: Encoded, targets: Targets) -> Judged:
+        """The loss of what the head makes of the rows that have a target."""
+        return self.loss(self.scores(head, encoded, targets), targets)
 
 
 class SelfSupervised(Objective):
@@ -163,12 +175,18 @@ def shares(average: Average, targets: int) -> dict[str, NDArray[np.float32]]:
     return {} if average == "targets" else {WEIGHT: np.full(targets, 1 / max(targets, 1), np.float32)}
 
 
+def factors(targets: Targets, average: Average) -> Tensor | None:
+    """What the loss of each target is multiplied by before they are added up, [K]; None for 1."""
+    if average == "targets":
+        return None
+    share_K = targets.values[WEIGHT]
+    return share_K / (1 + _BELOW_THE_LINE * share_K)
+
+
 def averaged(loss_K: Tensor, targets: Targets, average: Average) -> Tensor:
     """Sum of the losses of single targets, as `average` says; for `examples` the sum of their examples' means."""
-    if average == "targets":
-        return loss_K.sum()
-    share_K = targets.values[WEIGHT]
-    return (loss_K * share_K / (1 + _BELOW_THE_LINE * share_K)).sum()
+    factor_K = factors(targets, average)
+    return loss_K.sum() if factor_K is None else (loss_K * factor_K).sum()
 
 
 def precise(scores: Tensor) -> Tensor:

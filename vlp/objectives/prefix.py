@@ -9,17 +9,15 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from torch import Tensor
-from torch.nn import functional as F
 
 from vlp.errors import ConfigError
-from vlp.models.heads import HeadConfig, VocabularyHead
 from vlp.models.imageparts import ImagePositionConfig
 from vlp.models.model import ModelConfig
 from vlp.objectives.mlm import MaskingConfig, mask_tokens
-from vlp.objectives.objective import Facts, Hidden, SelfSupervised, accuracy, empty_positions, precise
+from vlp.objectives.objective import Facts, Hidden
+from vlp.objectives.vocabulary import WordGuessing
 from vlp.objectives.words import choose
-from vlp.types import Example, Rows, Target, Targets
+from vlp.types import Example, Target
 
 
 class PrefixLanguageConfig(MaskingConfig):
@@ -31,23 +29,14 @@ class PrefixLanguageConfig(MaskingConfig):
     language modelling (both sources), where the end of the text may be hidden too, so that its place is learned."""
 
 
-class PrefixLanguage(SelfSupervised):
+class PrefixLanguage(WordGuessing):
     """Cross entropy of the tokens. The text's words see the image and the words before them, the image sees itself."""
 
-    rows: Rows = "text"
-    hides = "text"
-
     def __init__(self, name: str, config: PrefixLanguageConfig, facts: Facts) -> None:
-        super().__init__(name)
+        super().__init__(name, facts)
         self.config = config
         self.text = facts.text
         _check(name, facts.model)
-
-    def head(self) -> HeadConfig:
-        return VocabularyHead()
-
-    def empty(self) -> Target:
-        return Target(empty_positions(), {"token": np.zeros(0, np.int64)})
 
     def target(self, hidden: Hidden, rng: np.random.Generator) -> Target:
         example = hidden.example
@@ -76,11 +65,6 @@ class PrefixLanguage(SelfSupervised):
             targets={self.name: target},
             causal=True,
         )
-
-    def loss(self, scores_K: Tensor, targets: Targets) -> tuple[Tensor, dict[str, tuple[Tensor, float]]]:
-        labels_K = targets.values["token"]
-        total = F.cross_entropy(precise(scores_K), labels_K, reduction="sum")
-        return total, {f"{self.name}_accuracy": accuracy(scores_K, labels_K)}
 
 
 def _check(name: str, model: ModelConfig) -> None:

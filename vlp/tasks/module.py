@@ -47,7 +47,8 @@ class TaskModule(nn.Module):
         sums: dict[str, Tensor] = {}
         metrics: dict[str, tuple[Tensor, float | Tensor]] = {}
         for name, objective in self.objectives.items():
-            total, measured = objective.loss(self._scored(objective, encoded, batch), batch.targets[name])
+            head, read = self._head(name), objective.reading(encoded, batch)
+            total, measured = objective.judged(head, read, batch.targets[name])
             sums[name] = total + tie
             metrics.update(measured)
         return Losses(sums, metrics)

@@ -24,7 +24,7 @@ from vlp.seeds import derive
 from vlp.train.bounds import Bounds
 from vlp.train.ema import EMA, EmaConfig, Mean
 from vlp.train.forward import Forward, Metrics, Root
-from vlp.train.freed import give_back
+from vlp.train.freed import give_back, keep
 from vlp.train.linear import own_linear
 from vlp.train.optimizer import OptimizerConfig, make_optimizer, set_rate
 from vlp.train.penalty import Penalty, PenaltyConfig
@@ -146,6 +146,8 @@ class Engine:
             seed=seed,
         )
         self._give_back()  # the whole model, of which this rank has kept its part
+        if self.stage < 3 and world.device.type == "cpu":
+            keep()
 
     @property
     def task(self) -> nn.Module:
