@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import resource
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,43 @@ def in_ranks(module: str, *arguments: str, ranks: int, environment: Mapping[str,
         if process.returncode:
             raise SystemExit(errors)
     return [json.loads(output.splitlines()[-1]) for output, _ in said]
+
+
+class Apart:
+    """A thing that lives in a process of its own, with a heap and settings of its own; its methods are called here.
+
+    Args:
+        make: makes it there, of the arguments.
+    """
+
+    def __init__(self, make: Callable[..., object], *arguments: object) -> None:
+        spawning = multiprocessing.get_context("spawn")
+        self._pipe, theirs = spawning.Pipe()
+        self._process = spawning.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def __call__(self, method: str, *arguments: object) -> Any:
+        """What a method returns; the time that it takes is that of the method and some microseconds."""
+        self._pipe.send((method, arguments))
+        try:
+            return self._pipe.recv()
+        except EOFError:
+            raise SystemExit(f"{method}: the other process ended, see above") from None
+
+    def close(self) -> None:
+        self._pipe.close()
+        self._process.join()
+
+
+def _serve(pipe: Connection, make: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    thing = make(*arguments)
+    while True:
+        try:
+            method, given = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(getattr(thing, method)(*given))
 
 
 def megabytes(process: str = "self") -> float:

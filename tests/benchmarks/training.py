@@ -4,9 +4,10 @@ Both take the same weights (by way of `vlp convert`) and the same examples: real
 of 384 x 384 pixels, 0.15 of the words hidden. Counted are forward, loss, backward, clipping of the gradient's norm and
 the optimizer (fused AdamW in both); not reading the data, and not padding them for the library. Ours is the engine of
 `vlp pretrain` with all that it does in a step. The library's class is called as its documentation shows, on one padded
-batch with masks. In bf16 its model is in bf16, and so are the optimizer's weights and moments, in both (ZeRO stage 0);
-`--keep-fp32` has ours keep fp32 weights beside (stage 1, what a run does unless told otherwise), the library's not.
-Dropout is 0.1 in both; before, their losses without dropout are compared.
+batch with masks, in a process of its own, as the engine sets malloc for its own. In bf16 its model is in bf16, and so
+are the optimizer's weights and moments, in both (ZeRO stage 0); `--keep-fp32` has ours keep fp32 weights beside (stage
+1, what a run does unless told otherwise), the library's not. Dropout is 0.1 in both; before, their losses without
+dropout are compared.
 
 `mfu` is the model's operations (three times a forward pass, on real tokens, nothing recomputed) per second, over the
 fastest matrix product of the same machine, type and number of threads, timed in the same round.
@@ -25,7 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.benchmarks.measuring import device_of, interleaved, parser_of
+from tests.benchmarks.measuring import Apart, device_of, interleaved, parser_of, wait_for
 from tests.benchmarks.pairs import PER_IMAGE, assembled_run, photo_pairs, region_pairs, steps_of, tokenizer
 from tests.benchmarks.peers import PEERS, VISUAL_WEIGHT, Inputs, Peer, Size
 from tests.benchmarks.products import best_product
@@ -156,13 +157,29 @@ class Theirs:
         self.optimizer.step()
         loss.item()
 
-    def loss(self, batch: Batch) -> float:
+    def loss(self, given: Inputs) -> float:
         """Without dropout."""
         self.peer.model.eval()
         with torch.inference_mode():
-            loss = float(self.peer.loss(self.given(batch)))
+            loss = float(self.peer.loss(given))
         self.peer.model.train()
         return loss
+
+
+class TheirSteps:
+    """What is asked of the library's model in its process: steps by their number, padded beforehand."""
+
+    def __init__(self, setting: Setting, name: str, precision: Precision, batches: Sequence[Batch]) -> None:
+        self._theirs = Theirs(peer_of(name, setting), precision, setting.device)
+        self._given = [self._theirs.given(batch) for batch in batches]
+        self._device = setting.device
+
+    def train(self, number: int) -> None:
+        self._theirs.train(self._given[number])
+        wait_for(self._device)
+
+    def loss(self, number: int) -> float:
+        return self._theirs.loss(self._given[number])
 
 
 @dataclass(frozen=True)
@@ -175,7 +192,6 @@ class Setting:
     dropout: float
     device: str
     folder: Path
-    ranks: World
     keep_fp32: bool = False
 
     @property
@@ -183,43 +199,50 @@ class Setting:
         return self.repeats + 1
 
 
-def measure(name: str, precision: Precision, setting: Setting) -> list[Result]:
+def peer_of(name: str, setting: Setting) -> Peer:
+    """The same weights in every process."""
+    torch.manual_seed(0)
+    return PEERS[name](setting.size, setting.dropout)
+
+
+def measure(name: str, precision: Precision, setting: Setting, ranks: World) -> list[Result]:
     """The results of one model in one precision."""
     case = CASES[name]
-    torch.manual_seed(0)
-    peer = PEERS[name](setting.size, setting.dropout) if case.model is None else None
+    peer = None if case.model else peer_of(name, setting)
     assembled = assembled_run(_values(case, peer, setting), _overrides(case, setting))
+    against = None if peer is None else f"a training step of transformers' {type(peer.model).__name__}"
+    del peer
     steps = steps_of(assembled, setting.steps)
+    batches = [step.micro_batches[0] for step in steps]
+    theirs = None
+    if against:
+        theirs = Apart(TheirSteps, setting, name, precision, batches)
     weights, keep = assembled.task.weights, setting.keep_fp32
-    ours = Ours(make_module(assembled), weights, precision, setting.ranks, keep_fp32=keep)
+    ours = Ours(make_module(assembled), weights, precision, ranks, keep_fp32=keep)
     called = f"{name}_{setting.size}/{precision}{'_keeping_fp32' if keep else ''}"
     calls: dict[str, Callable[[], object]] = {"vlp": Turns([lambda s=step: ours.train(s) for step in steps])}
-    figures: dict[str, float | str] = {"examples": setting.examples, "real tokens": _mean_tokens(steps)}
-    if peer is not None:
-        theirs = Theirs(peer, precision, setting.device)
-        figures |= _losses(ours, theirs, steps[0], precision)
-        padded = [theirs.given(step.micro_batches[0]) for step in steps]
-        figures["padded tokens"] = sum(step.micro_batches[0].padded_tokens for step in steps) / len(steps)
-        calls["theirs"] = Turns([lambda g=given: theirs.train(g) for given in padded])
+    tokens = sum(batch.tokens for batch in batches) / len(batches)
+    figures: dict[str, float | str] = {"examples": setting.examples, "real tokens": tokens}
+    if theirs is not None:
+        figures |= _losses(ours.loss(batches[0]), theirs("loss", 0), precision)
+        figures["padded tokens"] = sum(batch.padded_tokens for batch in batches) / len(batches)
+        calls["theirs"] = Turns([lambda n=number: theirs("train", n) for number in range(len(steps))])
     product = best_product(setting.device, torch.bfloat16 if precision == "bf16" else torch.float32)
     limits: list[float] = []
     calls["limit"] = lambda: limits.append(product.rate())
     seconds = interleaved(calls, setting.repeats, device=setting.device, warm=1)
     bars = setting.size == "base" and setting.device == "cpu"
     results = []
-    if peer is not None:
-        against = f"a training step of transformers' {type(peer.model).__name__}"
-        at_least = case.at_least.get(precision) if bars else None
-        count = figures["real tokens"]
-        assert isinstance(count, float)
+    if theirs is not None:
+        theirs.close()
         results.append(
             compared(
                 f"train/{called}",
                 seconds,
-                against=against,
-                count=count,
+                against=str(against),
+                count=tokens,
                 unit="tokens",
-                at_least=at_least,
+                at_least=case.at_least.get(precision) if bars else None,
                 figures=figures,
             )
         )
@@ -254,18 +277,12 @@ class Turns:
         next(self._calls)()
 
 
-def _losses(ours: Ours, theirs: Theirs, step: Step, precision: Precision) -> dict[str, float | str]:
+def _losses(own: float, other: float, precision: Precision) -> dict[str, float | str]:
     """Both losses of one batch; equal, or nothing that follows is a comparison."""
-    (batch,) = step.micro_batches
-    own, other = ours.loss(batch), theirs.loss(batch)
     apart = abs(own - other) / abs(other)
     if not apart <= CLOSE[precision]:
         raise SystemExit(f"losses differ: ours {own}, theirs {other}")
     return {"loss, vlp": own, "loss, theirs": other, "apart": apart}
-
-
-def _mean_tokens(steps: Sequence[Step]) -> float:
-    return sum(batch.tokens for step in steps for batch in step.micro_batches) / len(steps)
 
 
 def _values(case: Case, peer: Peer | None, setting: Setting) -> dict[str, Any]:
@@ -311,11 +328,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, world() as ranks:
         device = device_of(given.device)
         setting = Setting(
-            given.size, given.examples, given.repeats, given.dropout, device, Path(folder), ranks, given.keep_fp32
+            given.size, given.examples, given.repeats, given.dropout, device, Path(folder), given.keep_fp32
         )
         for name in given.models or CASES:
             for precision in precisions:
-                results += measure(name, precision, setting)
+                results += measure(name, precision, setting, ranks)
                 gc.collect()
     report("training", __doc__, results, device=device)
 
