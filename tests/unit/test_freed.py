@@ -30,7 +30,7 @@ def test_what_lies_free_between_blocks_in_use_is_given_back() -> None:
 
 
 KEEPING = """
-import os
+import os, resource
 from pathlib import Path
 from vlp.train.freed import keep
 
@@ -55,7 +55,7 @@ def test_a_large_block_that_is_freed_stays_where_it_was() -> None:
 
 def _of_its_own(first: str) -> tuple[int, int]:
     """Bytes that a process holds when it has freed a block, and its page faults as it takes another such block."""
-    code = "import resource\n" + KEEPING.replace("{first}", first)
+    code = KEEPING.replace("{first}", first)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     held, faults = map(int, done.stdout.split())
     return held, faults

@@ -17,8 +17,8 @@ def keep() -> None:
     """From now on, keep all freed memory.
 
     malloc takes blocks above 32 MB from the system and gives them back each time: 2731 tokens of 3072 numbers. A step
-    has hundreds, whose pages the system must find and clear anew; in a step of 64 examples that is a twentieth of the
-    time. It is for training alone, whose steps all need the same again.
+    has hundreds, whose pages the system must find and clear anew; of a bf16 step of LXMERT's base model that was 7 %
+    (32 examples, two cores). It is for training alone, whose steps all need the same again.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
