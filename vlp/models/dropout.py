@@ -1,11 +1,12 @@
 """Dropout. On a CPU with masks of its own making: torch draws a number in 8 ns there (2.15), and a base model's step
-drew for a twentieth of its time; sixteen bits of a 64-bit draw take a tenth of that, and a mask takes a byte.
+drew for a twentieth of its time; sixteen bits of a 64-bit draw take a twentieth of that, and a mask takes a byte.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,13 +18,17 @@ _STEPS = 1 << 16
 
 
 def keep_mask(count: int, probability: float, like: Tensor) -> tuple[Tensor, float]:
-    """Which of so many numbers are kept, bool [count] on the CPU, and the factor for those that are.
+    """Which of so many numbers are kept, 1 or 0 as uint8 [count] on the CPU, and the factor for those that are.
 
-    Drawn by torch's own generator, so that seeding it and recomputation in backward hold.
+    torch's own generator decides, so that seeding it and recomputation in backward hold: it seeds numpy's SFC64, which
+    draws in half the time. Bytes and not bool, by which torch multiplies in twice the time.
     """
     kept = min(max(round((1 - probability) * _STEPS), 1), _STEPS - 1)
-    draws = torch.empty(-(-count // 4), dtype=torch.int64, device=like.device).random_(-(2**63), None)
-    return draws.view(torch.int16)[:count] < kept - _STEPS // 2, _STEPS / kept
+    if like.is_meta:
+        return like.new_empty(count, dtype=torch.uint8), _STEPS / kept
+    draws = np.random.SFC64(int(torch.randint(2**62, ()))).random_raw(-(-count // 4))
+    mask = torch.from_numpy(draws.view(np.int16))[:count] < kept - _STEPS // 2
+    return mask.view(torch.uint8), _STEPS / kept
 
 
 class _Dropped(torch.autograd.Function):

@@ -116,6 +116,8 @@ class Engine:
         self.stage = stage_of(zero)
         self.skipped_steps = 0
         self._weights = dict(weights)
+        # Here alone DeepSpeed puts nothing around the optimizer: it would apply a NaN, and take the norm a second time.
+        self._plain = self.stage == 0 and precision == "fp32"
         self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         self._root = Root(task)
         self._penalty = None if penalty is None else Penalty(penalty, task)
@@ -124,7 +126,9 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(
             model=self._root,
             optimizer=made,
-            config=engine_config(zero, precision, optimizer.clip_norm, cuda=world.device.type == "cuda"),
+            config=engine_config(
+                zero, precision, None if self._plain else optimizer.clip_norm, cuda=world.device.type == "cuda"
+            ),
         )
         if world.size == 1 and self.stage == 0:
             # Alone there is nothing to add up, and DeepSpeed would copy all gradients twice to find that out.
@@ -275,12 +279,15 @@ class Engine:
     def _update(self, learning_rate: float) -> tuple[float, bool]:
         """Apply the gradients unless they are not finite; returns their norm and whether they were applied."""
         set_rate(self._engine.optimizer.param_groups, self._optimizer, learning_rate, self.states.steps + 1)
-        if self.stage == 0 and self.precision == "fp32":  # the one case in which DeepSpeed would apply a NaN
+        if self._plain:
             gradients = [p.grad for p in self._root.parameters() if p.grad is not None]
-            norm = float(nn.utils.get_total_norm(gradients))
+            total, most = nn.utils.get_total_norm(gradients), self._optimizer.clip_norm
+            norm = float(total)
             if not math.isfinite(norm):
                 self._engine.zero_grad()
                 return norm, False
+            if most is not None and norm > most:
+                nn.utils.clip_grads_with_norm_(self._root.parameters(), most, total)
             self._engine.step()
             return norm, True
         self._engine.step()
