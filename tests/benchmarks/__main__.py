@@ -31,10 +31,10 @@ class Part:
 
 
 PARTS = {
-    "training": Part(("--examples", "16", "--repeats", "2"), gpu=True),
-    "extraction": Part(("visualbert_base", "lxmert_base", "--examples", "80"), gpu=True),
-    "retrieval": Part(("--images", "4", "--repeats", "2"), gpu=True),
-    "memory_peers": Part(("--variants", "vlp", "checkpointing"), gpu=True),
+    "training": Part(("--repeats", "2"), gpu=True),
+    "extraction": Part(("visualbert_base", "lxmert_base", "--examples", "60", "--repeats", "2"), gpu=True),
+    "retrieval": Part(("--images", "2", "--repeats", "2"), gpu=True),
+    "memory_peers": Part(("--variants", "vlp"), gpu=True),
     "scaling": Part(gpu=True),
     "loader": Part(),
     "search": Part(("--count", "20000")),

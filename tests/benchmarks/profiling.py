@@ -53,7 +53,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, world() as ranks:
         for name in given.models:
-            setting = Setting("base", given.examples, 2, 0.1, "cpu", Path(folder))
+            setting = Setting("base", given.examples, 3, 0.1, "cpu", Path(folder))
             case = CASES[name]
             peer = PEERS[name]() if case.model is None else None
             assembled = assembled_run(_values(case, peer, setting), _overrides(case, setting))

@@ -41,6 +41,8 @@ from vlp.train.zero import Precision, read_zero, zero_file
 from vlp.types import Batch, Losses, Step
 
 RATE, CLIP = 1e-4, 1.0
+WARM = 8
+"""Examples of the first step, which is not counted."""
 CLOSE = {"fp32": 1e-5, "bf16": 1e-2}
 """How much losses may differ, as a share."""
 WORDS = {"mlm": {"kind": "masked_language"}}
@@ -56,6 +58,8 @@ class Case:
     changes: tuple[str, ...] = ()
     """Overrides of its config."""
     photos: bool = False
+    examples: int = 32
+    """Of a step, unless it is told; so many that all models have their turn in some minutes."""
     at_least: Mapping[str, float] = field(default_factory=dict)
     """How many times as fast as the library's it is held to be, by precision, at base size."""
     share: Mapping[str, float] = field(default_factory=dict)
@@ -81,6 +85,7 @@ CASES = {
             | {"weight": VISUAL_WEIGHT},
         },
         changes=("model.image.source.max_regions=100",),
+        examples=64,
         at_least={"fp32": 2.0, "bf16": 2.0},
         share=SHARE,
     ),
@@ -88,6 +93,7 @@ CASES = {
         WORDS,
         changes=("model.image.source.fit=squash", "model.image.source.sample=null"),
         photos=True,
+        examples=16,
         at_least={"fp32": 1.2, "bf16": 1.2},
     ),
     "uniter": Case(
@@ -187,16 +193,16 @@ class Setting:
     """How much is measured, and on what."""
 
     size: Size
-    examples: int
+    examples: int | None
+    """Of a step; None for what the case has."""
     repeats: int
     dropout: float
     device: str
     folder: Path
     keep_fp32: bool = False
 
-    @property
-    def steps(self) -> int:
-        return self.repeats + 1
+    def examples_of(self, case: Case) -> int:
+        return self.examples or case.examples
 
 
 def peer_of(name: str, setting: Setting) -> Peer:
@@ -209,10 +215,12 @@ def measure(name: str, precision: Precision, setting: Setting, ranks: World) -> 
     """The results of one model in one precision."""
     case = CASES[name]
     peer = None if case.model else peer_of(name, setting)
-    assembled = assembled_run(_values(case, peer, setting), _overrides(case, setting))
+    values, overrides = _values(case, peer, setting), _overrides(case, setting)
+    assembled = assembled_run(values, overrides)
     against = None if peer is None else f"a training step of transformers' {type(peer.model).__name__}"
     del peer
-    steps = steps_of(assembled, setting.steps)
+    few = {**values, "batch": {**values["batch"], "size": WARM}}
+    steps = steps_of(assembled_run(few, overrides), 1) + steps_of(assembled, setting.repeats)
     batches = [step.micro_batches[0] for step in steps]
     theirs = None
     if against:
@@ -221,11 +229,11 @@ def measure(name: str, precision: Precision, setting: Setting, ranks: World) -> 
     ours = Ours(make_module(assembled), weights, precision, ranks, keep_fp32=keep)
     called = f"{name}_{setting.size}/{precision}{'_keeping_fp32' if keep else ''}"
     calls: dict[str, Callable[[], object]] = {"vlp": Turns([lambda s=step: ours.train(s) for step in steps])}
-    tokens = sum(batch.tokens for batch in batches) / len(batches)
-    figures: dict[str, float | str] = {"examples": setting.examples, "real tokens": tokens}
+    tokens = statistics.mean(batch.tokens for batch in batches[1:])
+    figures: dict[str, float | str] = {"examples": setting.examples_of(case), "real tokens": tokens}
     if theirs is not None:
-        figures |= _losses(ours.loss(batches[0]), theirs("loss", 0), precision)
-        figures["padded tokens"] = sum(batch.padded_tokens for batch in batches) / len(batches)
+        figures |= _losses(ours.loss(batches[1]), theirs("loss", 1), precision)
+        figures["padded tokens"] = statistics.mean(batch.padded_tokens for batch in batches[1:])
         calls["theirs"] = Turns([lambda n=number: theirs("train", n) for number in range(len(steps))])
     product = best_product(setting.device, torch.bfloat16 if precision == "bf16" else torch.float32)
     limits: list[float] = []
@@ -292,16 +300,17 @@ def _values(case: Case, peer: Peer | None, setting: Setting) -> dict[str, Any]:
         own = setting.folder / type(peer).__name__
         own.mkdir(exist_ok=True)
         model = str(peer.converted(own))
-    data = setting.folder / ("photos" if case.photos else "regions")
+    images = -(-setting.examples_of(case) * setting.repeats // PER_IMAGE)
+    folder = setting.folder / f"{images}_images"
+    data = folder / ("photos" if case.photos else "regions")
     if not data.exists():
-        images = -(-setting.examples * setting.steps // PER_IMAGE)
-        (photo_pairs if case.photos else region_pairs)(setting.folder, images)
+        (photo_pairs if case.photos else region_pairs)(folder, images)
     return {
         "model": model,
         "tokenizer": str(tokenizer(setting.folder)),
         "task": {"name": "pretrain", "objectives": case.objectives, "on_mismatched": True},
         "data": {"train": str(data)},
-        "batch": {"size": setting.examples, "micro_tokens": 1 << 30},
+        "batch": {"size": setting.examples_of(case), "micro_tokens": 1 << 30},
     }
 
 
@@ -315,7 +324,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"{', '.join(CASES)} (default: all)")
     parser.add_argument("--size", choices=("small", "base"), default="base")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: both")
-    parser.add_argument("--examples", type=int, default=32, help="of a step (default: 32)")
+    parser.add_argument("--examples", type=int, help="of a step (default: 64 for LXMERT, 16 for ViLT, 32 for others)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--keep-fp32", action="store_true", help="in bf16, ours keeps fp32 weights beside")
     parser.add_argument("--dropout", type=float, default=0.1)
