@@ -10,8 +10,8 @@ batches of 64 pairs, image by image, both towers run again for each pair; `match
 heads, which the class always runs. For an image tower (ALBEF's shape, which that library lacks) naive is vlp's own
 network on whole pairs, 64 at once. LXMERT has 36 regions an image, VisualBERT 10 to 100, ALBEF photos; captions are
 real ones. In each round vlp scores the whole sample, reading it included, and the naive encoder one batch out of it,
-with its data ready in memory. `make bench` takes 2 images of the 20: with more of them the captions' own part weighs
-less, and the ratios are higher.
+with its data ready in memory. `make bench` takes 8 images and 15 captions instead of 20 and 50: with fewer of either
+what one of them alone decides weighs more, and the ratios are lower.
 """
 
 from __future__ import annotations
