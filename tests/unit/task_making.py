@@ -86,8 +86,7 @@ def example(words: int = 6, regions: int = 4, matched: bool = True) -> Example:
 
 
 def hidden(of: Example | None = None) -> Hidden:
-    made = of or example()
-    return Hidden(made, made.image if isinstance(made.image, RegionInput) else None)
+    return Hidden(of or example())
 
 
 def sample(number: int, *captions: str, questions: Sequence[Question] = (), regions: int = 3) -> Sample:

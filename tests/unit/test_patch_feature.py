@@ -22,7 +22,6 @@ from vlp.models.patches import Patches, PatchSource
 from vlp.objectives.objective import Facts
 from vlp.objectives.patch_feature import PatchFeature, PatchFeatureConfig, source_grid
 from vlp.objectives.patches import PatchHidingConfig, hide_patches
-from vlp.objectives.regions import hidden_positions
 from vlp.seeds import generator
 from vlp.tasks.module import TaskModule
 from vlp.types import Batch, Example, PixelInput
@@ -82,7 +81,7 @@ def batch_of(made: PatchFeature, examples: list[Example], **more: Any) -> Batch:
 def test_so_many_are_targets_and_so_many_of_them_hidden() -> None:
     one = example(5, PixelInput(np.zeros((3, 4, 4), np.uint8), 100_000))
     hidden = hide_patches(one, PatchHidingConfig(zero=0.8), 0, generator(0, "t"))
-    targets = hidden_positions(hidden)
+    targets = hidden.guessed_K
     assert isinstance(one.image, PixelInput)
     assert one.image.hidden_K is not None
     assert within_3_sigma(len(targets), 100_000, 0.15)
@@ -95,7 +94,7 @@ def test_one_is_hidden_in_any_case_unless_the_config_says_otherwise() -> None:
         config, counts = PatchHidingConfig(probability=1e-6, at_least_one=at_least_one), set()
         for seed in range(20):
             one = example(5, PixelInput(np.zeros((3, 4, 4), np.uint8), 4))
-            counts.add(len(hidden_positions(hide_patches(one, config, 0, generator(seed, "t")))))
+            counts.add(len(hide_patches(one, config, 0, generator(seed, "t")).guessed_K))
         assert counts == found
 
 
@@ -103,10 +102,10 @@ def test_tokens_of_the_whole_image_and_images_of_regions_stay() -> None:
     for seed in range(20):
         one = example(5, replace(PixelInput(np.zeros((3, 4, 4), np.uint8), 5), kept_K=np.array([0, 2, 4])))
         hidden = hide_patches(one, PatchHidingConfig(probability=1), 2, generator(seed, "t"))
-        assert hidden_positions(hidden).tolist() == [1, 2]
+        assert hidden.guessed_K.tolist() == [1, 2]
     for image in (None, 3):
         one = example(5, image)
-        assert not len(hidden_positions(hide_patches(one, PatchHidingConfig(), 0, generator(0, "t"))))
+        assert not len(hide_patches(one, PatchHidingConfig(), 0, generator(0, "t")).guessed_K)
 
 
 # ---------------------------------------------------------------------------------------------------------- targets

@@ -16,7 +16,7 @@ from vlp.errors import ConfigError
 from vlp.models.heads import FeatureHead
 from vlp.objectives.objective import Hidden
 from vlp.objectives.region_contrast import RegionContrast, RegionContrastConfig, contrast, products
-from vlp.objectives.regions import RegionHidingConfig, hide_regions
+from vlp.objectives.regions import RegionHidingConfig, choose_regions, hide_regions
 from vlp.seeds import generator
 from vlp.types import Example, Loan, RegionInput, Target, Targets
 
@@ -32,7 +32,7 @@ def hidden(regions: int = 8, lent: np.ndarray | None = LENT, whole: bool = False
     if whole:
         assert isinstance(made.image, RegionInput)
         made.image = with_whole(made.image)
-    return hide_regions(made, RegionHidingConfig(probability=0.4), generator(seed, "t"), lent)
+    return choose_regions(made, RegionHidingConfig(probability=0.4), generator(seed, "t"), lent)
 
 
 def test_cross_entropy_of_the_true_feature_among_the_negatives() -> None:
@@ -49,6 +49,7 @@ def test_cross_entropy_of_the_true_feature_among_the_negatives() -> None:
 def test_the_true_feature_comes_first_and_is_no_negative(whole: bool) -> None:
     case = hidden(whole=whole)
     target = objective().target(case, generator(1, "t"))
+    hide_regions(case, RegionHidingConfig(probability=0.4), generator(2, "t"))  # what was asked for stays
     features, candidates = target.values["feature"], target.values["candidate"]
     own = example(regions=8).regions.features_RD  # type: ignore[union-attr]
     np.testing.assert_array_equal(features, np.concatenate([own, LENT]))

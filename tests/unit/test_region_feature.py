@@ -11,7 +11,7 @@ from vlp.errors import ConfigError
 from vlp.models.heads import FeatureHead
 from vlp.objectives.objective import Hidden
 from vlp.objectives.region_feature import RegionFeature, RegionFeatureConfig
-from vlp.objectives.regions import RegionHidingConfig, hide_regions
+from vlp.objectives.regions import RegionHidingConfig, choose_regions, hide_regions
 from vlp.seeds import generator
 from vlp.types import Targets
 
@@ -43,8 +43,10 @@ def test_the_loss_is_a_sum_over_regions_of_means_over_numbers(distance: str, by_
 def test_the_target_is_the_feature_that_was_hidden() -> None:
     made = example(regions=8)
     features = made.image.features_RD.copy()  # type: ignore[union-attr]
-    hidden = hide_regions(made, RegionHidingConfig(probability=0.4), generator(0, "t"))
+    config = RegionHidingConfig(probability=0.4)
+    hidden = choose_regions(made, config, generator(0, "t"))
     target = objective().target(hidden, generator(1, "t"))
+    hide_regions(hidden, config, generator(2, "t"))
     assert 0 < len(target.positions) < 8
     assert target.values["feature"].any()
     np.testing.assert_array_equal(target.values["feature"], features[target.positions])
@@ -52,7 +54,7 @@ def test_the_target_is_the_feature_that_was_hidden() -> None:
 
 
 def test_nothing_hidden_gives_no_target() -> None:
-    target = objective().target(Hidden(example(), None), generator(0, "t"))
+    target = objective().target(Hidden(example()), generator(0, "t"))
     assert target.values["feature"].shape == (0, WIDTH)
 
 
@@ -71,7 +73,7 @@ def test_the_mean_may_be_over_all_regions() -> None:
     for regions, probability in ((8, 0.5), (3, 1e-9), (0, 0.5)):
         one = example(regions=regions)
         config = RegionHidingConfig(probability=probability, at_least_one=False)
-        case = hide_regions(one, config, generator(regions, "t"))
+        case = choose_regions(one, config, generator(regions, "t"))
         one.targets["mrfr"] = made.target(case, generator(1, "t"))
         shown.append(one)
         total += regions

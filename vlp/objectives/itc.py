@@ -115,7 +115,7 @@ class Contrast(SelfSupervised):
         return Target(empty_positions(), {"place": np.zeros(0, np.int64), "image": np.zeros(0, np.int64)})
 
     def target(self, hidden: Hidden, rng: np.random.Generator) -> Target:
-        return self.target_of(hidden.place, hidden.image)
+        return self.target_of(hidden.place, image_number(*hidden.image))
 
     def target_of(self, place: int, image: int) -> Target:
         """The target of one pair.

@@ -101,12 +101,12 @@ def mask_tokens(
     rng: np.random.Generator,
 ) -> Target:
     """Hide the chosen tokens in the example, a unit by one draw, and say what they were."""
-    tokens_T = hidden.example.token_ids_T
+    tokens_T = hidden.example.token_ids_T.copy()
     labels_K = tokens_T[chosen_K]
-    draw_K = rng.random(int(unit_K.max(initial=-1)) + 1)[unit_K]
-    random_K = random_ids[rng.integers(len(random_ids), size=len(chosen_K))]
-    replaced_K = np.where(draw_K < config.mask + config.random, random_K, labels_K)
-    tokens_T = tokens_T.copy()
-    tokens_T[chosen_K] = np.where(draw_K < config.mask, mask_id, replaced_K)
+    draw_K = rng.random(len(chosen_K))[unit_K]  # there are no more units than tokens
+    random_K = chosen_K[(draw_K >= config.mask) & (draw_K < config.mask + config.random)]
+    tokens_T[chosen_K[draw_K < config.mask]] = mask_id
+    if len(random_K):
+        tokens_T[random_K] = random_ids[rng.integers(len(random_ids), size=len(random_K))]
     hidden.example.token_ids_T = tokens_T
     return Target(chosen_K, {"token": labels_K})

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from vlp.data.batch import WEIGHT, TargetForm
 from vlp.data.text import TextEncoder
 from vlp.models.heads import HeadConfig
 from vlp.models.model import ModelConfig
-from vlp.types import Batch, Encoded, Example, Question, RegionInput, Rows, Stream, Target, Targets
+from vlp.types import Batch, Encoded, Example, Question, Rows, Stream, Target, Targets
 
 
 class ObjectiveConfig(Config):
@@ -45,43 +45,31 @@ class SelfSupervisedConfig(ObjectiveConfig):
     """The objective whose steps it stands in as well, instead of having steps of its own (`combine: one`)."""
 
 
-@dataclass(frozen=True)
+def empty_positions() -> NDArray[np.int64]:
+    """No positions."""
+    return np.zeros(0, np.int64)
+
+
+@dataclass(slots=True)
 class Hidden:
-    """An example after hiding, and what stood there before."""
+    """An example of which something is hidden and guessed. Words are hidden by the objective that guesses them; regions
+    still are as they were when objectives ask, and are hidden behind them."""
 
     example: Example
-    regions: RegionInput | None
-    """The regions, of which nothing but features is hidden; None for pixels or no image."""
-    covered_C: NDArray[np.int64] | None = None
-    """Places of the regions whose features were written over, ascending; None for none."""
-    before_CD: NDArray[np.float32] | None = None
-    """What their features were."""
+    guessed_K: NDArray[np.int64] = field(default_factory=empty_positions)
+    """Image tokens (regions or patches) that are to be guessed, by their places, ascending."""
+    zeroed_C: NDArray[np.int64] = field(default_factory=empty_positions)
+    """Regions whose features become zero."""
+    replaced_C: NDArray[np.int64] = field(default_factory=empty_positions)
+    """Regions that get features of other images' regions."""
+    lent_KD: NDArray[np.floating[Any]] | None = None
+    """Features of other images' regions, in the precision of the shard; at least one, or None."""
     question: Question | None = None
     """The question that the text is, if it is one."""
-    guessed_R: NDArray[np.bool_] | None = None
-    """True at the image tokens (regions or patches) that are to be guessed; None where there is none."""
-    lent_KD: NDArray[np.float32] | None = None
-    """Features of other images' regions."""
     place: int = 0
     """In the global batch."""
-    image: int = 0
-    """A number of the image, the same in every block, epoch and run."""
-
-    def features(self, places_K: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The features of some regions as they were before any was hidden, [K, D]; a copy."""
-        assert self.regions is not None
-        features_KD: NDArray[np.float32]
-        if self.covered_C is None or self.before_CD is None or not len(self.covered_C):
-            features_KD = self.regions.features_RD[places_K]
-            return features_KD
-        row_K = np.searchsorted(self.covered_C, places_K).clip(max=len(self.covered_C) - 1)
-        covered_K = self.covered_C[row_K] == places_K
-        if covered_K.all():
-            features_KD = self.before_CD[row_K]
-            return features_KD
-        features_KD = self.regions.features_RD[places_K]
-        features_KD[covered_K] = self.before_CD[row_K[covered_K]]
-        return features_KD
+    image: tuple[int, str] = (0, "")
+    """Dataset and key of the image."""
 
 
 Judged = tuple[Tensor, Mapping[str, tuple[Tensor, float | Tensor]]]
@@ -192,11 +180,6 @@ def averaged(loss_K: Tensor, targets: Targets, average: Average) -> Tensor:
 def precise(scores: Tensor) -> Tensor:
     """Scores in fp32 at least: a loss is a small difference of large numbers."""
     return scores if scores.dtype == torch.float64 else scores.float()
-
-
-def empty_positions() -> NDArray[np.int64]:
-    """No positions."""
-    return np.zeros(0, np.int64)
 
 
 def cosine(guessed_KD: Tensor, wanted_KD: Tensor) -> tuple[Tensor, float]:

@@ -30,7 +30,6 @@ from vlp.objectives.objective import (
     empty_positions,
     precise,
 )
-from vlp.objectives.regions import hidden_positions
 from vlp.types import Batch, Encoded, FramedBatch, PixelInput, Rows, Target, Targets
 
 _SMALLEST = 1e-6
@@ -109,7 +108,7 @@ class PatchFeature(SelfSupervised):
         return Target(empty_positions(), dict(pixels))
 
     def target(self, hidden: Hidden, rng: np.random.Generator) -> Target:
-        image, places_K = hidden.example.image, hidden_positions(hidden)
+        image, places_K = hidden.example.image, hidden.guessed_K
         if not isinstance(image, PixelInput):
             return self.empty()
         if self.config.of == "features":

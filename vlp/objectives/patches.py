@@ -4,8 +4,6 @@ the cutting into patches or behind the backbone, as a region's feature is behind
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from pydantic import Field
 
@@ -29,21 +27,16 @@ class PatchHidingConfig(Config):
 
 
 def hide_patches(example: Example, config: PatchHidingConfig, prefix: int, rng: np.random.Generator) -> Hidden:
-    """Hide some of an example's image tokens in place; examples without pixels stay as they are.
+    """Hide some of an example's image tokens, in place; examples without pixels stay as they are.
 
     Args:
         prefix: tokens of the whole image that the source puts before its cells; they are never hidden.
     """
     image = example.image
     if not isinstance(image, PixelInput):
-        return Hidden(example, None)
+        return Hidden(example)
     places_K = np.flatnonzero(image.places_K >= prefix)
-    if config.at_least_one:
-        chosen_K = choose(places_K, config.probability, rng)
-    else:
-        chosen_K = places_K[rng.random(len(places_K)) < config.probability]
-    guessed_K, hidden_K = np.zeros(len(image), np.bool_), np.zeros(len(image), np.bool_)
-    guessed_K[chosen_K] = True
-    hidden_K[chosen_K] = rng.random(len(chosen_K)) < config.zero
-    example.image = replace(image, hidden_K=hidden_K)
-    return Hidden(example, None, guessed_R=guessed_K)
+    guessed_K = places_K[choose(rng.random(len(places_K)), config.probability, config.at_least_one)]
+    image.hidden_K = np.zeros(len(image), np.bool_)
+    image.hidden_K[guessed_K] = rng.random(len(guessed_K)) < config.zero
+    return Hidden(example, guessed_K)

@@ -46,7 +46,8 @@ class PrefixLanguage(WordGuessing):
         if self.config.guess == "next":
             places_K = np.flatnonzero(guessed_T)
             return Target(places_K - 1, {"token": example.token_ids_T[places_K]})
-        chosen_K = choose(np.flatnonzero(guessed_T), self.config.probability, rng)
+        places_K = np.flatnonzero(guessed_T)
+        chosen_K = places_K[choose(rng.random(len(places_K)), self.config.probability)]
         units_K = np.arange(len(chosen_K))
         return mask_tokens(hidden, chosen_K, units_K, self.config, self.text.mask_id, self.text.random_ids, rng)
 

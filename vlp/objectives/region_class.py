@@ -32,7 +32,6 @@ from vlp.objectives.objective import (
     shares,
 )
 from vlp.objectives.region_feature import region_width
-from vlp.objectives.regions import hidden_positions
 from vlp.types import RegionInput, Rows, Target, Targets
 
 NO_CLASS = -1
@@ -101,11 +100,11 @@ class RegionClass(SelfSupervised):
         return self._target(empty_positions(), None)
 
     def target(self, hidden: Hidden, rng: np.random.Generator) -> Target:
-        image = hidden.regions
+        image = hidden.example.regions
         if image is None or not self._labelled(image):
             return self.empty()
         everywhere = self.config.over == "all"
-        places_K = np.arange(int(image.whole), len(image)) if everywhere else hidden_positions(hidden)
+        places_K = np.arange(int(image.whole), len(image)) if everywhere else hidden.guessed_K
         return self._target(places_K, image)
 
     def _labelled(self, image: RegionInput) -> bool:

@@ -16,11 +16,12 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from vlp.data.image import float32
 from vlp.data.index import Block
 from vlp.models.heads import FeatureHead, HeadConfig
 from vlp.objectives.objective import Facts, Hidden, SelfSupervised, SelfSupervisedConfig, empty_positions, precise
 from vlp.objectives.region_feature import region_width
-from vlp.objectives.regions import hidden_positions, lending_samples
+from vlp.objectives.regions import lending_samples
 from vlp.types import Loan, Rows, Target, Targets
 
 _NONE = -1
@@ -74,12 +75,12 @@ class RegionContrast(SelfSupervised):
     def target(self, hidden: Hidden, rng: np.random.Generator) -> Target:
         """`candidate` [K, 1 + Q]: rows of the example's features, the true one first; `feature` [S, D]: those, its own
         regions' and then the lent ones; `features`, `regions` [1]: how many of both the example has."""
-        places_K = hidden_positions(hidden)
-        if hidden.regions is None or not len(places_K):
+        image, places_K = hidden.example.regions, hidden.guessed_K
+        if image is None or not len(places_K):
             return self.empty()
-        whole = int(hidden.regions.whole)
-        own_RD, lent_KD = hidden.features(np.arange(whole, len(hidden.regions))), hidden.lent_KD
-        features_SD = own_RD if lent_KD is None else np.concatenate([own_RD, lent_KD])
+        whole = int(image.whole)
+        own_RD, lent = image.features_RD[whole:], [] if hidden.lent_KD is None else [float32(hidden.lent_KD)]
+        features_SD = np.concatenate([own_RD, *lent])  # a copy: the regions are hidden behind this
         values: dict[str, NDArray[Any]] = {
             "candidate": self._candidates(places_K - whole, len(own_RD), len(features_SD), rng),
             "feature": features_SD,

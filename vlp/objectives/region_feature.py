@@ -26,7 +26,6 @@ from vlp.objectives.objective import (
     empty_positions,
     precise,
 )
-from vlp.objectives.regions import hidden_positions
 from vlp.types import Rows, Target, Targets
 
 
@@ -68,11 +67,11 @@ class RegionFeature(SelfSupervised):
         return {WEIGHT: shown} if self.config.average == "regions" else {}
 
     def target(self, hidden: Hidden, rng: np.random.Generator) -> Target:
-        places_K = hidden_positions(hidden)
-        if hidden.regions is None:
+        image = hidden.example.regions
+        if image is None:
             return self.empty()
-        regions = len(hidden.regions) - int(hidden.regions.whole)
-        return Target(places_K, {"feature": hidden.features(places_K), **self._count(regions)})
+        features_KD = image.features_RD[hidden.guessed_K]  # a copy: the regions are hidden behind this
+        return Target(hidden.guessed_K, {"feature": features_KD, **self._count(len(image) - int(image.whole))})
 
     def loss(self, scores_K: Tensor, targets: Targets) -> tuple[Tensor, dict[str, tuple[Tensor, float]]]:
         feature_KD = targets.values["feature"]

@@ -5,8 +5,7 @@ The choice is made once per example, so that several objectives (features and cl
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +13,12 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from vlp.config import Config
-from vlp.data.image import mean_feature
+from vlp.data.image import float32, mean_feature
 from vlp.data.index import Block
 from vlp.objectives.itm import other_sample
 from vlp.objectives.objective import Hidden
 from vlp.objectives.words import choose
-from vlp.types import Example, Loan, RegionInput
+from vlp.types import Example, Loan
 
 _SPARE = 2
 """Features that an example is lent to stand in for hidden ones, each 13 us to read. As published, 0.5 of 36 regions get
@@ -58,47 +57,59 @@ class RegionHidingConfig(Config):
         return self
 
 
-def hide_regions(
-    example: Example, config: RegionHidingConfig, rng: np.random.Generator, lent_KD: NDArray[np.float32] | None = None
+def choose_regions(
+    example: Example,
+    config: RegionHidingConfig,
+    rng: np.random.Generator,
+    lent_KD: NDArray[np.floating[Any]] | None = None,
 ) -> Hidden:
-    """Hide some regions of an example in place: their features are written over, since to copy all would cost more than
-    all else that is done here.
+    """Choose regions of an example to be guessed and hidden; none where it has no regions.
 
-    Examples without regions stay as they are.
+    They stay as they are until `hide_regions`, so that objectives can ask for what stands there.
 
     Args:
         lent_KD: features of regions of other images.
     """
     image = example.regions
-    if image is None or len(image) == 0:
-        return Hidden(example, None)
-    chosen_K = _chosen(np.arange(int(image.whole), len(image)), config, rng)
-    guessed_R = _at(chosen_K, image)
-    draw_K = rng.random(len(chosen_K))
-    random_K = chosen_K[(draw_K >= config.zero) & (draw_K < config.zero + config.random)]
-    zero_R = _at(chosen_K[draw_K < config.zero], image)
-    if lent_KD is None or not len(lent_KD):
-        zero_R[random_K] = True
-        random_K = random_K[:0]
+    if image is None:
+        return Hidden(example)
+    whole = int(image.whole)
+    draw_2R = rng.random((2, len(image) - whole))  # for each region: whether it is a target, and what becomes of it
+    guessed_K = choose(draw_2R[0], config.probability, config.at_least_one)
+    fate_K = draw_2R[1, guessed_K]
+    guessed_K += whole
+    hidden = config.zero + config.random
+    if lent_KD is not None and not len(lent_KD):
+        lent_KD = None
+    zeroed = hidden if lent_KD is None else config.zero
+    zeroed_C, replaced_C = guessed_K, guessed_K[:0]
+    if zeroed < 1:
+        zeroed_C, replaced_C = guessed_K[fate_K < zeroed], guessed_K[(fate_K >= zeroed) & (fate_K < hidden)]
     if config.overlap < 1:
-        overlap_KR = overlaps(image.boxes_R4[chosen_K], image.boxes_R4)
-        zero_R |= (overlap_KR > config.overlap).any(axis=0) & ~guessed_R
-    zero_R[: int(image.whole)] = False
-    covered_R = zero_R.copy()
-    covered_R[random_K] = True
-    unseen_R = zero_R | guessed_R if config.whole_without == "guessed" else covered_R.copy()
-    covered_R[: int(image.whole)] = True
-    features_RD, covered_C = image.features_RD, np.flatnonzero(covered_R)
-    before_CD = features_RD[covered_C]
-    features_RD[zero_R] = 0
-    if len(random_K):
-        assert lent_KD is not None
-        features_RD[random_K] = lent_KD[_picked(len(lent_KD), len(random_K), rng)]
+        beside_R = overlapped(image.boxes_R4, guessed_K, config.overlap)
+        beside_R[guessed_K] = False
+        beside_R[:whole] = False
+        zeroed_C = np.concatenate([zeroed_C, beside_R.nonzero()[0]])
+    return Hidden(example, guessed_K, zeroed_C, replaced_C, lent_KD)
+
+
+def hide_regions(hidden: Hidden, config: RegionHidingConfig, rng: np.random.Generator) -> None:
+    """Hide the regions that were chosen, in place: to copy all features would cost more than all else that is done
+    here."""
+    image, zeroed_C, replaced_C = hidden.example.regions, hidden.zeroed_C, hidden.replaced_C
+    if image is None or not len(image):
+        return
+    features_RD = image.features_RD
+    features_RD[zeroed_C] = 0
+    if len(replaced_C):
+        assert hidden.lent_KD is not None
+        features_RD[replaced_C] = float32(hidden.lent_KD[_picked(len(hidden.lent_KD), len(replaced_C), rng)])
+    image.hidden_R = np.zeros(len(image), np.bool_)
+    image.hidden_R[zeroed_C] = True
     if image.whole:  # what is hidden must not show through the mean, nor what only looks as if it were seen
-        features_RD[0] = mean_feature(features_RD[1:], ~unseen_R[1:])
-    image = replace(image, hidden_R=zero_R)
-    example.set_regions(image)
-    return Hidden(example, image, covered_C, before_CD, guessed_R=guessed_R, lent_KD=lent_KD)
+        seen_R = ~image.hidden_R
+        seen_R[hidden.guessed_K if config.whole_without == "guessed" else replaced_C] = False
+        features_RD[0] = mean_feature(features_RD[1:], seen_R[1:])
 
 
 def _picked(number: int, wanted: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -106,19 +117,6 @@ def _picked(number: int, wanted: int, rng: np.random.Generator) -> NDArray[np.in
     if wanted > number:
         return rng.integers(number, size=wanted)
     return rng.permutation(number)[:wanted]
-
-
-def _chosen(places_R: NDArray[np.int64], config: RegionHidingConfig, rng: np.random.Generator) -> NDArray[np.int64]:
-    if config.at_least_one:
-        return choose(places_R, config.probability, rng)
-    return places_R[rng.random(len(places_R)) < config.probability]
-
-
-def _at(places_K: NDArray[np.int64], image: RegionInput) -> NDArray[np.bool_]:
-    """True at these places, [R]."""
-    there_R = np.zeros(len(image), np.bool_)
-    there_R[places_K] = True
-    return there_R
 
 
 def spare_regions(sample: int, block: Block, config: RegionHidingConfig, rng: np.random.Generator) -> tuple[Loan, ...]:
@@ -135,16 +133,14 @@ def lending_samples(sample: int, block: Block, number: int, rng: np.random.Gener
     return [lender for lender in drawn if lender is not None and block.regions_S[lender]]
 
 
-def overlaps(boxes_K4: NDArray[np.float32], others_R4: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Intersection over union of each box with each other one, [K, R]."""
-    low_KR2 = np.maximum(boxes_K4[:, None, :2], others_R4[:, :2])
-    sides_KR2 = np.maximum(np.minimum(boxes_K4[:, None, 2:], others_R4[:, 2:]) - low_KR2, 0)
-    shared_KR = sides_KR2[..., 0] * sides_KR2[..., 1]
-    area_K, area_R = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) for boxes in (boxes_K4, others_R4))
-    result_KR: NDArray[np.float32] = shared_KR / np.maximum(area_K[:, None] + area_R - shared_KR, np.float32(1e-9))
-    return result_KR
-
-
-def hidden_positions(hidden: Hidden) -> NDArray[np.int64]:
-    """The places of the example's image that are targets."""
-    return np.zeros(0, np.int64) if hidden.guessed_R is None else np.flatnonzero(hidden.guessed_R)
+def overlapped(boxes_R4: NDArray[np.float32], some_K: NDArray[np.int64], share: float) -> NDArray[np.bool_]:
+    """Where a box's intersection with one of some boxes is more than this share of their union, [R]."""
+    x1_R, y1_R, x2_R, y2_R = boxes_4R = np.ascontiguousarray(boxes_R4.T)
+    x1_K1, y1_K1, x2_K1, y2_K1 = boxes_4R[:, some_K, None]
+    width_KR = np.minimum(x2_R, x2_K1) - np.maximum(x1_R, x1_K1)
+    height_KR = np.minimum(y2_R, y2_K1) - np.maximum(y1_R, y1_K1)
+    shared_KR = np.maximum(width_KR, 0) * np.maximum(height_KR, 0)
+    area_R = (x2_R - x1_R) * (y2_R - y1_R)
+    # shared > share * union, with the union being both areas without what they share.
+    found_R: NDArray[np.bool_] = (shared_KR * (1 + 1 / share) > area_R + area_R[some_K, None]).any(axis=0)
+    return found_R

@@ -15,17 +15,23 @@ Chosen = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Places of the chosen tokens, [K], and the number of the unit that each belongs to, [K], from 0 to U - 1."""
 
 
-def choose(candidates: NDArray[np.int64], probability: float, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Each candidate with the given probability; at least one of them, if there is any."""
-    chosen = candidates[rng.random(len(candidates)) < probability]
-    if len(chosen) == 0 and len(candidates):
-        chosen = candidates[rng.integers(len(candidates), size=1)]
-    return chosen
+def choose(draw_N: NDArray[np.float64], probability: float, at_least_one: bool = True) -> NDArray[np.int64]:
+    """The places of those, in ascending order, whose number falls below the given probability.
+
+    Args:
+        draw_N: a number of each, drawn uniformly from 0 to 1.
+        at_least_one: where there is none, the one with the least number is taken.
+    """
+    chosen_K = (draw_N < probability).nonzero()[0]
+    if at_least_one and not len(chosen_K) and len(draw_N):
+        return draw_N.argmin(keepdims=True)
+    return chosen_K
 
 
 def choose_tokens(special_T: NDArray[np.bool_], probability: float, rng: np.random.Generator) -> Chosen:
     """Each token with the given probability, at least one."""
-    chosen_K = choose(np.flatnonzero(~special_T), probability, rng)
+    places_K = (~special_T).nonzero()[0]
+    chosen_K = places_K[choose(rng.random(len(places_K)), probability)]
     return chosen_K, np.arange(len(chosen_K))
 
 
@@ -38,7 +44,7 @@ def choose_words(
         word_T: number of each token's word; a token without one (-1) that is not special is a word by itself.
     """
     places_K, words_K = _words(special_T, word_T)
-    chosen_U = choose(np.arange(words_K[-1] + 1 if len(words_K) else 0), probability, rng)
+    chosen_U = choose(rng.random(words_K[-1] + 1 if len(words_K) else 0), probability)
     taken_U = np.zeros(len(chosen_U) and words_K[-1] + 1, np.bool_)
     taken_U[chosen_U] = True
     taken_K = taken_U[words_K]

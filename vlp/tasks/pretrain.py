@@ -13,11 +13,10 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from vlp.data.batch import collate
-from vlp.data.image import float32
 from vlp.data.index import Block
 from vlp.models.halves import image_met
 from vlp.models.image import RegionSource
-from vlp.objectives.itc import Contrast, image_number
+from vlp.objectives.itc import Contrast
 from vlp.objectives.itm import Matching, has_image
 from vlp.objectives.mlm import MaskedLanguage
 from vlp.objectives.negatives import MOST
@@ -26,7 +25,7 @@ from vlp.objectives.patch_feature import source_grid
 from vlp.objectives.patches import PatchHidingConfig, hide_patches
 from vlp.objectives.prefix import PrefixLanguage
 from vlp.objectives.region_contrast import RegionContrast
-from vlp.objectives.regions import RegionHidingConfig, hide_regions, spare_regions
+from vlp.objectives.regions import RegionHidingConfig, choose_regions, hide_regions, spare_regions
 from vlp.objectives.registry import AnyObjectiveConfig, make_objective
 from vlp.seeds import generator
 from vlp.tasks.captioning import exact_matches
@@ -220,13 +219,10 @@ class PretrainTask(Task):
         example = self.bare_example(image, self.text_of(text, text_number), pair.matched, rng, text.second)
         active = self.active(slot.step)
         streams = self._hidden(active, rng)
-        hidden = self._hide_image(example, image, rng) if "image" in streams else Hidden(example, None)
-        hidden = replace(
-            hidden,
-            question=self.question_of(text, text_number),
-            place=slot.index,
-            image=image_number(slot.dataset, image.key),
-        )
+        hidden = self._chosen(example, image, rng) if "image" in streams else Hidden(example)
+        hidden.question = self.question_of(text, text_number)
+        hidden.place = slot.index
+        hidden.image = slot.dataset, image.key
         if self._reads_plain(active):
             example.plain_T = example.token_ids_T
         for name, objective in self.objectives.items():
@@ -239,13 +235,15 @@ class PretrainTask(Task):
                         example.targets[name] = target
             elif isinstance(objective, MaskedLanguage) and "text" in streams:
                 objective.target(hidden, rng)  # hides, and asks nothing in this step
+        if "image" in streams and self.images.wants_regions:
+            hide_regions(hidden, self.config.region_hiding, rng)
         return example
 
-    def _hide_image(self, example: Example, image: Sample, rng: np.random.Generator) -> Hidden:
+    def _chosen(self, example: Example, image: Sample, rng: np.random.Generator) -> Hidden:
+        """The example with what of its image is to be guessed; patches are hidden at once."""
         if not self.images.wants_regions:
             return hide_patches(example, self.config.patch_hiding, self._prefix, rng)
-        lent_KD = None if image.lent_KD is None else float32(image.lent_KD)
-        return hide_regions(example, self.config.region_hiding, rng, lent_KD)
+        return choose_regions(example, self.config.region_hiding, rng, image.lent_KD)
 
     def _hiding(self, active: tuple[str, ...]) -> set[Stream]:
         """The modalities of which something may be hidden in a step's examples."""
