@@ -87,8 +87,7 @@ def main(config: str, *overrides: str) -> None:
     object.__setattr__(task, "images", _Timed(task.images, clock))
     made.text.encode = clock.around("words", made.text.encode)  # type: ignore[method-assign]
     task.pairs = clock.around("negatives", task.pairs)  # type: ignore[method-assign]
-    task.example = clock.around("masks", task.example)  # type: ignore[method-assign]
-    task.bare_example = clock.around(_REST, task.bare_example)  # type: ignore[method-assign]
+    task.ask = clock.around("masks", task.ask)  # type: ignore[method-assign]
     task.collate = clock.around("collation", task.collate)  # type: ignore[method-assign]
     makers = {purpose: clock.around(part, slots.generator) for purpose, part in _DRAWN_FOR.items()}
     slots.generator = lambda seed, purpose, *which: makers[purpose](seed, purpose, *which)  # type: ignore[attr-defined]

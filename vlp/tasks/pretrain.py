@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import lru_cache
@@ -34,7 +34,7 @@ from vlp.tasks.grounding import probe_ids, word_accuracies
 from vlp.tasks.judge import Judge, Totals
 from vlp.tasks.module import TaskModule
 from vlp.tasks.task import Setting, Task, TaskConfig, check_name
-from vlp.types import Batch, Example, Loan, Losses, Pair, Sample, Slot, Stream
+from vlp.types import Batch, Example, Loan, Losses, Origin, Pair, Sample, Slot, Stream
 
 _HIDING_WORDS = ("masked_language", "prefix_language")
 
@@ -216,34 +216,43 @@ class PretrainTask(Task):
     def example(
         self, slot: Slot, pair: Pair, image: Sample, text: Sample, text_number: int, rng: np.random.Generator, step: int
     ) -> Example:
+        """The pair as it is; `collate` hides and asks."""
         example = self.bare_example(image, self.text_of(text, text_number), pair.matched, rng, text.second)
-        active = self.active(slot.step)
-        streams = self._hidden(active, rng)
-        hidden = self._chosen(example, image, rng) if "image" in streams else Hidden(example)
-        hidden.question = self.question_of(text, text_number)
-        hidden.place = slot.index
-        hidden.image = slot.dataset, image.key
-        if self._reads_plain(active):
-            example.plain_T = example.token_ids_T
-        for name, objective in self.objectives.items():
-            if name in active and objective.hides in (None, *streams):
-                asks = self._asks(objective, example)
-                # Words are hidden in mismatched pairs too, guessed there or not: a mask must not tell a match.
-                if asks or objective.hides == "text":
-                    target = objective.target(hidden, rng)
-                    if asks:
-                        example.targets[name] = target
-            elif isinstance(objective, MaskedLanguage) and "text" in streams:
-                objective.target(hidden, rng)  # hides, and asks nothing in this step
-        if "image" in streams and self.images.wants_regions:
-            hide_regions(hidden, self.config.region_hiding, rng)
+        question = self.question_of(text, text_number)
+        example.origin = Origin(rng, slot.index, (slot.dataset, image.key), question, image.lent_KD)
         return example
 
-    def _chosen(self, example: Example, image: Sample, rng: np.random.Generator) -> Hidden:
-        """The example with what of its image is to be guessed; patches are hidden at once."""
-        if not self.images.wants_regions:
-            return hide_patches(example, self.config.patch_hiding, self._prefix, rng)
-        return choose_regions(example, self.config.region_hiding, rng, image.lent_KD)
+    def collate(self, examples: list[list[Example]], step: int) -> Batch:
+        self.ask([example for group in examples for example in group], step)
+        batch = super().collate(examples, step)
+        if not self._reads_plain(self.active(step)):
+            return batch
+        plain = [_plain(each) for group in examples for each in group]
+        return replace(batch, plain=collate(plain, self.images.form, {}))
+
+    def ask(self, examples: Sequence[Example], step: int) -> None:
+        """Hide something of each example and ask for it, by its own generator, whatever stands beside it.
+
+        One thing is done for all examples before the next is: where each example had all done, a processor had to fetch
+        the code of every thing anew, and took twice as long.
+        """
+        active = self.active(step)
+        hidden = [self._hidden(active, example, origin) for example in examples if (origin := example.origin)]
+        for name, objective in self.objectives.items():
+            # Words are hidden in mismatched pairs too, guessed there or not: a mask must not tell a match.
+            hides = objective.hides == "text" and (name in active or isinstance(objective, MaskedLanguage))
+            for each, streams, rng in hidden:
+                if objective.hides not in (None, *streams):
+                    continue
+                asks = name in active and self._asks(objective, each.example)
+                if asks or hides:
+                    target = objective.target(each, rng)
+                    if asks:
+                        each.example.targets[name] = target
+        for each, streams, rng in hidden:
+            if "image" in streams:
+                hide_regions(each, self.config.region_hiding, rng)
+            each.example.origin = None
 
     def _hiding(self, active: tuple[str, ...]) -> set[Stream]:
         """The modalities of which something may be hidden in a step's examples."""
@@ -252,12 +261,23 @@ class PretrainTask(Task):
             hiding = {objective.hides for objective in self.objectives.values()} - {None}
         return hiding  # type: ignore[return-value]
 
-    def _hidden(self, active: tuple[str, ...], rng: np.random.Generator) -> set[Stream]:
-        """The modalities of which something is hidden in an example."""
-        hiding = self._hiding(active)
-        if len(hiding) > 1 and not (self.config.hides_both and self._only is None):
-            return {("text", "image")[int(rng.integers(2))]}
-        return hiding
+    def _hidden(
+        self, active: tuple[str, ...], example: Example, origin: Origin
+    ) -> tuple[Hidden, set[Stream], np.random.Generator]:
+        """The example with what is to be hidden of its image, the modalities of which something is, and what draws."""
+        rng, streams = origin.rng, self._hiding(active)
+        if len(streams) > 1 and not (self.config.hides_both and self._only is None):
+            streams = {("text", "image")[int(rng.integers(2))]}
+        if "image" not in streams:
+            hidden = Hidden(example)
+        elif self.images.wants_regions:
+            hidden = choose_regions(example, self.config.region_hiding, rng, origin.lent_KD)
+        else:
+            hidden = hide_patches(example, self.config.patch_hiding, self._prefix, rng)
+        hidden.question, hidden.place, hidden.image = origin.question, origin.place, origin.image
+        if self._reads_plain(active):
+            example.plain_T = example.token_ids_T
+        return hidden, streams, rng
 
     def _asks(self, objective: SelfSupervised, example: Example) -> bool:
         """Whether an objective has a target in an example, by what pair it is."""
@@ -269,13 +289,6 @@ class PretrainTask(Task):
     def _reads_plain(self, active: tuple[str, ...]) -> bool:
         """Whether contrast reads texts whose words may be hidden in the same step."""
         return "text" in self._hiding(active) and any(isinstance(self.objectives[name], Contrast) for name in active)
-
-    def collate(self, examples: list[list[Example]], step: int) -> Batch:
-        batch = super().collate(examples, step)
-        if not self._reads_plain(self.active(step)):
-            return batch
-        plain = [_plain(each) for group in examples for each in group]
-        return replace(batch, plain=collate(plain, self.images.form, {}))
 
     def evaluate(self, judge: Judge) -> dict[str, float]:
         """Loss and metrics of each objective alone, and the grounding probe if the config names words."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from vlp.types.samples import Question
 
 
 @dataclass(slots=True)
@@ -80,6 +83,22 @@ ImageInput = RegionInput | PixelInput | BothInput
 
 
 @dataclass(slots=True)
+class Origin:
+    """What an example was made of, as far as it matters when something of it is hidden and asked."""
+
+    rng: np.random.Generator
+    """By which all else of the example is drawn."""
+    place: int
+    """In the global batch."""
+    image: tuple[int, str]
+    """Dataset and key of the image."""
+    question: Question | None
+    """The question that the text is, if it is one."""
+    lent_KD: NDArray[np.floating[Any]] | None
+    """Features of regions that others of the block lend to the image."""
+
+
+@dataclass(slots=True)
 class Example:
     """One (image, text) pair that a task prepared for the model."""
 
@@ -99,6 +118,8 @@ class Example:
     """Whether the text is read from left to right: a word sees the image and the words before it, the image itself."""
     plain_T: NDArray[np.int64] | None = None
     """`token_ids_T` before words were hidden, where an objective reads the text so too; None is the same."""
+    origin: Origin | None = None
+    """Where something is still to be hidden and asked, once the batch is whole."""
 
     @property
     def tokens(self) -> int:
