@@ -22,6 +22,7 @@ from vlp.data.text import TextEncoder
 from vlp.distributed import World
 from vlp.models.model import ModelConfig
 from vlp.objectives.objective import Facts, Hidden
+from vlp.objectives.regions import RegionHidingConfig, choose_regions
 from vlp.tasks.judge import Judge
 from vlp.tasks.task import Setting
 from vlp.types import Batch, Example, Question, RegionBatch, RegionInput, Sample, Slot
@@ -87,6 +88,15 @@ def example(words: int = 6, regions: int = 4, matched: bool = True) -> Example:
 
 def hidden(of: Example | None = None) -> Hidden:
     return Hidden(of or example())
+
+
+def chosen(
+    made: Example, config: RegionHidingConfig, rng: np.random.Generator, lent: np.ndarray | None = None
+) -> Hidden:
+    """An example of which regions are chosen to be hidden."""
+    hidden = Hidden(made, lent_KD=lent)
+    choose_regions([hidden], config, [rng])
+    return hidden
 
 
 def sample(number: int, *captions: str, questions: Sequence[Question] = (), regions: int = 3) -> Sample:

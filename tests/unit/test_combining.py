@@ -42,9 +42,11 @@ def at(step: int) -> Slot:
 
 
 def example(of: PretrainTask, seed: int = 0, slot: Slot = SLOT, **pair: Any) -> Example:
-    return of.example(
+    made = of.example(
         slot, Pair(0, 0, **pair), sample(0, regions=8), sample(1, TEXT), 0, generator(seed, "t"), slot.step
     )
+    of.ask([made], slot.step)
+    return made
 
 
 def hides(made: Example) -> tuple[bool, bool]:
@@ -100,7 +102,9 @@ def test_an_objective_begins_at_its_step() -> None:
 def asked(of: PretrainTask, number: int, matched: bool = True, regions: int = 3) -> Example:
     record = sample(0, "the red circle", questions=ASKED, regions=regions)
     image = replace(record, regions=None) if not regions else record
-    return of.example(SLOT, Pair(0, number, matched), image, record, number, generator(0, "t"), 0)
+    made = of.example(SLOT, Pair(0, number, matched), image, record, number, generator(0, "t"), 0)
+    of.ask([made], 0)
+    return made
 
 
 def test_a_question_of_a_matched_pair_asks_for_its_answer() -> None:

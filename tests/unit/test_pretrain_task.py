@@ -34,7 +34,9 @@ def at(step: int) -> Slot:
 
 def example(of: PretrainTask, matched: bool = True, slot: Slot = SLOT, seed: int = 0) -> Example:
     pair = Pair(0, 0, matched)
-    return of.example(slot, pair, sample(0, regions=8), sample(1, TEXT), 0, generator(seed, "t"), slot.step)
+    made = of.example(slot, pair, sample(0, regions=8), sample(1, TEXT), 0, generator(seed, "t"), slot.step)
+    of.ask([made], slot.step)
+    return made
 
 
 def hides(made: Example) -> tuple[bool, bool]:
@@ -150,7 +152,7 @@ def test_an_example_is_a_function_of_its_generator() -> None:
 def test_a_batch_has_room_for_every_objective() -> None:
     made = task(combine="one")
     step = next(step for step in range(50) if made.active(step) == ("mlm",))
-    batch = made.collate([[example(made, slot=at(step))]], step)
+    batch = made.collate([[example(made, slot=at(step))]], step)  # which asks for nothing twice
     assert {name: targets.count > 0 for name, targets in batch.targets.items()} == {
         "mlm": True,
         "itm": False,

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from tests.unit.shard_making import CLASSES, WIDTH
-from tests.unit.task_making import PIXELS, example, facts
+from tests.unit.task_making import PIXELS, chosen, example, facts
 from vlp.data.batch import WEIGHT
 from vlp.data.image import with_whole
 from vlp.errors import ConfigError
 from vlp.models.heads import ClassHead
 from vlp.objectives.objective import Hidden
 from vlp.objectives.region_class import RegionClass, RegionClassConfig
-from vlp.objectives.regions import RegionHidingConfig, choose_regions
+from vlp.objectives.regions import RegionHidingConfig
 from vlp.seeds import generator
 from vlp.types import RegionInput, Target, Targets
 
@@ -27,7 +27,7 @@ def target_of(made: RegionInput) -> Target:
     """The target when all of these regions are hidden."""
     whole = example()
     whole.image = made
-    hidden = choose_regions(whole, RegionHidingConfig(probability=1), generator(0, "t"))
+    hidden = chosen(whole, RegionHidingConfig(probability=1), generator(0, "t"))
     return objective().target(hidden, generator(1, "t"))
 
 
@@ -61,7 +61,7 @@ def test_half_floats_are_made_to_sum_to_1() -> None:
 
 def test_the_target_belongs_to_the_hidden_region() -> None:
     made = example(regions=9)
-    hidden = choose_regions(made, RegionHidingConfig(probability=0.3), generator(0, "t"))
+    hidden = chosen(made, RegionHidingConfig(probability=0.3), generator(0, "t"))
     target = objective().target(hidden, generator(1, "t"))
     assert hidden.example.regions is not None
     assert hidden.example.regions.class_probs_RC is not None
@@ -120,7 +120,7 @@ def target_with(made: RegionInput, hidden: float = 0.5, **config: object) -> Tar
     whole = example()
     whole.image = made
     return made_with(**config).target(
-        choose_regions(whole, RegionHidingConfig(probability=hidden), generator(3, "t")), generator(1, "t")
+        chosen(whole, RegionHidingConfig(probability=hidden), generator(3, "t")), generator(1, "t")
     )
 
 
@@ -152,7 +152,7 @@ def test_all_regions_may_be_guessed_and_weighed() -> None:
 def test_the_whole_image_is_never_guessed() -> None:
     whole = example()
     whole.image = with_whole(regions_with_labels())
-    hidden = choose_regions(whole, RegionHidingConfig(probability=1), generator(3, "t"))
+    hidden = chosen(whole, RegionHidingConfig(probability=1), generator(3, "t"))
     for over in ("all", "hidden"):
         target = made_with(labels="hard", over=over).target(hidden, generator(1, "t"))
         assert target.positions.tolist() == [1, 2, 3, 4, 5]

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from tests.unit.shard_making import WIDTH
-from tests.unit.task_making import PIXELS, block, example, facts
+from tests.unit.task_making import PIXELS, block, chosen, example, facts
 from vlp.data.batch import TargetForm, collate
 from vlp.data.image import with_whole
 from vlp.errors import ConfigError
 from vlp.models.heads import FeatureHead
 from vlp.objectives.objective import Hidden
 from vlp.objectives.region_contrast import RegionContrast, RegionContrastConfig, contrast, products
-from vlp.objectives.regions import RegionHidingConfig, choose_regions, hide_regions
+from vlp.objectives.regions import RegionHidingConfig, hide_regions
 from vlp.seeds import generator
 from vlp.types import Example, Loan, RegionInput, Target, Targets
 
@@ -32,7 +32,7 @@ def hidden(regions: int = 8, lent: np.ndarray | None = LENT, whole: bool = False
     if whole:
         assert isinstance(made.image, RegionInput)
         made.image = with_whole(made.image)
-    return choose_regions(made, RegionHidingConfig(probability=0.4), generator(seed, "t"), lent)
+    return chosen(made, RegionHidingConfig(probability=0.4), generator(seed, "t"), lent)
 
 
 def test_cross_entropy_of_the_true_feature_among_the_negatives() -> None:

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from tests.unit.shard_making import WIDTH
-from tests.unit.task_making import PIXELS, example, facts
+from tests.unit.task_making import PIXELS, chosen, example, facts
 from vlp.data.batch import ImageForm, collate
 from vlp.errors import ConfigError
 from vlp.models.heads import FeatureHead
 from vlp.objectives.objective import Hidden
 from vlp.objectives.region_feature import RegionFeature, RegionFeatureConfig
-from vlp.objectives.regions import RegionHidingConfig, choose_regions, hide_regions
+from vlp.objectives.regions import RegionHidingConfig, hide_regions
 from vlp.seeds import generator
 from vlp.types import Targets
 
@@ -44,7 +44,7 @@ def test_the_target_is_the_feature_that_was_hidden() -> None:
     made = example(regions=8)
     features = made.image.features_RD.copy()  # type: ignore[union-attr]
     config = RegionHidingConfig(probability=0.4)
-    hidden = choose_regions(made, config, generator(0, "t"))
+    hidden = chosen(made, config, generator(0, "t"))
     target = objective().target(hidden, generator(1, "t"))
     hide_regions(hidden, config, generator(2, "t"))
     assert 0 < len(target.positions) < 8
@@ -73,7 +73,7 @@ def test_the_mean_may_be_over_all_regions() -> None:
     for regions, probability in ((8, 0.5), (3, 1e-9), (0, 0.5)):
         one = example(regions=regions)
         config = RegionHidingConfig(probability=probability, at_least_one=False)
-        case = choose_regions(one, config, generator(regions, "t"))
+        case = chosen(one, config, generator(regions, "t"))
         one.targets["mrfr"] = made.target(case, generator(1, "t"))
         shown.append(one)
         total += regions

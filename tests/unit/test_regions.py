@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tests.unit.shard_making import WIDTH
-from tests.unit.task_making import block, example, within_3_sigma
+from tests.unit.task_making import block, chosen, example, within_3_sigma
 from vlp.config import Config
 from vlp.data.image import with_whole
 from vlp.errors import ConfigError
+from vlp.objectives.objective import Hidden
 from vlp.objectives.regions import RegionHidingConfig, choose_regions, hide_regions, overlapped, spare_regions
 from vlp.seeds import generator
 from vlp.types import Example, PixelInput, RegionInput
@@ -24,7 +25,7 @@ def hidden_by(
 ) -> tuple[RegionInput, RegionInput, np.ndarray]:
     """The regions after and before hiding, and which of them are targets."""
     settings, rng = RegionHidingConfig(**config), generator(seed, "t")
-    hidden = choose_regions(made, settings, rng, lent)
+    hidden = chosen(made, settings, rng, lent)
     assert hidden.example is made
     image = made.regions
     assert image is not None
@@ -101,11 +102,11 @@ def test_features_alone_are_hidden() -> None:
     assert (after.boxes_R4 == boxes).all()  # where it is may be known
     # Until then they are what they were, for objectives to ask.
     made = example(regions=6)
-    chosen = choose_regions(made, RegionHidingConfig(probability=1), generator(0, "t"))
+    hidden = chosen(made, RegionHidingConfig(probability=1), generator(0, "t"))
     assert made.regions is not None
     assert (made.regions.features_RD != 0).any(axis=1).all()
     assert made.regions.hidden_R is None
-    assert chosen.zeroed_C.tolist() == [0, 1, 2, 3, 4, 5]
+    assert hidden.zeroed_C.tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_neighbours_are_zeroed_along_but_not_guessed() -> None:
@@ -148,7 +149,7 @@ def test_pixels_and_missing_images_stay() -> None:
     for image in (None, PixelInput(np.zeros((3, 4, 4), np.float32), 4), example(regions=0).image):
         made = example()
         made.image = image
-        result = choose_regions(made, RegionHidingConfig(), generator(0, "t"))
+        result = chosen(made, RegionHidingConfig(), generator(0, "t"))
         hide_regions(result, RegionHidingConfig(), generator(0, "u"))
         assert made.image is image
         assert len(result.guessed_K) == 0
@@ -170,8 +171,35 @@ def test_overlaps_against_box_by_box(corners: np.ndarray) -> None:
     single = boxes.astype(np.float32)
     for share in (0.13, 0.41, 0.77):  # no overlap of such boxes is one of these
         for some in ([0], [2, 3], [0, 1, 2, 3], []):
-            wanted = (overlap[some] > share).any(axis=0)
-            assert overlapped(single, np.array(some, np.int64), share).tolist() == wanted.tolist()
+            some_R = np.isin(np.arange(4), some)
+            wanted = (overlap[some] > share).any(axis=0).tolist()
+            assert overlapped(single, some_R, np.array([0, 4]), share).tolist() == wanted
+            # The same boxes are two other images', of which one has none of some boxes.
+            both, twice = np.concatenate([single, single, single]), np.concatenate([some_R & False, some_R, some_R])
+            found = overlapped(both, twice, np.array([0, 4, 4, 8, 12]), share).tolist()
+            assert found == [*[False] * 4, *wanted, *wanted]
+
+
+def test_what_is_chosen_of_an_example_is_its_own() -> None:
+    config = RegionHidingConfig(probability=0.2, zero=0.5, random=0.2, overlap=0.3)
+    lent = np.full((4, WIDTH), 7, np.float32)
+    examples = [example(regions=regions) for regions in (5, 0, 1, 40, 2, 9)]
+    for number in (0, 3):
+        image = examples[number].regions
+        assert image is not None
+        examples[number].image = with_whole(image)
+    examples.append(example())
+    examples[-1].image = None
+    given = [Hidden(each, lent_KD=lent if number % 2 else None) for number, each in enumerate(examples)]
+    for at_least_one in (True, False):
+        config = config.model_copy(update={"at_least_one": at_least_one})
+        choose_regions(given, config, [generator(number, "t") for number in range(7)])
+        for number, each in enumerate(given):
+            alone = chosen(each.example, config, generator(number, "t"), each.lent_KD)
+            for name in ("guessed_K", "zeroed_C", "replaced_C"):
+                assert getattr(each, name).tolist() == getattr(alone, name).tolist()
+        assert any(len(each.replaced_C) for each in given)
+    choose_regions([], config, [])
 
 
 @pytest.mark.parametrize("config", [{"zero": 0}, {"probability": 0}, {"overlap": 0}, {"random": 0.1}])

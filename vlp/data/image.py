@@ -240,11 +240,30 @@ def with_whole(regions: RegionInput, features_RD: NDArray[np.float32] | None = N
     return RegionInput(features_RD, **{**rest, "whole": True})
 
 
-def mean_feature(features_RD: NDArray[np.float32], seen_R: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
-    """Mean of the features, [D], or of those that are seen; zeros where there is none."""
-    seen = np.ones(len(features_RD), np.bool_) if seen_R is None else seen_R
-    # A product with ones and zeros reads the features once, where to pick them would copy them first.
-    mean: NDArray[np.float32] = (seen.astype(np.float32) @ features_RD) / np.float32(max(1, seen.sum()))
+def mean_feature(features_RD: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mean of the features, [D]."""
+    # A product with ones takes a third of the time of numpy's own mean.
+    mean: NDArray[np.float32] = (np.ones(len(features_RD), np.float32) @ features_RD) / np.float32(
+        max(1, len(features_RD))
+    )
+    return mean
+
+
+def mean_without(
+    features_RD: NDArray[np.float32], unseen_R: NDArray[np.bool_], mean_D: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Mean of the features that are seen, [D]; zeros where there is none.
+
+    Args:
+        mean_D: the mean of all. Where most are seen it is not read anew from them: the others are taken off it.
+    """
+    unseen_K = unseen_R.nonzero()[0]
+    regions, seen = len(features_RD), len(features_RD) - len(unseen_K)
+    if 2 * seen < regions:
+        sum_D = features_RD[~unseen_R].sum(axis=0)
+    else:
+        sum_D = mean_D * np.float32(regions) - features_RD[unseen_K].sum(axis=0)
+    mean: NDArray[np.float32] = sum_D / np.float32(max(1, seen))
     return mean
 
 

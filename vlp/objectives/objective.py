@@ -56,20 +56,20 @@ class Hidden:
     still are as they were when objectives ask, and are hidden behind them."""
 
     example: Example
-    guessed_K: NDArray[np.int64] = field(default_factory=empty_positions)
-    """Image tokens (regions or patches) that are to be guessed, by their places, ascending."""
-    zeroed_C: NDArray[np.int64] = field(default_factory=empty_positions)
-    """Regions whose features become zero."""
-    replaced_C: NDArray[np.int64] = field(default_factory=empty_positions)
-    """Regions that get features of other images' regions."""
-    lent_KD: NDArray[np.floating[Any]] | None = None
-    """Features of other images' regions, in the precision of the shard; at least one, or None."""
     question: Question | None = None
     """The question that the text is, if it is one."""
     place: int = 0
     """In the global batch."""
     image: tuple[int, str] = (0, "")
     """Dataset and key of the image."""
+    lent_KD: NDArray[np.floating[Any]] | None = None
+    """Features of other images' regions, in the precision of the shard."""
+    guessed_K: NDArray[np.int64] = field(default_factory=empty_positions)
+    """Image tokens (regions or patches) that are to be guessed, by their places, ascending."""
+    zeroed_C: NDArray[np.int64] = field(default_factory=empty_positions)
+    """Regions whose features become zero."""
+    replaced_C: NDArray[np.int64] = field(default_factory=empty_positions)
+    """Regions that get features of other images' regions."""
 
 
 Judged = tuple[Tensor, Mapping[str, tuple[Tensor, float | Tensor]]]

@@ -10,7 +10,7 @@ from pydantic import Field
 from vlp.config import Config
 from vlp.objectives.objective import Hidden
 from vlp.objectives.words import choose
-from vlp.types import Example, PixelInput
+from vlp.types import PixelInput
 
 
 class PatchHidingConfig(Config):
@@ -26,17 +26,17 @@ class PatchHidingConfig(Config):
     (`image.parts`: `feature.hidden`); the rest keeps it and is guessed all the same."""
 
 
-def hide_patches(example: Example, config: PatchHidingConfig, prefix: int, rng: np.random.Generator) -> Hidden:
-    """Hide some of an example's image tokens, in place; examples without pixels stay as they are.
+def hide_patches(hidden: Hidden, config: PatchHidingConfig, prefix: int, rng: np.random.Generator) -> None:
+    """Choose image tokens of an example to be guessed and hide them; an example without pixels stays as it is.
 
     Args:
         prefix: tokens of the whole image that the source puts before its cells; they are never hidden.
     """
-    image = example.image
+    image = hidden.example.image
     if not isinstance(image, PixelInput):
-        return Hidden(example)
+        return
     places_K = np.flatnonzero(image.places_K >= prefix)
     guessed_K = places_K[choose(rng.random(len(places_K)), config.probability, config.at_least_one)]
     image.hidden_K = np.zeros(len(image), np.bool_)
     image.hidden_K[guessed_K] = rng.random(len(guessed_K)) < config.zero
-    return Hidden(example, guessed_K)
+    hidden.guessed_K = guessed_K

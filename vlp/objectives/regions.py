@@ -5,7 +5,9 @@ The choice is made once per example, so that several objectives (features and cl
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +15,11 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from vlp.config import Config
-from vlp.data.image import float32, mean_feature
+from vlp.data.image import float32, mean_without
 from vlp.data.index import Block
 from vlp.objectives.itm import other_sample
 from vlp.objectives.objective import Hidden
-from vlp.objectives.words import choose
-from vlp.types import Example, Loan
+from vlp.types import Loan
 
 _SPARE = 2
 """Features that an example is lent to stand in for hidden ones, each 13 us to read. As published, 0.5 of 36 regions get
@@ -57,40 +58,54 @@ class RegionHidingConfig(Config):
         return self
 
 
-def choose_regions(
-    example: Example,
-    config: RegionHidingConfig,
-    rng: np.random.Generator,
-    lent_KD: NDArray[np.floating[Any]] | None = None,
-) -> Hidden:
-    """Choose regions of an example to be guessed and hidden; none where it has no regions.
+def choose_regions(hidden: Sequence[Hidden], config: RegionHidingConfig, rngs: Sequence[np.random.Generator]) -> None:
+    """Choose regions of each example to be guessed and hidden, each by its own generator; none where it has no regions.
 
     They stay as they are until `hide_regions`, so that objectives can ask for what stands there.
-
-    Args:
-        lent_KD: features of regions of other images.
     """
-    image = example.regions
-    if image is None:
-        return Hidden(example)
-    whole = int(image.whole)
-    draw_2R = rng.random((2, len(image) - whole))  # for each region: whether it is a target, and what becomes of it
-    guessed_K = choose(draw_2R[0], config.probability, config.at_least_one)
-    fate_K = draw_2R[1, guessed_K]
-    guessed_K += whole
-    hidden = config.zero + config.random
-    if lent_KD is not None and not len(lent_KD):
-        lent_KD = None
-    zeroed = hidden if lent_KD is None else config.zero
-    zeroed_C, replaced_C = guessed_K, guessed_K[:0]
-    if zeroed < 1:
-        zeroed_C, replaced_C = guessed_K[fate_K < zeroed], guessed_K[(fate_K >= zeroed) & (fate_K < hidden)]
+    # The whole image is not counted among the N regions of all examples, since it is never chosen.
+    images = [each.example.regions for each in hidden]
+    whole = [int(image is not None and image.whole) for image in images]
+    counts = [0 if image is None else len(image) - first for image, first in zip(images, whole, strict=True)]
+    starts_B1 = np.cumsum([0, *counts])
+    draws = [rng.random((2, count)) for rng, count in zip(rngs, counts, strict=True)]
+    draw_N, fate_N = np.concatenate(
+        [np.zeros((2, 0)), *draws], axis=1
+    )  # whether one is a target, and what becomes of it
+    guessed_N = draw_N < config.probability
+    if config.at_least_one:
+        guessed_N[_least_of_none(draw_N, guessed_N, starts_B1)] = True
+    lends_B = np.array([each.lent_KD is not None and len(each.lent_KD) > 0 for each in hidden], np.bool_)
+    zero_N = np.where(lends_B, config.zero, config.zero + config.random).repeat(counts)
+    zeroed_N = guessed_N & (fate_N < zero_N)
+    replaced_N = guessed_N & (fate_N >= zero_N) & (fate_N < config.zero + config.random)
     if config.overlap < 1:
-        beside_R = overlapped(image.boxes_R4, guessed_K, config.overlap)
-        beside_R[guessed_K] = False
-        beside_R[:whole] = False
-        zeroed_C = np.concatenate([zeroed_C, beside_R.nonzero()[0]])
-    return Hidden(example, guessed_K, zeroed_C, replaced_C, lent_KD)
+        boxes = [image.boxes_R4[first:] for image, first in zip(images, whole, strict=True) if image is not None]
+        boxes_N4 = np.concatenate([np.zeros((0, 4), np.float32), *boxes])
+        zeroed_N |= overlapped(boxes_N4, guessed_N, starts_B1, config.overlap) & ~guessed_N
+    chosen = [_by_example(chosen_N, starts_B1, whole) for chosen_N in (guessed_N, zeroed_N, replaced_N)]
+    for each, guessed_K, zeroed_C, replaced_C in zip(hidden, *chosen, strict=True):
+        each.guessed_K, each.zeroed_C, each.replaced_C = guessed_K, zeroed_C, replaced_C
+
+
+def _least_of_none(
+    draw_N: NDArray[np.float64], guessed_N: NDArray[np.bool_], starts_B1: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Of each image none of whose regions is a target, the region with the least draw."""
+    targets_B = np.diff(np.concatenate([[0], guessed_N.cumsum()])[starts_B1])
+    bare = ((targets_B == 0) & (np.diff(starts_B1) > 0)).nonzero()[0].tolist()
+    least = [starts_B1[image] + draw_N[starts_B1[image] : starts_B1[image + 1]].argmin() for image in bare]
+    return np.array(least, np.int64)
+
+
+def _by_example(
+    chosen_N: NDArray[np.bool_], starts_B1: NDArray[np.int64], whole: Sequence[int]
+) -> list[NDArray[np.int64]]:
+    """The places of the chosen regions in each image, in ascending order."""
+    places_C = chosen_N.nonzero()[0]
+    bounds = places_C.searchsorted(starts_B1)
+    places_C -= (starts_B1[:-1] - np.array(whole, np.int64)).repeat(np.diff(bounds))
+    return [places_C[first:end] for first, end in pairwise(bounds.tolist())]
 
 
 def hide_regions(hidden: Hidden, config: RegionHidingConfig, rng: np.random.Generator) -> None:
@@ -99,17 +114,16 @@ def hide_regions(hidden: Hidden, config: RegionHidingConfig, rng: np.random.Gene
     image, zeroed_C, replaced_C = hidden.example.regions, hidden.zeroed_C, hidden.replaced_C
     if image is None or not len(image):
         return
-    features_RD = image.features_RD
-    features_RD[zeroed_C] = 0
-    if len(replaced_C):
-        assert hidden.lent_KD is not None
-        features_RD[replaced_C] = float32(hidden.lent_KD[_picked(len(hidden.lent_KD), len(replaced_C), rng)])
     image.hidden_R = np.zeros(len(image), np.bool_)
     image.hidden_R[zeroed_C] = True
     if image.whole:  # what is hidden must not show through the mean, nor what only looks as if it were seen
-        seen_R = ~image.hidden_R
-        seen_R[hidden.guessed_K if config.whole_without == "guessed" else replaced_C] = False
-        features_RD[0] = mean_feature(features_RD[1:], seen_R[1:])
+        unseen_R = image.hidden_R.copy()
+        unseen_R[hidden.guessed_K if config.whole_without == "guessed" else replaced_C] = True
+        image.features_RD[0] = mean_without(image.features_RD[1:], unseen_R[1:], image.features_RD[0])
+    image.features_RD[zeroed_C] = 0
+    if len(replaced_C):
+        assert hidden.lent_KD is not None
+        image.features_RD[replaced_C] = float32(hidden.lent_KD[_picked(len(hidden.lent_KD), len(replaced_C), rng)])
 
 
 def _picked(number: int, wanted: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -133,14 +147,30 @@ def lending_samples(sample: int, block: Block, number: int, rng: np.random.Gener
     return [lender for lender in drawn if lender is not None and block.regions_S[lender]]
 
 
-def overlapped(boxes_R4: NDArray[np.float32], some_K: NDArray[np.int64], share: float) -> NDArray[np.bool_]:
-    """Where a box's intersection with one of some boxes is more than this share of their union, [R]."""
-    x1_R, y1_R, x2_R, y2_R = boxes_4R = np.ascontiguousarray(boxes_R4.T)
-    x1_K1, y1_K1, x2_K1, y2_K1 = boxes_4R[:, some_K, None]
-    width_KR = np.minimum(x2_R, x2_K1) - np.maximum(x1_R, x1_K1)
-    height_KR = np.minimum(y2_R, y2_K1) - np.maximum(y1_R, y1_K1)
-    shared_KR = np.maximum(width_KR, 0) * np.maximum(height_KR, 0)
-    area_R = (x2_R - x1_R) * (y2_R - y1_R)
-    # shared > share * union, with the union being both areas without what they share.
-    found_R: NDArray[np.bool_] = (shared_KR * (1 + 1 / share) > area_R + area_R[some_K, None]).any(axis=0)
-    return found_R
+def overlapped(
+    boxes_N4: NDArray[np.float32], some_N: NDArray[np.bool_], starts_B1: NDArray[np.int64], share: float
+) -> NDArray[np.bool_]:
+    """Where a box's intersection with one of some boxes of its image is more than this share of their union, [N].
+
+    Args:
+        boxes_N4: of all images, one after the other.
+        starts_B1: where each image's begin, and the end.
+    """
+    some_K = some_N.nonzero()[0]
+    counts_B = np.diff(starts_B1)
+    image_K = np.arange(len(counts_B)).repeat(counts_B)[some_K]
+    # Each of some boxes with each of its image, P pairs.
+    counts_K = counts_B[image_K]
+    ends_K = counts_K.cumsum()
+    other_P = np.arange(counts_K.sum()) + (starts_B1[image_K] - ends_K + counts_K).repeat(counts_K)
+    boxes_4N = np.ascontiguousarray(boxes_N4.T)
+    area_N = (boxes_4N[2] - boxes_4N[0]) * (boxes_4N[3] - boxes_4N[1])
+    (x1_P, y1_P, x2_P, y2_P), own_4P = boxes_4N[:, other_P], boxes_4N[:, some_K].repeat(counts_K, axis=1)
+    width_P = np.minimum(x2_P, own_4P[2]) - np.maximum(x1_P, own_4P[0])
+    height_P = np.minimum(y2_P, own_4P[3]) - np.maximum(y1_P, own_4P[1])
+    shared_P = np.maximum(width_P, 0) * np.maximum(height_P, 0)
+    # shared > share * union, where the union is both areas without what they share.
+    more_P = shared_P * (1 + 1 / share) > area_N[other_P] + area_N[some_K].repeat(counts_K)
+    found_N = np.zeros(len(boxes_N4), np.bool_)
+    found_N[other_P[more_P]] = True
+    return found_N

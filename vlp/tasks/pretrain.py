@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -129,6 +129,37 @@ class PretrainConfig(TaskConfig):
         return (self.masking or ("joint" if self.combine == "all" else "conditional")) == "joint"
 
 
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What the examples of a step have in common."""
+
+    active: tuple[str, ...]
+    """Its objectives."""
+    hiding: frozenset[Stream]
+    """The modalities of which something may be hidden."""
+    apart: bool
+    """Whether it is of one at a time, drawn for each example."""
+    plain: bool
+    """Whether contrast reads texts whose words may be hidden."""
+
+
+class _Drawn:
+    """An example of a step, with what draws for it."""
+
+    __slots__ = ("hidden", "rng", "streams")
+
+    def __init__(self, example: Example, origin: Origin, stage: Stage) -> None:
+        self.hidden = Hidden(example, origin.question, origin.place, origin.image, origin.lent_KD)
+        self.rng = origin.rng
+        self.streams = stage.hiding
+        """The modalities of which something is hidden."""
+        if stage.apart and len(self.streams) > 1:
+            self.streams = frozenset({("text", "image")[int(self.rng.integers(2))]})
+        if stage.plain:
+            example.plain_T = example.token_ids_T
+        example.origin = None
+
+
 class PretrainTask(Task):
     """Hides, mismatches, guesses."""
 
@@ -144,6 +175,7 @@ class PretrainTask(Task):
         source = setting.model.image.source
         self._prefix = 0 if isinstance(source, RegionSource) else source_grid(source).prefix
         self._only: str | None = None
+        self._last: tuple[int, Stage] | None = None
         self._met = image_met(setting.model)
         if config.probe:
             probe_ids(config.probe, setting.text)  # refuses words that cannot be probed before any work is done
@@ -155,7 +187,7 @@ class PretrainTask(Task):
     def only(self, name: str) -> Self:
         """This task with one objective active in every step, for evaluation."""
         task = copy(self)
-        task._only = name
+        task._only, task._last = name, None
         return task
 
     def active(self, step: int) -> tuple[str, ...]:
@@ -182,32 +214,32 @@ class PretrainTask(Task):
         return True
 
     def pairs(self, slot: Slot, block: Block, rng: np.random.Generator) -> tuple[Pair, ...]:
-        active = self.active(slot.step)
+        stage = self._stage(slot.step)
         (pair,) = super().pairs(slot, block, rng)
-        for name in active:
+        for name in stage.active:
             objective = self.objectives[name]
             if isinstance(objective, Matching) and (self._only or objective.config.negatives == "block"):
                 pair = objective.mismatch(slot.example, block, rng)
             elif isinstance(objective, Matching) and has_image(pair.image, block):
-                pair = self._met_often(pair, active)
-        loans = self._loans(active, pair, block, rng)
+                pair = self._met_often(pair, stage)
+        loans = self._loans(stage, pair, block, rng)
         return (replace(pair, loans=loans) if loans else pair,)
 
-    def _met_often(self, pair: Pair, active: tuple[str, ...]) -> Pair:
+    def _met_often(self, pair: Pair, stage: Stage) -> Pair:
         """A pair in a step with hard negatives, whose image meets more texts than its own.
 
         It meets the one that it draws and at most `MOST` that draw it, and where words are hidden its own as that was.
         The model goes over each of these texts, and again over the image, from where text and image meet.
         """
-        texts = 1 + MOST + int(self._reads_plain(active))
+        texts = 1 + MOST + int(stage.plain)
         return replace(pair, text_passes=1.0 + texts, image_passes=1 + texts * self._met)
 
-    def _loans(self, active: tuple[str, ...], pair: Pair, block: Block, rng: np.random.Generator) -> tuple[Loan, ...]:
+    def _loans(self, stage: Stage, pair: Pair, block: Block, rng: np.random.Generator) -> tuple[Loan, ...]:
         """Regions of other samples, where some are to stand in for hidden ones or to be told from them."""
-        if not (self.wants_regions and block.regions_S[pair.image]) or "image" not in self._hiding(active):
+        if not (self.wants_regions and block.regions_S[pair.image]) or "image" not in stage.hiding:
             return ()
         loans = spare_regions(pair.image, block, self.config.region_hiding, rng)
-        for name in active:
+        for name in stage.active:
             objective = self.objectives[name]
             if isinstance(objective, RegionContrast):
                 loans += objective.loans(pair.image, block, rng)
@@ -223,61 +255,59 @@ class PretrainTask(Task):
         return example
 
     def collate(self, examples: list[list[Example]], step: int) -> Batch:
-        self.ask([example for group in examples for example in group], step)
+        every = [example for group in examples for example in group]
+        self.ask(every, step)
         batch = super().collate(examples, step)
-        if not self._reads_plain(self.active(step)):
+        if not self._stage(step).plain:
             return batch
-        plain = [_plain(each) for group in examples for each in group]
-        return replace(batch, plain=collate(plain, self.images.form, {}))
+        return replace(batch, plain=collate([_plain(example) for example in every], self.images.form, {}))
 
     def ask(self, examples: Sequence[Example], step: int) -> None:
-        """Hide something of each example and ask for it, by its own generator, whatever stands beside it.
+        """Hide something of each example of this task and ask for it; what is drawn, its own generator draws.
 
         One thing is done for all examples before the next is: where each example had all done, a processor had to fetch
         the code of every thing anew, and took twice as long.
         """
-        active = self.active(step)
-        hidden = [self._hidden(active, example, origin) for example in examples if (origin := example.origin)]
+        stage = self._stage(step)
+        drawn = [_Drawn(example, example.origin, stage) for example in examples if example.origin is not None]
+        self._choose([each for each in drawn if "image" in each.streams])
         for name, objective in self.objectives.items():
             # Words are hidden in mismatched pairs too, guessed there or not: a mask must not tell a match.
-            hides = objective.hides == "text" and (name in active or isinstance(objective, MaskedLanguage))
-            for each, streams, rng in hidden:
-                if objective.hides not in (None, *streams):
-                    continue
-                asks = name in active and self._asks(objective, each.example)
-                if asks or hides:
-                    target = objective.target(each, rng)
-                    if asks:
-                        each.example.targets[name] = target
-        for each, streams, rng in hidden:
-            if "image" in streams:
-                hide_regions(each, self.config.region_hiding, rng)
-            each.example.origin = None
+            hides = objective.hides == "text" and (name in stage.active or isinstance(objective, MaskedLanguage))
+            for each in drawn:
+                if objective.hides is None or objective.hides in each.streams:
+                    asks = name in stage.active and self._asks(objective, each.hidden.example)
+                    if asks or hides:
+                        target = objective.target(each.hidden, each.rng)
+                        if asks:
+                            each.hidden.example.targets[name] = target
+        for each in drawn:
+            if "image" in each.streams:
+                hide_regions(each.hidden, self.config.region_hiding, each.rng)
 
-    def _hiding(self, active: tuple[str, ...]) -> set[Stream]:
-        """The modalities of which something may be hidden in a step's examples."""
-        hiding = {self.objectives[name].hides for name in active} - {None}
-        if hiding and self.config.hides_both and self._only is None:
-            hiding = {objective.hides for objective in self.objectives.values()} - {None}
-        return hiding  # type: ignore[return-value]
-
-    def _hidden(
-        self, active: tuple[str, ...], example: Example, origin: Origin
-    ) -> tuple[Hidden, set[Stream], np.random.Generator]:
-        """The example with what is to be hidden of its image, the modalities of which something is, and what draws."""
-        rng, streams = origin.rng, self._hiding(active)
-        if len(streams) > 1 and not (self.config.hides_both and self._only is None):
-            streams = {("text", "image")[int(rng.integers(2))]}
-        if "image" not in streams:
-            hidden = Hidden(example)
-        elif self.images.wants_regions:
-            hidden = choose_regions(example, self.config.region_hiding, rng, origin.lent_KD)
+    def _choose(self, drawn: Sequence[_Drawn]) -> None:
+        """Choose what is hidden of images; patches are hidden at once."""
+        if self.images.wants_regions:
+            hidden, rngs = [each.hidden for each in drawn], [each.rng for each in drawn]
+            choose_regions(hidden, self.config.region_hiding, rngs)
         else:
-            hidden = hide_patches(example, self.config.patch_hiding, self._prefix, rng)
-        hidden.question, hidden.place, hidden.image = origin.question, origin.place, origin.image
-        if self._reads_plain(active):
-            example.plain_T = example.token_ids_T
-        return hidden, streams, rng
+            for each in drawn:
+                hide_patches(each.hidden, self.config.patch_hiding, self._prefix, each.rng)
+
+    def _stage(self, step: int) -> Stage:
+        """What the examples of a step have in common; kept for a step, since each of its pairs asks."""
+        last = self._last
+        if last is None or last[0] != step:
+            self._last = last = step, self._staged(self.active(step))
+        return last[1]
+
+    def _staged(self, active: tuple[str, ...]) -> Stage:
+        hiding = {hides for name in active if (hides := self.objectives[name].hides)}
+        both = self.config.hides_both and self._only is None
+        if hiding and both:
+            hiding = {hides for objective in self.objectives.values() if (hides := objective.hides)}
+        contrasts = any(isinstance(self.objectives[name], Contrast) for name in active)
+        return Stage(active, frozenset(hiding), not both, "text" in hiding and contrasts)
 
     def _asks(self, objective: SelfSupervised, example: Example) -> bool:
         """Whether an objective has a target in an example, by what pair it is."""
@@ -285,10 +315,6 @@ class PretrainTask(Task):
             return example.matched or self.config.on_mismatched
         alone = example.image is None and self.setting.without != "image"
         return not alone and (example.matched or objective.pairs == "all")
-
-    def _reads_plain(self, active: tuple[str, ...]) -> bool:
-        """Whether contrast reads texts whose words may be hidden in the same step."""
-        return "text" in self._hiding(active) and any(isinstance(self.objectives[name], Contrast) for name in active)
 
     def evaluate(self, judge: Judge) -> dict[str, float]:
         """Loss and metrics of each objective alone, and the grounding probe if the config names words."""
