@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from tests.unit.task_making import example, facts, hidden, text_encoder, within_3_sigma
 from vlp.data.batch import WEIGHT
+from vlp.objectives.choice import choose
 from vlp.objectives.mlm import MaskedLanguage, MaskedLanguageConfig
-from vlp.objectives.words import choose
 from vlp.seeds import generator
 from vlp.types import Targets
 

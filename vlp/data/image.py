@@ -260,10 +260,9 @@ def mean_without(
     unseen_K = unseen_R.nonzero()[0]
     regions, seen = len(features_RD), len(features_RD) - len(unseen_K)
     if 2 * seen < regions:
-        sum_D = features_RD[~unseen_R].sum(axis=0)
-    else:
-        sum_D = mean_D * np.float32(regions) - features_RD[unseen_K].sum(axis=0)
-    mean: NDArray[np.float32] = sum_D / np.float32(max(1, seen))
+        return mean_feature(features_RD[~unseen_R])
+    sum_D = np.ones(len(unseen_K), np.float32) @ features_RD[unseen_K]
+    mean: NDArray[np.float32] = (mean_D * np.float32(regions) - sum_D) / np.float32(max(1, seen))
     return mean
 
 

@@ -6,6 +6,7 @@ Shape suffixes: T tokens of a text, K hidden tokens, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
+from vlp.objectives.choice import parts, starts_of
 from vlp.objectives.objective import Average, Facts, Hidden, SelfSupervisedConfig, shares
 from vlp.objectives.vocabulary import WordGuessing
 from vlp.objectives.words import Chosen, choose_spans, choose_tokens, choose_words
@@ -73,40 +75,59 @@ class MaskedLanguage(WordGuessing):
         self.random_ids = facts.text.random_ids
 
     def target(self, hidden: Hidden, rng: np.random.Generator) -> Target:
-        chosen_K, unit_K = chosen_words(hidden.example, self.config, rng)
-        made = mask_tokens(hidden, chosen_K, unit_K, self.config, self.mask_id, self.random_ids, rng)
-        return Target(made.positions, made.values | shares(self.average, len(made.positions)))
+        return self.targets([hidden], [rng])[0]
+
+    def targets(self, hidden: Sequence[Hidden], rngs: Sequence[np.random.Generator]) -> list[Target]:
+        if not hidden:
+            return []
+        chosen = chosen_words([each.example for each in hidden], self.config, rngs)
+        made = mask_tokens(hidden, chosen, self.config, self.mask_id, self.random_ids, rngs)
+        for target in made:
+            target.values |= shares(self.average, len(target.positions))
+        return made
 
 
-def chosen_words(example: Example, config: MaskedLanguageConfig, rng: np.random.Generator) -> Chosen:
-    """The tokens of an example to hide, by the config's unit."""
-    special_T, word_T, probability = example.special_T, example.word_T, config.probability
-    match config.unit:
-        case "token":
-            return choose_tokens(special_T, probability, rng)
-        case "word":
-            return choose_words(special_T, word_T, probability, rng)
-        case "span":
+def chosen_words(
+    examples: Sequence[Example], config: MaskedLanguageConfig, rngs: Sequence[np.random.Generator]
+) -> list[Chosen]:
+    """The tokens of each example to hide, by the config's unit."""
+    probability = config.probability
+    if config.unit == "token":
+        return choose_tokens([example.special_T for example in examples], probability, rngs)
+    chosen = []
+    for example, rng in zip(examples, rngs, strict=True):
+        special_T, word_T = example.special_T, example.word_T
+        if config.unit == "word":
+            chosen.append(choose_words(special_T, word_T, probability, rng))
+        else:
             end, longest = config.span_end, config.span_longest
-            return choose_spans(special_T, word_T, probability, rng, end=end, longest=longest)
+            chosen.append(choose_spans(special_T, word_T, probability, rng, end=end, longest=longest))
+    return chosen
 
 
 def mask_tokens(
-    hidden: Hidden,
-    chosen_K: NDArray[np.int64],
-    unit_K: NDArray[np.int64],
+    hidden: Sequence[Hidden],
+    chosen: Sequence[Chosen],
     config: MaskingConfig,
     mask_id: int,
     random_ids: NDArray[np.int64],
-    rng: np.random.Generator,
-) -> Target:
-    """Hide the chosen tokens in the example, a unit by one draw, and say what they were."""
-    tokens_T = hidden.example.token_ids_T.copy()
-    labels_K = tokens_T[chosen_K]
-    draw_K = rng.random(len(chosen_K))[unit_K]  # there are no more units than tokens
-    random_K = chosen_K[(draw_K >= config.mask) & (draw_K < config.mask + config.random)]
-    tokens_T[chosen_K[draw_K < config.mask]] = mask_id
-    if len(random_K):
-        tokens_T[random_K] = random_ids[rng.integers(len(random_ids), size=len(random_K))]
-    hidden.example.token_ids_T = tokens_T
-    return Target(chosen_K, {"token": labels_K})
+    rngs: Sequence[np.random.Generator],
+) -> list[Target]:
+    """Hide the chosen tokens in each example, a unit by one draw, and say what they were."""
+    starts_B1 = starts_of([len(each.example.token_ids_T) for each in hidden])
+    bounds_B1 = starts_of([len(chosen_K) for chosen_K, _ in chosen])
+    counts_B = np.diff(bounds_B1)
+    tokens_N = np.concatenate([each.example.token_ids_T for each in hidden])
+    places_K = np.concatenate([chosen_K for chosen_K, _ in chosen]) + starts_B1[:-1].repeat(counts_B)
+    labels_K = tokens_N[places_K]
+    # What becomes of a unit, and which random token would stand there. There are no more units than tokens.
+    draws = [rng.random((2, len(chosen_K))) for (chosen_K, _), rng in zip(chosen, rngs, strict=True)]
+    fate_K, which_K = np.concatenate(draws, axis=1)
+    fate_K = fate_K[np.concatenate([unit_K for _, unit_K in chosen]) + bounds_B1[:-1].repeat(counts_B)]
+    random_K = (fate_K >= config.mask) & (fate_K < config.mask + config.random)
+    tokens_N[places_K[fate_K < config.mask]] = mask_id
+    tokens_N[places_K[random_K]] = random_ids[(which_K[random_K] * len(random_ids)).astype(np.int64)]
+    for each, tokens_T in zip(hidden, parts(tokens_N, starts_B1), strict=True):
+        each.example.token_ids_T = tokens_T
+    labels = parts(labels_K, bounds_B1)
+    return [Target(chosen_K, {"token": token_K}) for (chosen_K, _), token_K in zip(chosen, labels, strict=True)]

@@ -7,7 +7,7 @@ summed over micro-batches and ranks before the first forward.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -141,6 +141,10 @@ class SelfSupervised(Objective):
     @abstractmethod
     def target(self, hidden: Hidden, rng: np.random.Generator) -> Target:
         """The targets of one example; may change the example (mask its words). Pure in (example, rng)."""
+
+    def targets(self, hidden: Sequence[Hidden], rngs: Sequence[np.random.Generator]) -> list[Target]:
+        """The targets of each of many examples, as `target` makes them."""
+        return [self.target(each, rng) for each, rng in zip(hidden, rngs, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import numpy as np
 from pydantic import Field
 
 from vlp.config import Config
+from vlp.objectives.choice import choose
 from vlp.objectives.objective import Hidden
-from vlp.objectives.words import choose
 from vlp.types import PixelInput
 
 

@@ -13,10 +13,10 @@ import numpy as np
 from vlp.errors import ConfigError
 from vlp.models.imageparts import ImagePositionConfig
 from vlp.models.model import ModelConfig
+from vlp.objectives.choice import choose
 from vlp.objectives.mlm import MaskingConfig, mask_tokens
 from vlp.objectives.objective import Facts, Hidden
 from vlp.objectives.vocabulary import WordGuessing
-from vlp.objectives.words import choose
 from vlp.types import Example, Target
 
 
@@ -48,8 +48,8 @@ class PrefixLanguage(WordGuessing):
             return Target(places_K - 1, {"token": example.token_ids_T[places_K]})
         places_K = np.flatnonzero(guessed_T)
         chosen_K = places_K[choose(rng.random(len(places_K)), self.config.probability)]
-        units_K = np.arange(len(chosen_K))
-        return mask_tokens(hidden, chosen_K, units_K, self.config, self.text.mask_id, self.text.random_ids, rng)
+        chosen = [(chosen_K, np.arange(len(chosen_K)))]
+        return mask_tokens([hidden], chosen, self.config, self.text.mask_id, self.text.random_ids, [rng])[0]
 
     def asking(self, example: Example) -> Example:
         """The example as it is shown to learn what comes next: its one target is the token behind the last."""

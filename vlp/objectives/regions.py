@@ -6,7 +6,6 @@ The choice is made once per example, so that several objectives (features and cl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -17,6 +16,7 @@ from typing_extensions import Self
 from vlp.config import Config
 from vlp.data.image import float32, mean_without
 from vlp.data.index import Block
+from vlp.objectives.choice import choose_each, places_in_each, starts_of
 from vlp.objectives.itm import other_sample
 from vlp.objectives.objective import Hidden
 from vlp.types import Loan
@@ -63,49 +63,29 @@ def choose_regions(hidden: Sequence[Hidden], config: RegionHidingConfig, rngs: S
 
     They stay as they are until `hide_regions`, so that objectives can ask for what stands there.
     """
+    if not hidden:
+        return
     # The whole image is not counted among the N regions of all examples, since it is never chosen.
     images = [each.example.regions for each in hidden]
     whole = [int(image is not None and image.whole) for image in images]
     counts = [0 if image is None else len(image) - first for image, first in zip(images, whole, strict=True)]
-    starts_B1 = np.cumsum([0, *counts])
+    starts_B1 = starts_of(counts)
     draws = [rng.random((2, count)) for rng, count in zip(rngs, counts, strict=True)]
-    draw_N, fate_N = np.concatenate(
-        [np.zeros((2, 0)), *draws], axis=1
-    )  # whether one is a target, and what becomes of it
-    guessed_N = draw_N < config.probability
-    if config.at_least_one:
-        guessed_N[_least_of_none(draw_N, guessed_N, starts_B1)] = True
-    lends_B = np.array([each.lent_KD is not None and len(each.lent_KD) > 0 for each in hidden], np.bool_)
-    zero_N = np.where(lends_B, config.zero, config.zero + config.random).repeat(counts)
+    draw_N, fate_N = np.concatenate(draws, axis=1)  # whether a region is a target, and what becomes of it
+    guessed_N = choose_each(draw_N, starts_B1, config.probability, config.at_least_one)
+    lends = [each.lent_KD is not None and len(each.lent_KD) > 0 for each in hidden]
+    zero_N = np.where(lends, config.zero, config.zero + config.random).repeat(counts)
     zeroed_N = guessed_N & (fate_N < zero_N)
     replaced_N = guessed_N & (fate_N >= zero_N) & (fate_N < config.zero + config.random)
     if config.overlap < 1:
         boxes = [image.boxes_R4[first:] for image, first in zip(images, whole, strict=True) if image is not None]
         boxes_N4 = np.concatenate([np.zeros((0, 4), np.float32), *boxes])
         zeroed_N |= overlapped(boxes_N4, guessed_N, starts_B1, config.overlap) & ~guessed_N
-    chosen = [_by_example(chosen_N, starts_B1, whole) for chosen_N in (guessed_N, zeroed_N, replaced_N)]
-    for each, guessed_K, zeroed_C, replaced_C in zip(hidden, *chosen, strict=True):
+    chosen = [places_in_each(chosen_N, starts_B1) for chosen_N in (guessed_N, zeroed_N, replaced_N)]
+    for each, first, guessed_K, zeroed_C, replaced_C in zip(hidden, whole, *chosen, strict=True):
+        for places_K in (guessed_K, zeroed_C, replaced_C) if first else ():
+            places_K += first
         each.guessed_K, each.zeroed_C, each.replaced_C = guessed_K, zeroed_C, replaced_C
-
-
-def _least_of_none(
-    draw_N: NDArray[np.float64], guessed_N: NDArray[np.bool_], starts_B1: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Of each image none of whose regions is a target, the region with the least draw."""
-    targets_B = np.diff(np.concatenate([[0], guessed_N.cumsum()])[starts_B1])
-    bare = ((targets_B == 0) & (np.diff(starts_B1) > 0)).nonzero()[0].tolist()
-    least = [starts_B1[image] + draw_N[starts_B1[image] : starts_B1[image + 1]].argmin() for image in bare]
-    return np.array(least, np.int64)
-
-
-def _by_example(
-    chosen_N: NDArray[np.bool_], starts_B1: NDArray[np.int64], whole: Sequence[int]
-) -> list[NDArray[np.int64]]:
-    """The places of the chosen regions in each image, in ascending order."""
-    places_C = chosen_N.nonzero()[0]
-    bounds = places_C.searchsorted(starts_B1)
-    places_C -= (starts_B1[:-1] - np.array(whole, np.int64)).repeat(np.diff(bounds))
-    return [places_C[first:end] for first, end in pairwise(bounds.tolist())]
 
 
 def hide_regions(hidden: Hidden, config: RegionHidingConfig, rng: np.random.Generator) -> None:

@@ -8,31 +8,26 @@ Shape suffixes: T tokens of a text, K tokens that are chosen, U units.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
+
+from vlp.objectives.choice import NEVER, choose, choose_each, places_in_each, starts_of
 
 Chosen = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Places of the chosen tokens, [K], and the number of the unit that each belongs to, [K], from 0 to U - 1."""
 
 
-def choose(draw_N: NDArray[np.float64], probability: float, at_least_one: bool = True) -> NDArray[np.int64]:
-    """The places of those, in ascending order, whose number falls below the given probability.
-
-    Args:
-        draw_N: a number of each, drawn uniformly from 0 to 1.
-        at_least_one: where there is none, the one with the least number is taken.
-    """
-    chosen_K = (draw_N < probability).nonzero()[0]
-    if at_least_one and not len(chosen_K) and len(draw_N):
-        return draw_N.argmin(keepdims=True)
-    return chosen_K
-
-
-def choose_tokens(special_T: NDArray[np.bool_], probability: float, rng: np.random.Generator) -> Chosen:
-    """Each token with the given probability, at least one."""
-    places_K = (~special_T).nonzero()[0]
-    chosen_K = places_K[choose(rng.random(len(places_K)), probability)]
-    return chosen_K, np.arange(len(chosen_K))
+def choose_tokens(
+    specials: Sequence[NDArray[np.bool_]], probability: float, rngs: Sequence[np.random.Generator]
+) -> list[Chosen]:
+    """Of each text each token with the given probability, at least one; each text by its own generator."""
+    starts_B1 = starts_of([len(special_T) for special_T in specials])
+    draw_N = np.concatenate([rng.random(len(special_T)) for special_T, rng in zip(specials, rngs, strict=True)])
+    draw_N[np.concatenate(specials)] = NEVER
+    chosen = places_in_each(choose_each(draw_N, starts_B1, probability), starts_B1)
+    return [(chosen_K, np.arange(len(chosen_K))) for chosen_K in chosen]
 
 
 def choose_words(

@@ -274,13 +274,16 @@ class PretrainTask(Task):
         for name, objective in self.objectives.items():
             # Words are hidden in mismatched pairs too, guessed there or not: a mask must not tell a match.
             hides = objective.hides == "text" and (name in stage.active or isinstance(objective, MaskedLanguage))
-            for each in drawn:
-                if objective.hides is None or objective.hides in each.streams:
-                    asks = name in stage.active and self._asks(objective, each.hidden.example)
-                    if asks or hides:
-                        target = objective.target(each.hidden, each.rng)
-                        if asks:
-                            each.hidden.example.targets[name] = target
+            asked = [
+                (each, name in stage.active and self._asks(objective, each.hidden.example))
+                for each in drawn
+                if objective.hides is None or objective.hides in each.streams
+            ]
+            asked = [(each, asks) for each, asks in asked if asks or hides]
+            targets = objective.targets([each.hidden for each, _ in asked], [each.rng for each, _ in asked])
+            for (each, asks), target in zip(asked, targets, strict=True):
+                if asks:
+                    each.hidden.example.targets[name] = target
         for each in drawn:
             if "image" in each.streams:
                 hide_regions(each.hidden, self.config.region_hiding, each.rng)
