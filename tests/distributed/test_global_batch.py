@@ -45,7 +45,7 @@ BLOCKS = {
 
 # Adam divides by the root of the second moment, so an element whose gradient is rounding alone (a key's bias, which
 # softmax cancels) would take whole steps in a direction that nothing decides. The epsilon keeps such elements still.
-OPTIMIZER = OptimizerConfig(epsilon=1e-4, weight_decay=0.1)
+OPTIMIZER = OptimizerConfig(epsilon=1e-3, weight_decay=0.1)
 
 
 def task_of(family: str, combine: str, *overrides: str) -> PretrainTask:

@@ -136,3 +136,19 @@ def test_a_momentum_model_gives_part_of_the_targets() -> None:
             by_hand -= wanted * np.log(odds[word] / all_odds)
     assert float(total) == pytest.approx(by_hand, rel=1e-5)
     assert metrics["mlm_accuracy"][1] == 3
+
+
+@pytest.mark.parametrize("unit", ["token", "word", "span"])
+def test_what_is_hidden_of_a_text_is_its_own_whatever_stands_beside_it(unit: str) -> None:
+    made = MaskedLanguage("mlm", MaskedLanguageConfig.parse({"unit": unit, "probability": 0.3}), facts())
+    sizes = (6, 0, 1, 30, 2)
+    together = [hidden(example(words)) for words in sizes]
+    targets = made.targets(together, [generator(number, "t") for number in range(len(sizes))])
+    for number, words in enumerate(sizes):
+        alone = hidden(example(words))
+        target = made.target(alone, generator(number, "t"))
+        assert target.positions.tolist() == targets[number].positions.tolist()
+        assert target.values["token"].tolist() == targets[number].values["token"].tolist()
+        assert alone.example.token_ids_T.tolist() == together[number].example.token_ids_T.tolist()
+        assert (len(target.positions) > 0) == (words > 0)
+    assert made.targets([], []) == []

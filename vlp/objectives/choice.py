@@ -23,7 +23,7 @@ def choose(draw_N: NDArray[np.float64], probability: float, at_least_one: bool =
     """
     chosen_K = (draw_N < probability).nonzero()[0]
     if at_least_one and not len(chosen_K) and len(draw_N):
-        return draw_N.argmin(keepdims=True)
+        return np.array([draw_N.argmin()])
     return chosen_K
 
 

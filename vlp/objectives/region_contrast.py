@@ -61,7 +61,7 @@ class RegionContrast(SelfSupervised):
     def loans(self, sample: int, block: Block, rng: np.random.Generator) -> tuple[Loan, ...]:
         """All regions of some other samples."""
         lenders = lending_samples(sample, block, self.config.images, rng)
-        return tuple(Loan(lender, 0, int(block.regions_S[lender])) for lender in lenders)
+        return tuple(Loan(lender, 0, regions) for lender, regions in lenders)
 
     def empty(self) -> Target:
         values: dict[str, NDArray[Any]] = {

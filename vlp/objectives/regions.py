@@ -17,7 +17,6 @@ from vlp.config import Config
 from vlp.data.image import float32, mean_without
 from vlp.data.index import Block
 from vlp.objectives.choice import choose_each, places_in_each, starts_of
-from vlp.objectives.itm import other_sample
 from vlp.objectives.objective import Hidden
 from vlp.types import Loan
 
@@ -118,13 +117,18 @@ def spare_regions(sample: int, block: Block, config: RegionHidingConfig, rng: np
     if not config.random:
         return ()
     lenders = lending_samples(sample, block, _SPARE, rng)
-    return tuple(Loan(lender, int(rng.integers(block.regions_S[lender])), 1) for lender in lenders)
+    places = rng.random(len(lenders)).tolist()
+    return tuple(
+        Loan(lender, int(place * regions), 1) for (lender, regions), place in zip(lenders, places, strict=True)
+    )
 
 
-def lending_samples(sample: int, block: Block, number: int, rng: np.random.Generator) -> list[int]:
-    """Other samples of the block with regions, so many at most."""
-    drawn = [other_sample(sample, block, rng) for _ in range(number)]
-    return [lender for lender in drawn if lender is not None and block.regions_S[lender]]
+def lending_samples(sample: int, block: Block, number: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """Other samples of the block with regions, so many at most, and how many regions each has."""
+    others = len(block.regions_S) - 1
+    drawn = rng.integers(others, size=number).tolist() if others else []
+    lenders = [other + (other >= sample) for other in drawn]
+    return [(lender, regions) for lender in lenders if (regions := block.regions_S.item(lender))]
 
 
 def overlapped(
