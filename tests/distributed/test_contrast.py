@@ -119,6 +119,7 @@ class Plain:
 
     def loss(self, number: int) -> tuple[Tensor, list[tuple[Tensor, Tensor]] | None]:
         examples = [example_of(self.task, number, index) for index in range(BATCH)]
+        self.task.ask(examples, number)
         active = self.task.active(number)
         total, vectors = torch.zeros(()), None
         if "mlm" in active:
