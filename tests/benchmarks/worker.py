@@ -31,7 +31,7 @@ FIRST, STEPS = 4, 40
 _UNDISTURBED = 1.03
 """Wall time of a step, at most, for each second of the processor's."""
 _REST = "order and the rest"
-_DRAWN_FOR = {"example": "masks", "pairs": "negatives"}
+_DRAWN_FOR = {"example": "masks", "pairs": "negatives", "view": "decoding"}
 """What a generator is made for, by its purpose."""
 
 
