@@ -22,6 +22,7 @@ from vlp.features.kinds import Feature, parse_what
 from vlp.features.preparing import Preparing
 from vlp.features.sources import FolderSource, ShardSource, Source, Texts
 from vlp.features.tables import COLUMNS, SUFFIXES, TableSource
+from vlp.freed import keep
 from vlp.vision_language_model import VisionLanguageModel
 
 _PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -53,6 +54,8 @@ def extract_features(
         raise ConfigError(f"--precision: '{precision}' is not right, it should be one of {', '.join(_PRECISIONS)}")
     features = parse_what(request.what)
     with world(timeout_minutes=_MINUTES) as ranks:
+        if ranks.device.type == "cpu":
+            keep()
         model = VisionLanguageModel.from_pretrained(model_name)
         source = open_source(inputs, model, features)
         model.to(ranks.device, _PRECISIONS[precision])

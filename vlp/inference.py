@@ -14,6 +14,7 @@ from vlp.distributed import world
 from vlp.errors import ConfigError
 from vlp.evaluate import Precision, evaluate
 from vlp.failurepage import write_page
+from vlp.freed import keep
 from vlp.models.image import RegionSource
 from vlp.objectives.region_class import RegionClass
 from vlp.report import Report, write_results
@@ -51,6 +52,8 @@ def evaluate_model(model: Path, data: Path, asked: Asked, *, micro_tokens: int, 
     """Print (and write) the metrics of a model on a dataset."""
     chosen, without = _precision(precision), _without(asked.without)
     with world() as ranks:
+        if ranks.device.type == "cpu":
+            keep()
         trained = load_trained(model, task=_task(model, asked) if model.is_dir() else None, without=without)
         name: str = trained.task.config.name  # type: ignore[attr-defined]
         _check_results(asked, name)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vlp.train.freed import give_back
+from vlp.freed import give_back
 
 
 def resident() -> int:
@@ -32,7 +32,7 @@ def test_what_lies_free_between_blocks_in_use_is_given_back() -> None:
 KEEPING = """
 import os, resource
 from pathlib import Path
-from vlp.train.freed import keep
+from vlp.freed import keep
 
 def resident():
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGESIZE")

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from vlp.distributed import World, share, sum_over_ranks
 from vlp.errors import ConfigError, DataError, TrainingError
+from vlp.freed import give_back, keep
 from vlp.seeds import derive
 from vlp.train.bounds import Bounds
 from vlp.train.ema import EMA, EmaConfig, Mean
 from vlp.train.forward import Forward, Metrics, Root
-from vlp.train.freed import give_back, keep
 from vlp.train.linear import own_linear
 from vlp.train.optimizer import OptimizerConfig, make_optimizer, set_rate
 from vlp.train.penalty import Penalty, PenaltyConfig

@@ -1,4 +1,4 @@
-"""Memory that a process has freed but still holds: kept for the next step, or given back to the system.
+"""Memory that a process has freed but still holds: kept for the next batch, or given back to the system.
 
 Both are of glibc's malloc, and do nothing where malloc is another.
 """
@@ -16,9 +16,9 @@ _MORE = 64 << 20
 def keep() -> None:
     """From now on, keep all freed memory.
 
-    malloc takes blocks above 32 MB from the system and gives them back each time: 2731 tokens of 3072 numbers. A step
-    has hundreds, whose pages the system must find and clear anew; of a bf16 step of LXMERT's base model that was 7 %
-    (32 examples, two cores). It is for training alone, whose steps all need the same again.
+    malloc takes blocks above 32 MB from the system and gives them back each time: 2731 tokens of 3072 numbers. A batch
+    has hundreds, whose pages the system must find and clear anew: 7 % of a bf16 step of LXMERT's base model (32
+    examples, two cores). It is for commands that run the same over and over, not for a process of others.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
