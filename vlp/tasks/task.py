@@ -109,8 +109,8 @@ class Task(ABC):
         return (Pair(int(block.sample_E[slot.example]), slot.example),)
 
     def shown(self, image: Sample, rng: np.random.Generator) -> Sample:
-        """The sample with its image as the model takes it, if that must be decoded. Regions are not made here: what
-        hides some of them finds them in the processor's cache if it comes right behind."""
+        """The sample with its image as the model takes it, if that must be decoded. Regions need not: they are made
+        with the example."""
         if self.setting.without == "image" or not self.wants_image:
             return image
         return replace(image, shown=self.images.prepare(image, rng))

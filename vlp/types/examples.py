@@ -131,10 +131,3 @@ class Example:
         """The regions of the image, if it has any; an image's first tokens are theirs."""
         image = self.image.regions if isinstance(self.image, BothInput) else self.image
         return image if isinstance(image, RegionInput) else None
-
-    def set_regions(self, regions: RegionInput) -> None:
-        """Put other regions in their place."""
-        if isinstance(self.image, BothInput):
-            self.image = BothInput(regions, self.image.pixels)
-        else:
-            self.image = regions
