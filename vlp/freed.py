@@ -17,7 +17,7 @@ def keep() -> None:
     """From now on, keep all freed memory.
 
     malloc takes blocks above 32 MB from the system and gives them back each time: 2731 tokens of 3072 numbers. A batch
-    has hundreds, whose pages the system must find and clear anew: 7 % of a bf16 step of LXMERT's base model (32
+    has hundreds, whose pages the system must find and clear anew: 7 % of a bf16 step of a two-stream base model (32
     examples, two cores). It is for commands that run the same over and over, not for a process of others.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
