@@ -84,7 +84,7 @@ class _Gradients:
         # fp16 has no number below 6e-8, and a share of one word among 30,000 lies near it.
         self._kind = torch.float32 if x_KH.dtype == torch.float16 else x_KH.dtype
         self._rows_KH, self._table_VH = x_KH, weight_VH
-        self.x_KH = torch.empty_like(x_KH) if wanted[0] else None
+        self.x_KH = torch.empty_like(x_KH, dtype=self._kind) if wanted[0] else None
         self.weight_VH = torch.zeros_like(weight_VH, dtype=exact) if wanted[1] else None
         self.bias_V = torch.zeros_like(bias_V, dtype=exact) if wanted[2] else None
 
