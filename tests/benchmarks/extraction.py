@@ -34,7 +34,7 @@ from vlp.vision_language_model import VisionLanguageModel
 BATCH, TOKENS = 32, {"cpu": 2048, "cuda": 16384}
 WHAT = "pooled,text,image"
 FORM = ImageForm("regions", FEATURES)
-COMPARED = 40
+COMPARED = 16
 CASES = {
     "visualbert_base": ("visualbert", (FEWEST, MOST), 1.5),
     "lxmert_base": ("lxmert", (FEWEST, MOST), 1.5),

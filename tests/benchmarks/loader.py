@@ -43,7 +43,7 @@ from vlp.data.order import Order
 from vlp.data.pixels import read_square
 from vlp.types import Batch, Example, Pair, Sample, Slot
 
-SIZE, BATCH, REPEATS, EPOCHS = 224, 64, 7, 3
+SIZE, BATCH, REPEATS, EPOCHS = 224, 64, 5, 3
 WORKERS = (0, 1, 2)
 TOKENS = np.arange(5)
 AGAINST = {

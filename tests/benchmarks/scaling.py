@@ -179,14 +179,14 @@ def _usual(what: str) -> str:
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help="ranks, growth (default: both)")
-    parser.add_argument("--rounds", type=int, help="default: 1 of ranks, 3 of growth")
+    parser.add_argument("--rounds", type=int, help="default: 1 of ranks, 2 of growth")
     given = parser.parse_args()
     device = device_of(given.device)
     results: list[Result] = []
     if not given.parts or "ranks" in given.parts:
         results += ranks(given.rounds or 1, device)
     if not given.parts or "growth" in given.parts:
-        results += growth(given.rounds or 3, device)
+        results += growth(given.rounds or 2, device)
     report("scaling", __doc__, results, device=device)
 
 
