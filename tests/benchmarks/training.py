@@ -93,7 +93,7 @@ CASES = {
         WORDS,
         changes=("model.image.source.fit=squash", "model.image.source.sample=null"),
         photos=True,
-        examples=12,
+        examples=8,
         at_least={"fp32": 1.2, "bf16": 1.2},
     ),
     "uniter": Case(
@@ -324,7 +324,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"{', '.join(CASES)} (default: all)")
     parser.add_argument("--size", choices=("small", "base"), default="base")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: both")
-    parser.add_argument("--examples", type=int, help="of a step (default: 64 for LXMERT, 12 for ViLT, 32 for others)")
+    parser.add_argument("--examples", type=int, help="of a step (default: 64 for LXMERT, 8 for ViLT, 32 for others)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--keep-fp32", action="store_true", help="in bf16, ours keeps fp32 weights beside")
     parser.add_argument("--dropout", type=float, default=0.1)
