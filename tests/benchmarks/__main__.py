@@ -33,7 +33,7 @@ class Part:
 PARTS = {
     "training": Part(("--repeats", "2"), gpu=True),
     "extraction": Part(("visualbert_base", "lxmert_base", "--examples", "40", "--repeats", "2"), gpu=True),
-    "retrieval": Part(("--images", "6", "--captions", "12", "--repeats", "1"), gpu=True),
+    "retrieval": Part(("--images", "8", "--captions", "20", "--repeats", "1"), gpu=True),
     "memory_peers": Part(("--variants", "vlp"), gpu=True),
     "scaling": Part(gpu=True),
     "loader": Part(),

@@ -11,7 +11,7 @@ heads, which the class always runs. For an image tower (ALBEF's shape, which tha
 network on whole pairs, 64 at once. LXMERT has 36 regions an image, VisualBERT 10 to 100, ALBEF photos; captions are
 real ones. In each round vlp scores the whole sample, reading it included, and the naive encoder one batch out of it,
 with its data ready in memory. The library's class has a process of its own, since `vlp evaluate`, and so the benchmark,
-sets malloc for its own. `make bench` takes 6 images and 12 captions instead of 20 and 50: with fewer of either what one
+sets malloc for its own. `make bench` takes 8 images and 20 captions instead of 20 and 50: with fewer of either what one
 of them alone decides weighs more, and the ratios are lower.
 """
 
