@@ -131,10 +131,10 @@ class Apart:
 
     def __call__(self, method: str, *arguments: object) -> Any:
         """What a method returns; the time that it takes is that of the method and some microseconds."""
-        self._pipe.send((method, arguments))
         try:
+            self._pipe.send((method, arguments))
             return self._pipe.recv()
-        except EOFError:
+        except (BrokenPipeError, EOFError):
             raise SystemExit(f"{method}: the other process ended, see above") from None
 
     def close(self) -> None:

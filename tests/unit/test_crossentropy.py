@@ -58,11 +58,19 @@ def test_loss_and_gradients_are_those_of_all_rows_at_once(dtype: torch.dtype) ->
 def test_what_needs_no_gradient_gets_none() -> None:
     x, weight, bias, labels = made()
     total, _ = linear_cross_entropy(x, weight.detach(), bias, labels)
+    _, of_weight, _ = total.grad_fn.saved_tensors  # type: ignore[union-attr]
+    assert of_weight is None
     total.backward()
     wanted = torch.autograd.grad(plain(x, weight.detach(), bias, labels), (x, bias))
     torch.testing.assert_close((x.grad, bias.grad), wanted)
-    with torch.no_grad():
-        assert not linear_cross_entropy(x, weight, bias, labels)[0].requires_grad
+
+
+def test_evaluation_makes_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, bias, labels = made()
+    monkeypatch.setattr(crossentropy._Gradients, "add", None)
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            torch.testing.assert_close(linear_cross_entropy(x, weight, bias, labels)[0], plain(x, weight, bias, labels))
 
 
 def test_of_no_rows_it_is_zero_and_so_are_the_gradients() -> None:

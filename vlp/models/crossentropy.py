@@ -38,6 +38,8 @@ def linear_cross_entropy(
     """
     if factor_K is None:
         factor_K = torch.ones(len(labels_K), device=x_KH.device)
+    if not torch.is_grad_enabled():  # which forward is not told: it would make gradients for nobody
+        x_KH, weight_VH, bias_V = x_KH.detach(), weight_VH.detach(), bias_V.detach()
     return _LinearCrossEntropy.apply(x_KH, weight_VH, bias_V, labels_K, factor_K)  # type: ignore[no-any-return]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -350,8 +349,7 @@ def _plain(example: Example) -> Example:
     return replace(example, token_ids_T=plain_T, image=None, targets={}, causal=False)
 
 
-@lru_cache(maxsize=4)
 def _drawn(seed: int, step: int, ratios: tuple[float, ...]) -> int:
-    """The number of the one objective of a step; kept for a step, since each of its examples asks."""
+    """The number of the one objective of a step."""
     shares = np.array(ratios) / sum(ratios)
     return int(generator(seed, "objective", step).choice(len(ratios), p=shares))
