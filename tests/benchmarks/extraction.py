@@ -20,7 +20,7 @@ import torch
 
 from tests.benchmarks.measuring import Apart, device_of, interleaved, parser_of
 from tests.benchmarks.pairs import FEWEST, MOST, PER_IMAGE, captions, tokenizer
-from tests.benchmarks.peers import FEATURES, PEERS, Peer
+from tests.benchmarks.peers import FEATURES, Peer, peer_of
 from tests.benchmarks.results import Result, compared, report
 from vlp.data.batch import ImageForm, collate
 from vlp.data.text import TextEncoder
@@ -80,7 +80,8 @@ class TheirExtraction:
     """The library's class in its process."""
 
     def __init__(self, kind: str, device: str, data: Sequence[Example]) -> None:
-        self._peer, self._data = peer_of(kind, device), data
+        self._peer, self._data = peer_of(kind), data
+        self._peer.model.to(device).eval()
 
     def first(self, count: int) -> list[Arrays]:
         return extract_theirs(self._peer, self._data[:count])
@@ -89,17 +90,9 @@ class TheirExtraction:
         extract_theirs(self._peer, self._data)
 
 
-def peer_of(kind: str, device: str) -> Peer:
-    """The same weights in every process."""
-    torch.manual_seed(0)
-    peer = PEERS[kind]()
-    peer.model.to(device).eval()
-    return peer
-
-
 def measure(name: str, count: int, repeats: int, device: str) -> Result:
     kind, regions, at_least = CASES[name]
-    peer = peer_of(kind, device)
+    peer = peer_of(kind)
     with tempfile.TemporaryDirectory() as folder:
         network = Network.from_pretrained(peer.converted(Path(folder))).to(device)
         data = examples(count, regions, TextEncoder(tokenizer(Path(folder)), 64))

@@ -39,12 +39,12 @@ _IMPORTED = ("tests.benchmarks.training", "torch._dynamo", "deepspeed.runtime.ze
 def measure(name: str, precision: str, device: str, variants: Sequence[str]) -> list[Result]:
     """A model's peaks."""
     from tests.benchmarks.pairs import PER_IMAGE, photo_pairs, region_pairs
-    from tests.benchmarks.peers import PEERS
+    from tests.benchmarks.peers import peer_of
     from tests.benchmarks.training import CASES
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        peer = PEERS[name]()
+        peer = peer_of(name)
         peer.converted(folder)
         called = f"transformers {type(peer.model).__name__}"
         del peer
@@ -78,7 +78,7 @@ def one(who: str, name: str, precision: str, device: str, place: str, *overrides
     for module in _IMPORTED:
         importlib.import_module(module)
     from tests.benchmarks.pairs import assembled_run, steps_of, tokenizer
-    from tests.benchmarks.peers import PEERS
+    from tests.benchmarks.peers import peer_of
     from tests.benchmarks.training import CASES, Ours, Theirs
     from vlp.assemble import make_module
     from vlp.distributed import world
@@ -105,7 +105,7 @@ def one(who: str, name: str, precision: str, device: str, place: str, *overrides
             found = peak.megabytes()
             ours.engine.close()
         else:
-            theirs = Theirs(PEERS[name](), precision, device)  # type: ignore[arg-type]
+            theirs = Theirs(peer_of(name), precision, device)  # type: ignore[arg-type]
             parameters = count_parameters(theirs.peer.model)
             for step in steps:
                 theirs.train(theirs.given(step.micro_batches[0]))

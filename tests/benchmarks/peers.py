@@ -21,10 +21,18 @@ from vlp.models.convert.family import read_official
 from vlp.models.convert.registry import family_of
 from vlp.types import Batch, FramedBatch, Packing, PixelBatch, RegionBatch
 
-Size = Literal["small", "base"]
+Size = Literal["tiny", "small", "base"]
+Sized = Mapping[Size, Mapping[str, int]]
+"""Settings by size; base is the library's own defaults."""
 Inputs = dict[str, Any]
-SMALL = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
-"""Half as wide as base, and half as deep."""
+WIDTHS: Sized = {
+    "tiny": {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 256},
+    "small": {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536},
+    "base": {},
+}
+"""Tiny as our shipped tiny models; small is half as wide as base, and half as deep."""
+ONE_STACK: Sized = {"tiny": {"num_hidden_layers": 3}, "small": {"num_hidden_layers": 6}, "base": {}}
+"""Layers of a model that has one stack of them."""
 FEATURES, CLASSES, ATTRIBUTES = 2048, 1600, 400
 VISUAL_WEIGHT = 6.67
 """What LXMERT's class there multiplies the losses of regions by."""
@@ -35,20 +43,21 @@ class Peer(ABC):
     """One of the library's classes. It is trained and run as its documentation shows: padded batches with masks.
 
     Args:
-        size: of the model; the library's own defaults are base.
+        size: of the model.
         dropout: of units and of attention weights.
     """
 
     kind: ClassVar[str]
     """The name of its checkpoints at `vlp convert`."""
+    depths: ClassVar[Sized]
+    """How many layers it has."""
 
     def __init__(self, size: Size = "base", dropout: float = 0.1) -> None:
-        settings = dict(SMALL) if size == "small" else {}
         habits = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-        self.model: Any = self.make(settings | habits, size)
+        self.model: Any = self.make({**WIDTHS[size], **self.depths[size], **habits})
 
     @abstractmethod
-    def make(self, settings: dict[str, Any], size: Size) -> Any:
+    def make(self, settings: dict[str, Any]) -> Any:
         """The library's model."""
 
     @abstractmethod
@@ -97,10 +106,10 @@ class VisualBert(Peer):
     """`VisualBertForPreTraining`: masked words, and whether image and text belong together."""
 
     kind = "hf-visualbert"
+    depths = ONE_STACK
 
-    def make(self, settings: dict[str, Any], size: Size) -> Any:
-        depth = {"num_hidden_layers": 6} if size == "small" else {}
-        config = transformers.VisualBertConfig(**settings, **depth, visual_embedding_dim=FEATURES)
+    def make(self, settings: dict[str, Any]) -> Any:
+        config = transformers.VisualBertConfig(**settings, visual_embedding_dim=FEATURES)
         return transformers.VisualBertForPreTraining(config)
 
     def inputs(self, batch: Batch) -> Inputs:
@@ -132,13 +141,15 @@ class Lxmert(Peer):
     regions."""
 
     kind = "hf-lxmert"
+    depths: ClassVar[Sized] = {
+        "tiny": {"l_layers": 1, "r_layers": 1, "x_layers": 2},
+        "small": {"l_layers": 4, "r_layers": 3, "x_layers": 3},
+        "base": {},
+    }
 
-    def make(self, settings: dict[str, Any], size: Size) -> Any:
-        depths = {"l_layers": 4, "r_layers": 3, "x_layers": 3} if size == "small" else {}
+    def make(self, settings: dict[str, Any]) -> Any:
         counts = {"num_object_labels": CLASSES, "num_attr_labels": ATTRIBUTES, "visual_feat_dim": FEATURES}
-        config = transformers.LxmertConfig(
-            **settings, **depths, **counts, task_qa=False, visual_loss_normalizer=VISUAL_WEIGHT
-        )
+        config = transformers.LxmertConfig(**settings, **counts, task_qa=False, visual_loss_normalizer=VISUAL_WEIGHT)
         return transformers.LxmertForPreTraining(config)
 
     def inputs(self, batch: Batch) -> Inputs:
@@ -180,10 +191,10 @@ class Vilt(Peer):
     """`ViltForMaskedLM`: masked words beside square pictures."""
 
     kind = "hf-vilt"
+    depths = ONE_STACK
 
-    def make(self, settings: dict[str, Any], size: Size) -> Any:
-        depth = {"num_hidden_layers": 6} if size == "small" else {}
-        return transformers.ViltForMaskedLM(transformers.ViltConfig(**settings, **depth))
+    def make(self, settings: dict[str, Any]) -> Any:
+        return transformers.ViltForMaskedLM(transformers.ViltConfig(**settings))
 
     def inputs(self, batch: Batch) -> Inputs:
         assert isinstance(batch.image, FramedBatch)
@@ -203,6 +214,12 @@ class Vilt(Peer):
 
 
 PEERS: Mapping[str, type[Peer]] = {"visualbert": VisualBert, "lxmert": Lxmert, "vilt": Vilt}
+
+
+def peer_of(name: str, size: Size = "base", dropout: float = 0.1) -> Peer:
+    """One of PEERS, with the same random weights in every process."""
+    torch.manual_seed(0)
+    return PEERS[name](size, dropout)
 
 
 def padded(x_N: Tensor, packing: Packing, fill: float = 0) -> Tensor:

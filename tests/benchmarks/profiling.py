@@ -19,7 +19,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from tests.benchmarks.pairs import assembled_run, steps_of
-from tests.benchmarks.peers import PEERS
+from tests.benchmarks.peers import peer_of
 from tests.benchmarks.training import CASES, Ours, Setting, _overrides, _values
 from vlp.assemble import make_module
 from vlp.distributed import world
@@ -55,7 +55,7 @@ def main() -> None:
         for name in given.models:
             setting = Setting("base", given.examples, 3, 0.1, "cpu", Path(folder))
             case = CASES[name]
-            peer = PEERS[name]() if case.model is None else None
+            peer = peer_of(name) if case.model is None else None
             assembled = assembled_run(_values(case, peer, setting), _overrides(case, setting))
             del peer
             first, second, third = steps_of(assembled, 3)

@@ -21,14 +21,14 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
 from tests.benchmarks.measuring import Apart, device_of, interleaved, parser_of, wait_for
 from tests.benchmarks.pairs import PER_IMAGE, assembled_run, photo_pairs, region_pairs, steps_of, tokenizer
-from tests.benchmarks.peers import PEERS, VISUAL_WEIGHT, Inputs, Peer, Size
+from tests.benchmarks.peers import VISUAL_WEIGHT, Inputs, Peer, Size, peer_of
 from tests.benchmarks.products import best_product
 from tests.benchmarks.results import Result, compared, of_rounds, report
 from vlp.assemble import make_module
@@ -54,7 +54,7 @@ class Case:
 
     objectives: Mapping[str, Any]
     model: str | None = None
-    """A shipped config; null for what the library's class of the same name is, converted."""
+    """A shipped config, of base size; null for what the library's class of the same name is, converted."""
     changes: tuple[str, ...] = ()
     """Overrides of its config."""
     photos: bool = False
@@ -176,7 +176,7 @@ class TheirSteps:
     """What is asked of the library's model in its process: steps by their number, padded beforehand."""
 
     def __init__(self, setting: Setting, name: str, precision: Precision, batches: Sequence[Batch]) -> None:
-        self._theirs = Theirs(peer_of(name, setting), precision, setting.device)
+        self._theirs = Theirs(peer_of(name, setting.size, setting.dropout), precision, setting.device)
         self._given = [self._theirs.given(batch) for batch in batches]
         self._device = setting.device
 
@@ -205,16 +205,10 @@ class Setting:
         return self.examples or case.examples
 
 
-def peer_of(name: str, setting: Setting) -> Peer:
-    """The same weights in every process."""
-    torch.manual_seed(0)
-    return PEERS[name](setting.size, setting.dropout)
-
-
 def measure(name: str, precision: Precision, setting: Setting, ranks: World) -> list[Result]:
     """The results of one model in one precision."""
     case = CASES[name]
-    peer = None if case.model else peer_of(name, setting)
+    peer = None if case.model else peer_of(name, setting.size, setting.dropout)
     values, overrides = _values(case, peer, setting), _overrides(case, setting)
     assembled = assembled_run(values, overrides)
     against = None if peer is None else f"a training step of transformers' {type(peer.model).__name__}"
@@ -227,7 +221,8 @@ def measure(name: str, precision: Precision, setting: Setting, ranks: World) -> 
         theirs = Apart(TheirSteps, setting, name, precision, batches)
     weights = assembled.task.weights
     ours = Ours(make_module(assembled), weights, precision, ranks, zero1=setting.zero1)
-    called = f"{name}_{setting.size}/{precision}{'_zero1' if setting.zero1 else ''}"
+    size = "base" if case.model else setting.size
+    called = f"{name}_{size}/{precision}{'_zero1' if setting.zero1 else ''}"
     calls: dict[str, Callable[[], object]] = {"vlp": Turns([lambda s=step: ours.train(s) for step in steps])}
     tokens = statistics.mean(batch.tokens for batch in batches[1:])
     figures: dict[str, float | str] = {"examples": setting.examples_of(case), "real tokens": tokens}
@@ -239,7 +234,7 @@ def measure(name: str, precision: Precision, setting: Setting, ranks: World) -> 
     limits: list[float] = []
     calls["limit"] = lambda: limits.append(product.rate())
     seconds = interleaved(calls, setting.repeats, device=setting.device, warm=1)
-    bars = setting.size == "base" and setting.device == "cpu"
+    bars = size == "base" and setting.device == "cpu"
     results = []
     if theirs is not None:
         theirs.close()
@@ -322,7 +317,7 @@ def _overrides(case: Case, setting: Setting) -> list[str]:
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"{', '.join(CASES)} (default: all)")
-    parser.add_argument("--size", choices=("small", "base"), default="base")
+    parser.add_argument("--size", choices=get_args(Size), default="base")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: both")
     parser.add_argument("--examples", type=int, help="of a step (default: 64 for LXMERT, 8 for ViLT, 32 for others)")
     parser.add_argument("--repeats", type=int, default=3)
