@@ -12,13 +12,13 @@ import time
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from tests.distributed.ranks import _PRELOAD, run_on_ranks
 from tests.unit.feature_making import samples, shards, trained
+from tests.unit.folders import Killed, Renames, files_of
 from tests.unit.task_making import text_encoder
 from vlp import VisionLanguageModel
 from vlp.data.dataset import Dataset
@@ -62,13 +62,9 @@ def extraction(model: Path, data: Path, out: Path, format: str, world: World) ->
     return done.rows, done.quarantined, done.before
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def visible(folder: Path) -> dict[str, bytes]:
     """What a reader sees: all but the work in progress."""
-    found = content(folder) if folder.exists() else {}
+    found = files_of(folder) if folder.exists() else {}
     return {name: data for name, data in found.items() if not name.startswith(".work")}
 
 
@@ -116,7 +112,7 @@ def test_killed_at_random_points_it_ends_with_the_same_bytes(model: Path, data: 
     there.close()
     seen: list[dict[str, bytes]] = here.recv()
     process.join()
-    wanted = content(tmp_path / "whole")
+    wanted = files_of(tmp_path / "whole")
     assert len(wanted) >= 20, "manifest, quarantine and the parts"
     assert json.loads(wanted["manifest.json"])["quarantined"] == 1
     assert len(seen) == KILLS
@@ -124,7 +120,7 @@ def test_killed_at_random_points_it_ends_with_the_same_bytes(model: Path, data: 
     unfinished = [len(each) for each in seen if "manifest.json" not in each]
     assert len(unfinished) > KILLS / 2, "most kills came before the end"
     assert len(set(unfinished)) > 5, "and at different points"
-    assert content(tmp_path / "killed") == wanted
+    assert files_of(tmp_path / "killed") == wanted
 
 
 def test_killed_before_each_change_of_the_disk_it_ends_with_the_same_bytes(
@@ -141,23 +137,10 @@ def _killed_at_each_change(
     model: Path, data: Path, tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch, ranks: World
 ) -> None:
     assert extraction(model, data, tmp_path / "whole", format, ranks)[2] == 0
-    wanted = content(tmp_path / "whole")
-    replace, out, left = os.replace, tmp_path / "killed", 0
-
-    class Killed(BaseException):
-        pass
-
-    def dying(*given: Any) -> None:
-        nonlocal left
-        if left == 0:
-            raise Killed
-        left -= 1
-        replace(*given)
-
-    monkeypatch.setattr(os, "replace", dying)
-    deaths = 0
+    wanted = files_of(tmp_path / "whole")
+    out, renames, deaths = tmp_path / "killed", Renames(monkeypatch), 0
     while True:
-        left = deaths % 6  # a run lives for up to five changes; closing takes four
+        renames.left = deaths % 6  # a run lives for up to five changes; closing takes four
         try:
             extraction(model, data, out, format, ranks)
         except Killed:
@@ -167,7 +150,7 @@ def _killed_at_each_change(
             continue
         break
     assert deaths > 20
-    assert content(out) == wanted
+    assert files_of(out) == wanted
 
 
 @pytest.mark.parametrize("format", ["parquet", "safetensors", "webdataset"])
@@ -178,7 +161,7 @@ def test_ranks_write_the_same_files(format: str, model: Path, data: Path, tmp_pa
     three = run_on_ranks(3, on_ranks, out=tmp_path / "three", **given)
     assert three[0] == two[0]
     run_on_ranks(1, on_ranks, out=tmp_path / "one", **given)
-    assert content(tmp_path / "one") == content(tmp_path / "two") == content(tmp_path / "three")
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two") == files_of(tmp_path / "three")
     manifest = json.loads((tmp_path / "two" / "manifest.json").read_text())
     assert sum(part["rows"] for part in manifest["parts"]) == manifest["rows"] == two[0][0]
 
@@ -190,7 +173,7 @@ def on_ranks(world: World, model: Path, data: Path, out: Path, format: str) -> t
 
 def test_what_two_ranks_left_one_goes_on_with(model: Path, data: Path, tmp_path: Path) -> None:
     run_on_ranks(2, on_ranks, model=model, data=data, out=tmp_path / "out", format="parquet")
-    wanted = content(tmp_path / "out")
+    wanted = files_of(tmp_path / "out")
     (tmp_path / "out" / "manifest.json").rename(tmp_path / "manifest.json")
     # As if the second rank had been lost: every second part is gone, and the request is still there.
     request = json.loads((tmp_path / "manifest.json").read_text())["request"]
@@ -198,4 +181,4 @@ def test_what_two_ranks_left_one_goes_on_with(model: Path, data: Path, tmp_path:
     (tmp_path / "out" / ".work" / "request.json").write_text(json.dumps(request))
     again = run_on_ranks(1, on_ranks, model=model, data=data, out=tmp_path / "out", format="parquet")
     assert again[0][2] == 0, "parts without their records are made again"
-    assert content(tmp_path / "out") == wanted
+    assert files_of(tmp_path / "out") == wanted

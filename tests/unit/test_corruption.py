@@ -15,6 +15,7 @@ import pytest
 
 from data_tools.verify.directory import Verdict, check_directory
 from data_tools.verify.repair import repaired
+from tests.unit.folders import files_of
 from tests.unit.shard_making import write_samples
 from tests.unit.shard_reading import OPTIONS, Looker, loader, opened
 from vlp.data.dataset import Dataset
@@ -35,7 +36,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     write_samples(directory, samples=8, per_shard=4)
     build_index(directory, made_by={"command": "coco", "captions": "annotations/captions_train2017.json"})
     opened(directory)
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    return files_of(directory)
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ import webdataset
 from PIL import Image
 
 from tests.unit.feature_making import other_model, pixel_model, samples, shards, trained, vqa
+from tests.unit.folders import Killed, Renames, files_of
 from tests.unit.hostile import large_png, pickled, png, scans_jpeg
 from tests.unit.pictures import encoded, ramps
 from vlp import Features, VisionLanguageModel
@@ -169,10 +170,6 @@ def partly_bad(photos: Path) -> Path:
     return photos / "nine.csv"
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 @pytest.mark.parametrize(
     "harm",
     [
@@ -191,17 +188,8 @@ def test_what_is_gone_of_a_finished_folder_is_made_again(
     source = open_source(Inputs(str(partly_bad)), model)
     first = to(out, model, source, part_examples=2)
     assert (first.rows, first.quarantined, first.before) == (6, 3, 0)
-    wanted, times = content(out), {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
-    replace, left = os.replace, 0
-
-    def dying(*given: Any) -> None:
-        nonlocal left
-        if left == 0:
-            raise KeyboardInterrupt
-        left -= 1
-        replace(*given)
-
-    monkeypatch.setattr(os, "replace", dying)
+    wanted, times = files_of(out), {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    renames = Renames(monkeypatch)
     for life in (None, 0, 1, 3, 5, 7):  # killed after so many changes, again and again
         for each in harm if life in (None, 0) else ():
             path = out / each.removeprefix("cut ")
@@ -209,33 +197,33 @@ def test_what_is_gone_of_a_finished_folder_is_made_again(
                 path.write_bytes(path.read_bytes()[:-9])
             else:
                 path.unlink(missing_ok=True)
-        left = 1000 if life is None else life
+        renames.left = 1000 if life is None else life
         try:
             done = to(out, model, source, part_examples=2)
-        except KeyboardInterrupt:
+        except Killed:
             continue
         if life is None:
             made = 3 if "quarantine.jsonl" in harm else len(harm)
             assert done == Extracted(6, 3, 5 - made)
-            assert content(out) == wanted
+            assert files_of(out) == wanted
             kept = [name for name in times if (out / name).stat().st_mtime_ns == times[name]]
             assert len([name for name in kept if name.endswith(".parquet")]) == 5 - made
-    left = 1000
+    renames.left = 1000
     assert to(out, model, source, part_examples=2).rows == 6
-    assert content(out) == wanted
+    assert files_of(out) == wanted
 
 
 def test_a_tar_of_several_parts_is_made_again(tmp_path: Path, model: VisionLanguageModel, source: ShardSource) -> None:
     out, means = tmp_path / "out", {"part_examples": 3, "format": "webdataset"}
     whole = to(out, model, source, **means)
-    wanted = content(out)
+    wanted = files_of(out)
     tars = sorted(out.glob("*.tar"))
     assert whole.before == 0
     tars[1].unlink()
     again = to(out, model, source, **means)
     assert again.rows == whole.rows
     assert again.before > 0
-    assert content(out) == wanted
+    assert files_of(out) == wanted
 
 
 def test_a_working_file_that_is_damaged_is_told(partly_bad: Path, tmp_path: Path) -> None:

@@ -7,14 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.unit.folders import files_of
 from tests.unit.import_running import samples_of, saved_report, vlp_data
 from tests.unit.shard_making import CLASSES, WIDTH, photo, some_regions
 from vlp.data.index import open_index
 from vlp.data.shards import ShardReader
-
-
-def _bytes(out: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
@@ -86,7 +83,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path, coco_file: Path, im
     for name in ("one", "two"):
         words = ("--captions", coco_file, "--images", images, "--out", tmp_path / name, "--samples-per-shard", 2)
         assert vlp_data("coco", *words) == 0
-    assert _bytes(tmp_path / "one") == _bytes(tmp_path / "two")
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
     assert [entry.samples for entry in open_index(tmp_path / "one").manifest.shards] == [2, 2]
 
 
@@ -184,10 +181,10 @@ def test_shards_are_overwritten_on_demand_only(tmp_path: Path, images: Path, coc
     out = tmp_path / "out"
     words = ("coco", "--captions", coco_file, "--images", images, "--out", out)
     assert vlp_data(*words, "--samples-per-shard", 1) == 0
-    before = _bytes(out)
+    before = files_of(out)
     assert vlp_data(*words) == 1
     assert vlp_data("coco", "--captions", tmp_path / "typo.json", *words[3:], "--overwrite") == 2
-    assert _bytes(out) == before
+    assert files_of(out) == before
     assert vlp_data(*words, "--overwrite") == 0
     assert [path.name for path in sorted(out.glob("*.tar"))] == ["shard-000000.tar"]
 

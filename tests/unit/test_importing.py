@@ -16,6 +16,7 @@ from data_tools import journal
 from data_tools.importing import run as import_run
 from data_tools.importing.command import Into, Record, importer
 from data_tools.options import Choices, parse_split
+from tests.unit.folders import files_of
 from tests.unit.import_running import records_of, samples_of, saved_report, vlp_data
 from tests.unit.shard_making import photo, some_regions
 from vlp.data.index import open_index
@@ -46,18 +47,14 @@ def _tsv(source: Path, out: Path, *more: object) -> int:
     return vlp_data("tsv", "--file", table, "--images", images, "--out", out, "--samples-per-shard", 3, *more)
 
 
-def _bytes(out: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
-
-
 @pytest.mark.parametrize("more", [(), ("--split", "a=0.5,b=0.5", "--drop-duplicates", "--resize", 20, "--limit", 22)])
 def test_any_number_of_workers_writes_the_same(source: Path, more: tuple[object, ...]) -> None:
     for workers in (1, 2, 3):
         assert _tsv(source, source / f"out{workers}", "--workers", workers, *more) == 0
-    first = _bytes(source / "out1")
+    first = files_of(source / "out1")
     assert len([name for name in first if name.endswith(".tar")]) >= 6
     assert not [name for name in first if ".import" in name or ".partial" in name]
-    assert first == _bytes(source / "out2") == _bytes(source / "out3")
+    assert first == files_of(source / "out2") == files_of(source / "out3")
 
 
 def test_a_shard_is_made_of_its_own_records_whatever_is_skipped(source: Path) -> None:
@@ -131,7 +128,7 @@ def test_a_killed_import_goes_on_and_ends_as_if_nothing_had_been(tmp_path: Path)
         now = (out / name).stat()
         assert (now.st_ino, now.st_mtime_ns) == (before.st_ino, before.st_mtime_ns), f"{name} was written again"
     assert vlp_data(*words, "--out", tmp_path / "whole") == 0
-    assert _bytes(out) == _bytes(tmp_path / "whole")
+    assert files_of(out) == files_of(tmp_path / "whole")
     assert len(samples_of(out)) == 120
 
 
@@ -184,7 +181,7 @@ def test_an_import_goes_on_after_an_error(source: Path, more: tuple[object, ...]
     assert (out / ".import" / "plan.json").exists()
     assert _tsv(source, out, *more) == 0
     assert _tsv(source, source / "whole", *more) == 0
-    assert _bytes(out) == _bytes(source / "whole")
+    assert files_of(out) == files_of(source / "whole")
     assert _tsv(source, out, *more) == 1  # finished: refused as any other
 
 
@@ -206,16 +203,16 @@ def test_hashes_are_not_made_twice(source: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_another_import_does_not_take_over(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = _half(source)
-    before = _bytes(out)
+    before = files_of(out)
     capsys.readouterr()
     assert _tsv(source, out, "--resize", 20) == 1
     said = capsys.readouterr().err
     assert f"{out}: holds an unfinished import of something else (resize: none there, 20 here)" in said
     assert "--overwrite" in said
-    assert _bytes(out) == before
+    assert files_of(out) == before
     assert _tsv(source, out, "--resize", 20, "--overwrite") == 0
     assert _tsv(source, source / "whole", "--resize", 20) == 0
-    assert _bytes(out) == _bytes(source / "whole")
+    assert files_of(out) == files_of(source / "whole")
 
 
 @pytest.mark.parametrize("change", ["table grew", "caption", "image", "image is there now"])
@@ -236,7 +233,7 @@ def test_a_changed_source_is_refused(source: Path, change: str, capsys: pytest.C
     assert not (out / "index" / "manifest.json").exists()
     assert _tsv(source, out, "--overwrite") == 0
     assert _tsv(source, source / "whole") == 0
-    assert _bytes(out) == _bytes(source / "whole")
+    assert files_of(out) == files_of(source / "whole")
 
 
 def test_a_source_that_shrank_leaves_no_shard_behind(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -274,7 +271,7 @@ def test_a_finished_shard_is_kept_if_it_is_whole(source: Path, damage: str) -> N
     assert _tsv(source, out) == 0
     assert (path.stat().st_mtime_ns == stamp) == (damage == "copied")
     assert _tsv(source, source / "whole") == 0
-    assert _bytes(out) == _bytes(source / "whole")
+    assert files_of(out) == files_of(source / "whole")
 
 
 def test_two_imports_do_not_write_to_one_directory(
@@ -291,7 +288,7 @@ def test_two_imports_do_not_write_to_one_directory(
 def test_what_cannot_be_read_overwrites_nothing(source: Path) -> None:
     out = source / "out"
     assert _tsv(source, out) == 0
-    before = _bytes(out)
+    before = files_of(out)
 
     def broken() -> Iterator[Record]:
         raise DataError("the source cannot be read")
@@ -300,7 +297,7 @@ def test_what_cannot_be_read_overwrites_nothing(source: Path) -> None:
     into = Into("x", Choices(out, overwrite=True))
     with pytest.raises(DataError, match="cannot be read"):
         into.write(broken(), images=source / "images", report=into.report())
-    assert _bytes(out) == before
+    assert files_of(out) == before
 
 
 # ------------------------------------------------------------------------------------------------------ options

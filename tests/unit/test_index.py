@@ -14,16 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_tools.pool import mapped
+from tests.unit.folders import files_of
 from tests.unit.shard_making import CLASSES, WIDTH, photo, region_members, texts, write_samples, write_tar
 from vlp.data.arrays import ArrayFault, npy_bytes, read_npy, read_npz, write_npz
 from vlp.data.index import Index, build_index, examples_per_shard, open_block, open_index
 from vlp.data.lengths import token_lengths
 from vlp.data.manifest import INDEX, MANIFEST
 from vlp.errors import ConfigError, DataError
-
-
-def _files(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
@@ -64,7 +61,7 @@ def test_the_same_samples_give_the_same_bytes(tmp_path: Path) -> None:
         write_samples(tmp_path / name)
         each = partial(mapped, workers=1 if name == "one" else 2, watch=lambda _: None)
         build_index(tmp_path / name, each=each)
-    assert _files(tmp_path / "one") == _files(tmp_path / "two")
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
 
 
 def test_only_changed_shards_are_read_again(shards: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.unit.feature_making import feature_folder
+from tests.unit.folders import Killed, Renames, files_of
 from vlp import Features, SearchIndex
 from vlp.errors import ConfigError, DataError
 from vlp.features.kinds import parse_what
@@ -179,21 +179,14 @@ def test_a_folder_with_other_things_in_it_keeps_them(tmp_path: Path) -> None:
 
 def test_a_build_that_fails_leaves_the_index_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build_index(features(tmp_path / "f"), tmp_path / "index")
-    before = {path.name: path.read_bytes() for path in (tmp_path / "index").iterdir()}
+    before = files_of(tmp_path / "index")
     with pytest.raises(DataError, match="holds no row"):
         build_index(features(tmp_path / "none", []), tmp_path / "index")
-    assert {path.name: path.read_bytes() for path in (tmp_path / "index").iterdir()} == before
+    assert files_of(tmp_path / "index") == before
     monkeypatch.chdir(tmp_path / "index")
     build_index(Features(tmp_path / "f"), Path("."))
-    replace, left = os.replace, iter(range(4))
-
-    def dying(*given: Any) -> None:
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-        replace(*given)
-
-    monkeypatch.setattr(os, "replace", dying)  # killed while the files are put in their place
-    with pytest.raises(KeyboardInterrupt):
+    Renames(monkeypatch, left=4)  # killed while the files are put in their place
+    with pytest.raises(Killed):
         build_index(Features(tmp_path / "f"), tmp_path / "index")
     monkeypatch.undo()
     with pytest.raises(DataError, match=r"search.json: is missing"):

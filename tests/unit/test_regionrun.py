@@ -12,6 +12,7 @@ import pytest
 from data_tools.regions.maker import Found, Photo
 from data_tools.regions.run import RegionRun, add_regions
 from data_tools.writer import ShardWriter
+from tests.unit.folders import files_of
 from tests.unit.import_running import samples_of, saved_report, vlp_data
 from tests.unit.region_making import tsv_line, write_tsv
 from tests.unit.shard_making import photo, some_regions, write_samples, write_tar
@@ -57,10 +58,6 @@ def _data(path: Path, samples: int = 7) -> Index:
     return open_index(path)
 
 
-def _bytes(out: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
-
-
 def test_texts_and_photos_stay_and_regions_are_replaced(tmp_path: Path) -> None:
     index, maker = _data(tmp_path / "data"), Stub()
     add_regions(index, maker, RegionRun(tmp_path / "out"))
@@ -97,7 +94,7 @@ def test_a_killed_run_goes_on_with_the_same_result(tmp_path: Path) -> None:
     add_regions(index, second, RegionRun(out))
     assert [given.id for given in second.seen] == ["3", "4", "5", "6"]
     assert (out / "shard-000000.tar").stat().st_ino == kept.st_ino
-    assert _bytes(out) == _bytes(tmp_path / "whole")
+    assert files_of(out) == files_of(tmp_path / "whole")
 
 
 def test_a_finished_shard_that_changed_is_made_again(tmp_path: Path) -> None:
@@ -107,7 +104,7 @@ def test_a_finished_shard_that_changed_is_made_again(tmp_path: Path) -> None:
         add_regions(index, Stub(at_4="stop"), RegionRun(out))
     (out / "shard-000000.tar").write_bytes(b"damaged")
     add_regions(index, Stub(), RegionRun(out))
-    assert _bytes(out) == _bytes(tmp_path / "whole")
+    assert files_of(out) == files_of(tmp_path / "whole")
 
 
 def test_another_run_is_not_continued(tmp_path: Path) -> None:
