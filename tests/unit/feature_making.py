@@ -11,12 +11,16 @@ import numpy as np
 import torch
 
 from tests.examples import shaken
+from tests.unit.pictures import ramps
 from tests.unit.shard_making import CLASSES, WIDTH, some_regions
 from tests.unit.task_making import PIXELS, WORDS, dataset, text_encoder
 from vlp import VisionLanguageModel
 from vlp.data.dataset import Dataset
+from vlp.distributed import world
 from vlp.features.files import write
+from vlp.features.job import Extracted, Request, extract_to
 from vlp.features.rows import Layout, Row
+from vlp.features.sources import Source
 from vlp.models.model import ModelConfig, Network
 from vlp.tasks.registry import AnyTaskConfig, make_task
 from vlp.tasks.retrieval import RetrievalConfig
@@ -121,3 +125,31 @@ def feature_folder(path: Path, rows: Sequence[Row], layout: Layout, **facts: Any
 
 def shards(folder: Path, number: int = 12, given: Sequence[Sample] | None = None) -> Dataset:
     return dataset(folder, given or samples(number), per_shard=5)
+
+
+def photo_folder(folder: Path) -> Path:
+    """Three photos, one with a text beside it, and a file that is none."""
+    (folder / "deep").mkdir(parents=True)
+    ramps(30, 40).save(folder / "one.jpg")
+    ramps(50, 20).save(folder / "deep" / "two.png")
+    ramps(25, 25).save(folder / "deep" / "two.webp")
+    (folder / "one.txt").write_text("red circle\n")
+    (folder / "notes.pdf").write_text("no image")
+    return folder
+
+
+def extract(out: Path, model: VisionLanguageModel, source: Source, **request: Any) -> Extracted:
+    """An extraction on one rank; takes the fields of `Request` and the further options of `extract_to`."""
+    means = {name: request.pop(name) for name in ("micro_tokens", "workers", "every") if name in request}
+    with world() as ranks:
+        return extract_to(out, model, source, Request(**request), ranks, **means)
+
+
+def same_rows(one: Sequence[Row], other: Sequence[Row], atol: float = 1e-5) -> None:
+    """The same rows in the same order, with arrays that are close."""
+    for mine, theirs in zip(one, other, strict=True):
+        assert (mine.id, mine.key, mine.image, mine.words) == (theirs.id, theirs.key, theirs.image, theirs.words)
+        assert mine.arrays.keys() == theirs.arrays.keys()
+        for name in mine.arrays:
+            assert mine.arrays[name].shape == theirs.arrays[name].shape, name
+            np.testing.assert_allclose(mine.arrays[name], theirs.arrays[name], atol=atol, err_msg=name)

@@ -11,9 +11,12 @@ import pytest
 
 from data_tools.cli import main
 from data_tools.report import Report
+from tests.unit.shard_making import photo
 from vlp.data.index import open_index
 from vlp.data.shards import ShardReader
 from vlp.types import Sample
+
+IMAGES = 24
 
 
 def vlp_data(*words: object) -> int:
@@ -55,3 +58,23 @@ def saved_report(out: Path) -> dict[str, Any]:
     """`import_report.json`, with what was skipped as `skipped` gives it."""
     report: dict[str, Any] = json.loads((out / "import_report.json").read_text())
     return {**report, "skipped": {entry["reason"]: (entry["count"], entry["examples"]) for entry in report["skipped"]}}
+
+
+def table_of_photos(path: Path) -> Path:
+    """A table of 24 photos with two captions each, and the photos; every fifth is missing, 7 and 20 are one file."""
+    folder = path / "images"
+    folder.mkdir()
+    lines = []
+    for number in range(IMAGES):
+        if number % 5 != 4:
+            size = (40, 30) if number % 2 else (30, 50)
+            (folder / f"p{number}.jpg").write_bytes(photo(7 if number == 20 else number, size))
+        lines += [f"p{number}.jpg\tcaption {text} of {number}" for text in (1, 2)]
+    (folder / "p20.jpg").write_bytes((folder / "p7.jpg").read_bytes())
+    (path / "x.tsv").write_text("\n".join(lines))
+    return path
+
+
+def import_tsv(source: Path, out: Path, *more: object) -> int:
+    table, images = source / "x.tsv", source / "images"
+    return vlp_data("tsv", "--file", table, "--images", images, "--out", out, "--samples-per-shard", 3, *more)

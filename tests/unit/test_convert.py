@@ -1,154 +1,41 @@
-"""Published checkpoints into models and back: every tensor accounted for, everything that does not fit refused."""
+"""Published checkpoints into models and back: every tensor accounted for."""
 
 from __future__ import annotations
 
 import json
-import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from typer.testing import CliRunner
 
-from tests.examples import shipped
-from vlp import resources
+from tests.unit.converting import (
+    BERT,
+    OFFICIAL,
+    SCALES,
+    SECOND_NAMES,
+    VL_BERT,
+    back,
+    published,
+    record,
+    same,
+    there,
+    write_official,
+)
 from vlp.cli import app
 from vlp.convert import convert
-from vlp.errors import CheckpointError, ConfigError
-from vlp.models.convert.account import plan_of
 from vlp.models.convert.family import read_official
 from vlp.models.convert.names import Rule, Shaped, leading, rules, squares
 from vlp.models.convert.registry import FAMILIES, family_of
 from vlp.models.model import Network, read_config
 
-BERT = {
-    "vocab_size": 30,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "hidden_act": "gelu",
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-    "max_position_embeddings": 20,
-    "type_vocab_size": 2,
-    "initializer_range": 0.02,
-    "layer_norm_eps": 1e-12,
-}
-HF_LXMERT = {
-    "num_object_labels": 9,
-    "num_attr_labels": 5,
-    "num_qa_labels": 7,
-    "visual_feat_dim": 6,
-    "visual_pos_dim": 4,
-}
-DEPTHS = {"l_layers": 2, "r_layers": 1, "x_layers": 1}
-VILBERT = {
-    "v_feature_size": 6,
-    "v_target_size": 5,
-    "v_hidden_size": 12,
-    "v_num_hidden_layers": 2,
-    "v_num_attention_heads": 2,
-    "v_intermediate_size": 10,
-    "v_hidden_act": "relu",
-    "v_hidden_dropout_prob": 0.2,
-    "v_attention_probs_dropout_prob": 0.1,
-    "bi_hidden_size": 8,
-    "bi_num_attention_heads": 4,
-    "v_biattention_id": [0, 1],
-    "t_biattention_id": [1, 2],
-}
-VL_BERT = {"visual_size": 16, "type_vocab_size": 3, "with_pooler": True, "visual_region_classes": 5}
-SCALES = {"visual_scale_text_init": 0.0, "visual_scale_object_init": 0.0}
-OFFICIAL: dict[str, dict[str, Any]] = {
-    "uniter": {"official_config": BERT, "img_dim": 6, "img_label_dim": 5},
-    "lxmert": {
-        "official_config": BERT,
-        "visual_config": {**DEPTHS, "visual_feat_dim": 6, "visual_pos_dim": 4, "obj_id_num": 9, "attr_id_num": 5},
-        "num_answers": 7,
-    },
-    "hf-lxmert": {**BERT, **DEPTHS, **HF_LXMERT},
-    "vilbert": {**BERT, **VILBERT},
-    "visualbert": {"official_config": BERT, "objective_args": {"visual_embedding_dim": 6}},
-    "hf-visualbert": {**BERT, "visual_embedding_dim": 6},
-    "vl_bert": {"NETWORK": {"VLBERT": {**BERT, **VL_BERT, **SCALES}}},
-    "vilt": {**BERT, "image_size": 8, "patch_size": 4},
-    "hf-vilt": {**BERT, "image_size": 8, "patch_size": 4},
-}
-SECOND_NAMES = {
-    "uniter": ["cls.predictions.decoder.weight", "feat_regress.weight"],
-    "lxmert": ["cls.predictions.decoder.weight"],
-    "hf-lxmert": ["cls.predictions.decoder.weight"],
-    "vilbert": ["cls.predictions.decoder.weight"],
-    "visualbert": ["cls.predictions.decoder.weight"],
-    "hf-visualbert": ["cls.predictions.decoder.weight", "cls.predictions.decoder.bias"],
-    "vl_bert": ["vlbert.mlm_head.predictions.decoder.weight"],
-    "vilt": [],
-    "hf-vilt": ["mlm_score.decoder.weight", "mlm_score.bias"],
-}
-
 
 @pytest.fixture
 def official(tmp_path: Path) -> Any:
-    """Writes a kind's small config as the authors would."""
-
-    def write(kind: str, **changes: Any) -> Path:
-        path = tmp_path / f"{kind}.json"
-        path.write_text(json.dumps({**OFFICIAL[kind], **changes}))
-        return path
-
-    return write
-
-
-def published(kind: str, config: Path) -> dict[str, Tensor]:
-    """A random checkpoint of a kind, with all heads that go together, second names and tensors that are never used."""
-    family = family_of(kind, "--from")
-    given = read_official(config)
-    ours = family.config(given)
-    heads = {name: head.config for name, head in family.heads(ours).items() if name not in ("mrfr", "images", "rank")}
-    counts = {"mrc": 5, "obj": 9, "attr": 5, "qa": 7}
-    for name, head in heads.items():
-        if name in counts and head.kind == "classes":
-            heads[name] = head.model_copy(update={"classes": counts[name]})
-    if "attr" in heads:
-        heads["attr"] = heads["attr"].model_copy(update={"inner_of": "obj"})
-        heads["feat"] = heads["feat"].model_copy(update={"inner_of": "obj", "width": 6})
-    if kind == "uniter":
-        heads["mrfr"] = family.heads(ours)["mrfr"].config.model_copy(update={"width": 6})
-    if kind == "vilt":
-        heads["mlm"] = heads["mlm"].model_copy(update={"tied": False})
-    ours = ours.model_copy(update={"heads": heads})
-    made = plan_of(family, ours, kind)
-    draw = torch.Generator().manual_seed(0)
-    tensors = {name: torch.randn(shape, generator=draw) for name, shape in made.their_shapes().items()}
-    unused = {name: torch.randn(each.shape, generator=draw) for name, each in family.unused(ours).items()}
-    return tensors | unused | {name: tensors[family.tied[name]].clone() for name in SECOND_NAMES[kind]}
-
-
-def there(kind: str, file: Path, config: Path, out: Path) -> None:
-    convert(file, source=kind, target=None, config=None, official=config, out=out)
-
-
-def back(kind: str, directory: Path, file: Path) -> dict[str, Tensor]:
-    convert(directory, source=None, target=kind, config=None, official=None, out=file)
-    return load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True)  # type: ignore[no-any-return]
-
-
-def same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
-    return found.keys() == wanted.keys() and all(
-        torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in wanted.items()
-    )
-
-
-def record(directory: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((directory / "conversion.json").read_text())
-    return found
-
-
-# -------------------------------------------------------------------------------------------------- the way and back
+    return partial(write_official, tmp_path)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -298,132 +185,6 @@ def test_by_a_config_of_ours(official: Any, tmp_path: Path) -> None:
     assert (tmp_path / "first" / "config.json").read_text() == (tmp_path / "second" / "config.json").read_text()
 
 
-# ---------------------------------------------------------------------------------------------------------- refused
-
-SPOILT = {
-    "missing": ("uniter.pooler.dense.bias", "missing: uniter.pooler.dense.bias"),
-    "part of a head missing": ("itm_output.bias", "missing: itm_output.bias"),
-    "part of a stack missing": (
-        "uniter.encoder.layer.1.attention.self.value.weight",
-        "missing: uniter.encoder.layer.1.attention.self.value.weight",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", SPOILT)
-def test_missing_tensors_are_listed(case: str, official: Any, tmp_path: Path) -> None:
-    name, sentence = SPOILT[case]
-    config, file = official("uniter"), tmp_path / "theirs.safetensors"
-    tensors = published("uniter", config)
-    del tensors[name]
-    save_file(tensors, file)
-    with pytest.raises(CheckpointError, match=sentence) as raised:
-        there("uniter", file, config, tmp_path / "ours")
-    assert str(file) in str(raised.value)
-    assert not (tmp_path / "ours").exists()
-
-
-def test_missing_surplus_and_misshapen_are_listed_together(official: Any, tmp_path: Path) -> None:
-    config, file = official("uniter"), tmp_path / "theirs.safetensors"
-    tensors = published("uniter", config)
-    del tensors["uniter.pooler.dense.bias"]
-    tensors["vqa_output.0.weight"] = torch.zeros(1)
-    tensors["itm_output.weight"] = torch.zeros(2, 17)
-    save_file(tensors, file)
-    sentence = (
-        r"does not fit its config; missing: uniter\.pooler\.dense\.bias; surplus: vqa_output\.0\.weight; "
-        r"of another shape: itm_output\.weight is \[2, 17\] and should be \[2, 16\]"
-    )
-    with pytest.raises(CheckpointError, match=sentence):
-        there("uniter", file, config, tmp_path / "ours")
-
-
-def test_a_never_used_tensor_must_be_whole_too(official: Any, tmp_path: Path) -> None:
-    config, file = official("vilbert"), tmp_path / "theirs.safetensors"
-    tensors = published("vilbert", config)
-    tensors["bert.encoder.c_layer.1.biOutput.q_dense2.bias"] = torch.zeros(3)
-    del tensors["bert.encoder.c_layer.0.biOutput.q_dense1.weight"]
-    save_file(tensors, file)
-    with pytest.raises(
-        CheckpointError, match=r"missing: .*q_dense1\.weight; of another shape: .*q_dense2\.bias is \[3\]"
-    ):
-        there("vilbert", file, config, tmp_path / "ours")
-
-
-def test_another_size_names_the_first_tensors(official: Any, tmp_path: Path) -> None:
-    config, file = official("uniter"), tmp_path / "theirs.safetensors"
-    save_file(published("uniter", config), file)
-    larger = official("uniter", official_config={**BERT, "hidden_size": 32})
-    with pytest.raises(CheckpointError, match=r"word_embeddings\.weight is \[30, 16\] and should be \[30, 32\].* more"):
-        there("uniter", file, larger, tmp_path / "ours")
-    deeper = official("uniter", official_config={**BERT, "num_hidden_layers": 3})
-    with pytest.raises(CheckpointError, match=r"missing: uniter\.encoder\.layer\.2\."):
-        there("uniter", file, deeper, tmp_path / "ours")
-
-
-def test_another_number_of_classes_is_refused_with_both_numbers(official: Any, tmp_path: Path) -> None:
-    config, file = official("uniter"), tmp_path / "theirs.safetensors"
-    save_file(published("uniter", config), file)
-    with pytest.raises(CheckpointError, match="head mrc has 5 classes and should have 8"):
-        there("uniter", file, official("uniter", img_label_dim=8), tmp_path / "ours")
-
-
-class Trap:
-    """Runs a command when it is unpickled."""
-
-    def __reduce__(self) -> Any:
-        return os.system, ("touch sprung",)
-
-
-def test_a_pickle_with_code_is_refused_unread(official: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    config, file = official("uniter"), tmp_path / "theirs.pt"
-    torch.save({**published("uniter", config), "trap": Trap()}, file)
-    with pytest.raises(CheckpointError, match="refused, since it may hold code"):
-        there("uniter", file, config, tmp_path / "ours")
-    assert not (tmp_path / "sprung").exists()
-
-
-REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "neither way": ({}, "needs --from NAME FILE or --to NAME DIR"),
-    "both ways": ({"source": "uniter", "target": "uniter"}, "needs --from NAME FILE or --to NAME DIR"),
-    "no config": ({"source": "uniter"}, "--from needs --config CONFIG or --official-config FILE"),
-    "two configs": (
-        {"source": "uniter", "config": "uniter_base", "official": Path("x.json")},
-        "--from needs --config CONFIG or --official-config FILE, one of them",
-    ),
-    "a config on the way back": ({"target": "uniter", "config": "uniter_base"}, "--to takes the model's own config"),
-    "an unknown kind": (
-        {"source": "unitter", "config": "uniter_base"},
-        r"--from: no checkpoints are called 'unitter' \(did you mean 'uniter'\?\)",
-    ),
-    "an unknown kind on the way back": ({"target": "clip"}, "--to: no checkpoints are called 'clip'"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_options_that_do_not_go_together(case: str, tmp_path: Path) -> None:
-    options, sentence = REFUSED[case]
-    given = {"source": None, "target": None, "config": None, "official": None, **options}
-    with pytest.raises(ConfigError, match=sentence):
-        convert(tmp_path / "x", out=tmp_path / "y", **given)
-
-
-def test_a_config_with_auto_sizes_is_refused(official: Any, tmp_path: Path) -> None:
-    file = tmp_path / "theirs.safetensors"
-    save_file(published("uniter", official("uniter")), file)
-    with pytest.raises(ConfigError, match="has sizes that are auto"):
-        convert(file, source="uniter", target=None, config="uniter_tiny", official=None, out=tmp_path / "ours")
-
-
-def test_an_authors_config_that_lacks_a_key_is_refused(official: Any, tmp_path: Path) -> None:
-    file = tmp_path / "theirs.safetensors"
-    save_file(published("uniter", official("uniter")), file)
-    config = official("uniter", official_config={k: v for k, v in BERT.items() if k != "hidden_size"})
-    with pytest.raises(ConfigError, match=r"uniter\.json: key 'hidden_size' is missing"):
-        there("uniter", file, config, tmp_path / "ours")
-
-
 def test_what_the_authors_files_leave_out_is_their_default(official: Any) -> None:
     whole = {**BERT, **VL_BERT, **SCALES, "visual_region_classes": 1601}
     optional = {"with_pooler", "visual_region_classes", *SCALES}
@@ -434,47 +195,6 @@ def test_what_the_authors_files_leave_out_is_their_default(official: Any) -> Non
         for values in (whole, short)
     ]
     assert made[0] == made[1]
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "sentence"),
-    [
-        ("fusion_method", "text", r"vilbert\.json: fusion_method is 'text', it should be one of mul, sum"),
-        ("dynamic_attention", True, r"vilbert\.json: dynamic_attention is True"),
-    ],
-)
-def test_what_the_blocks_cannot_say_is_refused(key: str, value: Any, sentence: str, official: Any) -> None:
-    with pytest.raises(ConfigError, match=sentence):
-        family_of("vilbert", "--from").config(read_official(official("vilbert", **{key: value})))
-
-
-def test_a_model_of_another_architecture_has_no_place(official: Any, tmp_path: Path) -> None:
-    config, file = official("uniter"), tmp_path / "theirs.safetensors"
-    tensors = published("uniter", config)
-    save_file(tensors, file)
-    there("uniter", file, config, tmp_path / "ours")
-    with pytest.raises(CheckpointError, match="have no place for the head 'mrfr'"):
-        back("visualbert", tmp_path / "ours", tmp_path / "back.safetensors")
-    save_file({name: tensor for name, tensor in tensors.items() if name.startswith("uniter.")}, file)
-    there("uniter", file, config, tmp_path / "ours")
-    with pytest.raises(CheckpointError, match=r"have no place for image.* of the model; is the config of another arch"):
-        back("visualbert", tmp_path / "ours", tmp_path / "back.safetensors")
-
-
-@pytest.mark.parametrize("name", [name for name in resources.names("model") if name.endswith("_tiny")])
-@pytest.mark.parametrize("kind", FAMILIES)
-def test_a_config_of_another_architecture_is_refused_with_a_sentence(kind: str, name: str) -> None:
-    family, config = family_of(kind, "--from"), shipped(name)
-    # All that the other one has, this one has too; a checkpoint's further tensors are refused as surplus.
-    part = (kind, name) == ("uniter", "unicoder_vl_tiny")
-    if part or name.removesuffix("_tiny") == kind.removeprefix("hf-"):
-        assert plan_of(family, config, "here").their_shapes()
-        return
-    with pytest.raises(CheckpointError, match=r"no place for .* of the model; is the config of another architecture\?"):
-        plan_of(family, config, "here")
-
-
-# ------------------------------------------------------------------------------------------------------------ tables
 
 
 def test_rules_of_a_table() -> None:

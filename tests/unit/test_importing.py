@@ -1,10 +1,8 @@
+"""What all importers share: workers, splits, limits and sizes, and samples of less than a photo with a text."""
+
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,45 +10,32 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_tools import journal
-from data_tools.importing import run as import_run
 from data_tools.importing.command import Into, Record, importer
 from data_tools.options import Choices, parse_split
 from tests.unit.folders import files_of
-from tests.unit.import_running import records_of, samples_of, saved_report, vlp_data
+from tests.unit.import_running import (
+    IMAGES,
+    import_tsv,
+    records_of,
+    samples_of,
+    saved_report,
+    table_of_photos,
+    vlp_data,
+)
 from tests.unit.shard_making import photo, some_regions
 from vlp.data.index import open_index
-from vlp.data.scan import scan_shard
 from vlp.errors import ConfigError, DataError
-
-IMAGES = 24
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A table of 24 photos with two captions each, and the photos; every fifth is missing, 7 and 20 are one file."""
-    folder = tmp_path / "images"
-    folder.mkdir()
-    lines = []
-    for number in range(IMAGES):
-        if number % 5 != 4:
-            size = (40, 30) if number % 2 else (30, 50)
-            (folder / f"p{number}.jpg").write_bytes(photo(7 if number == 20 else number, size))
-        lines += [f"p{number}.jpg\tcaption {text} of {number}" for text in (1, 2)]
-    (folder / "p20.jpg").write_bytes((folder / "p7.jpg").read_bytes())
-    (tmp_path / "x.tsv").write_text("\n".join(lines))
-    return tmp_path
-
-
-def _tsv(source: Path, out: Path, *more: object) -> int:
-    table, images = source / "x.tsv", source / "images"
-    return vlp_data("tsv", "--file", table, "--images", images, "--out", out, "--samples-per-shard", 3, *more)
+    return table_of_photos(tmp_path)
 
 
 @pytest.mark.parametrize("more", [(), ("--split", "a=0.5,b=0.5", "--drop-duplicates", "--resize", 20, "--limit", 22)])
 def test_any_number_of_workers_writes_the_same(source: Path, more: tuple[object, ...]) -> None:
     for workers in (1, 2, 3):
-        assert _tsv(source, source / f"out{workers}", "--workers", workers, *more) == 0
+        assert import_tsv(source, source / f"out{workers}", "--workers", workers, *more) == 0
     first = files_of(source / "out1")
     assert len([name for name in first if name.endswith(".tar")]) >= 6
     assert not [name for name in first if ".import" in name or ".partial" in name]
@@ -58,7 +43,7 @@ def test_any_number_of_workers_writes_the_same(source: Path, more: tuple[object,
 
 
 def test_a_shard_is_made_of_its_own_records_whatever_is_skipped(source: Path) -> None:
-    assert _tsv(source, source / "out") == 0
+    assert import_tsv(source, source / "out") == 0
     manifest = open_index(source / "out").manifest
     assert [entry.samples for entry in manifest.shards] == [3, 2, 3, 2, 2, 3, 2, 3]
     assert [sample.key for sample in samples_of(source / "out")][:5] == ["p0", "p1", "p2", "p3", "p5"]
@@ -68,226 +53,14 @@ def test_a_shard_is_made_of_its_own_records_whatever_is_skipped(source: Path) ->
 def test_a_shard_without_a_sample_is_not_written(source: Path) -> None:
     for number in (3, 5):
         (source / "images" / f"p{number}.jpg").unlink()
-    assert _tsv(source, source / "out") == 0
+    assert import_tsv(source, source / "out") == 0
     names = [entry.name for entry in open_index(source / "out").manifest.shards]
     assert names == [f"shard-{number:06d}.tar" for number in (0, 2, 3, 4, 5, 6, 7)]
 
 
-# ------------------------------------------------------------------------------------------------------- killed
-
-
-def _start(source: Path, out: Path, *more: object) -> subprocess.Popen[bytes]:
-    words = ("tsv", "--file", source / "x.tsv", "--images", source / "images", "--out", out, *more)
-    command = [sys.executable, "-m", "data_tools.cli", *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-
-def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def _runs(pid: int) -> bool:
-    """A process that has ended but that nobody has asked about is a zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for processes in /proc")
-def test_a_killed_import_goes_on_and_ends_as_if_nothing_had_been(tmp_path: Path) -> None:
-    out, images = tmp_path / "out", tmp_path / "images"
-    images.mkdir()
-    data = photo(1, (400, 300))
-    for number in range(120):
-        (images / f"{number:03d}.jpg").write_bytes(data)
-    (tmp_path / "x.tsv").write_text("\n".join(f"{number:03d}.jpg\tcaption" for number in range(120)))
-    more = ("--samples-per-shard", 3, "--resize", 100, "--workers", 2)
-    process = _start(tmp_path, out, *more)
-    while len(list(out.glob("*.tar"))) < 4:
-        assert process.poll() is None
-        time.sleep(0.002)
-    workers = _children(process.pid)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    end = time.monotonic() + 10
-    while any(map(_runs, workers)):
-        assert time.monotonic() < end, "a worker outlives the command"
-        time.sleep(0.01)
-    assert len(workers) == 2
-
-    finished = {path.name: path.stat() for path in out.glob("*.tar")}
-    assert 4 <= len(finished) < 40
-    assert all(len(scan_shard(out / name)) == 3 for name in finished)
-    assert not (out / "index" / "manifest.json").exists()
-    (out / ".shard-000039.tar.1.partial").write_bytes(b"left behind")
-
-    words = ("tsv", "--file", tmp_path / "x.tsv", "--images", images, *more)
-    assert vlp_data(*words, "--out", out) == 0
-    for name, before in finished.items():
-        now = (out / name).stat()
-        assert (now.st_ino, now.st_mtime_ns) == (before.st_ino, before.st_mtime_ns), f"{name} was written again"
-    assert vlp_data(*words, "--out", tmp_path / "whole") == 0
-    assert files_of(out) == files_of(tmp_path / "whole")
-    assert len(samples_of(out)) == 120
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_an_interrupted_import_says_how_to_go_on(tmp_path: Path, workers: int) -> None:
-    out, images = tmp_path / "out", tmp_path / "images"
-    images.mkdir()
-    data = photo(1, (400, 300))
-    for number in range(100):
-        (images / f"{number:03d}.jpg").write_bytes(data)
-    (tmp_path / "x.tsv").write_text("\n".join(f"{number:03d}.jpg\tcaption" for number in range(100)))
-    process = _start(tmp_path, out, "--samples-per-shard", 2, "--workers", workers)
-    while len(list(out.glob("*.tar"))) < 2:
-        assert process.poll() is None
-        time.sleep(0.002)
-    process.send_signal(signal.SIGINT)
-    said = process.communicate()[1].decode()
-    assert said == f"vlp-data: {out}: stopped; say the same command again to go on\n"
-    assert process.returncode == 1
-    assert not list(out.glob(".*.partial"))
-
-
-class _Crash(Exception):
-    pass
-
-
-def _half(source: Path, *more: object, after: int = 4) -> Path:
-    """An import that stops after some shards."""
-    out = source / "out"
-    made = []
-    real = import_run.__dict__["make_shard"]
-
-    def failing(*arguments: Any) -> Any:
-        if len(made) == after:
-            raise _Crash
-        made.append(real(*arguments))
-        return made[-1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(import_run.__dict__, "make_shard", failing)
-        with pytest.raises(_Crash):
-            _tsv(source, out, "--workers", 1, *more)
-    assert len(list(out.rglob("*.tar"))) == after
-    return out
-
-
-@pytest.mark.parametrize("more", [(), ("--split", "a=0.4,b=0.6", "--drop-duplicates")])
-def test_an_import_goes_on_after_an_error(source: Path, more: tuple[object, ...]) -> None:
-    out = _half(source, *more)
-    assert (out / ".import" / "plan.json").exists()
-    assert _tsv(source, out, *more) == 0
-    assert _tsv(source, source / "whole", *more) == 0
-    assert files_of(out) == files_of(source / "whole")
-    assert _tsv(source, out, *more) == 1  # finished: refused as any other
-
-
-@pytest.mark.parametrize("part", ["", "b"])
-def test_an_unfinished_import_is_not_indexed(source: Path, part: str, capsys: pytest.CaptureFixture[str]) -> None:
-    out = _half(source, *(("--split", "a=0.4,b=0.6") if part else ()))
-    capsys.readouterr()
-    assert vlp_data("index", out / part) == 1
-    assert "holds an unfinished import, so shards are missing; finish it with the same `vlp-data tsv`" in (
-        capsys.readouterr().err
-    )
-
-
-def test_hashes_are_not_made_twice(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = _half(source, "--drop-duplicates")
-    monkeypatch.setattr("data_tools.importing.making.content_hash", None)
-    assert _tsv(source, out, "--drop-duplicates", "--workers", 1) == 0
-
-
-def test_another_import_does_not_take_over(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = _half(source)
-    before = files_of(out)
-    capsys.readouterr()
-    assert _tsv(source, out, "--resize", 20) == 1
-    said = capsys.readouterr().err
-    assert f"{out}: holds an unfinished import of something else (resize: none there, 20 here)" in said
-    assert "--overwrite" in said
-    assert files_of(out) == before
-    assert _tsv(source, out, "--resize", 20, "--overwrite") == 0
-    assert _tsv(source, source / "whole", "--resize", 20) == 0
-    assert files_of(out) == files_of(source / "whole")
-
-
-@pytest.mark.parametrize("change", ["table grew", "caption", "image", "image is there now"])
-def test_a_changed_source_is_refused(source: Path, change: str, capsys: pytest.CaptureFixture[str]) -> None:
-    out = _half(source)
-    table, photos = source / "x.tsv", source / "images"
-    if change == "table grew":
-        table.write_text(table.read_text() + "\np1.jpg\tone more")
-    elif change == "caption":
-        table.write_text(table.read_text().replace("caption 2 of 1\n", "caption 3 of 1\n"))
-    elif change == "image":
-        (photos / "p1.jpg").write_bytes(photo(99))
-    else:
-        (photos / "p4.jpg").write_bytes(photo(99))
-    capsys.readouterr()
-    assert _tsv(source, out) == 1
-    assert "--overwrite" in capsys.readouterr().err
-    assert not (out / "index" / "manifest.json").exists()
-    assert _tsv(source, out, "--overwrite") == 0
-    assert _tsv(source, source / "whole") == 0
-    assert files_of(out) == files_of(source / "whole")
-
-
-def test_a_source_that_shrank_leaves_no_shard_behind(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder, out = source / "images", source / "out"
-    for path in folder.glob("*.jpg"):
-        path.with_suffix(".txt").write_text("a caption")
-    words = ("folder", "--images", folder, "--out", out, "--samples-per-shard", 3, "--workers", 1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(import_run.__dict__, "build_index", None)
-        with pytest.raises(TypeError):
-            vlp_data(*words)
-    assert len(list(out.glob("*.tar"))) == 7
-    (folder / "p8.txt").unlink()  # the last two by name, so that the shards before are as they were
-    (folder / "p7.txt").unlink()
-    assert vlp_data(*words) == 1
-    assert "was made of records that the source no longer has" in capsys.readouterr().err
-    assert vlp_data(*words, "--overwrite") == 0
-    assert len(open_index(out).manifest.shards) == 6
-
-
-@pytest.mark.parametrize("damage", ["cut", "changed", "gone", "copied"])
-def test_a_finished_shard_is_kept_if_it_is_whole(source: Path, damage: str) -> None:
-    out = _half(source)
-    path = out / "shard-000001.tar"
-    data = path.read_bytes()
-    if damage == "cut":
-        path.write_bytes(data[:-100])
-    elif damage == "changed":
-        path.write_bytes(data[:5000] + bytes([data[5000] ^ 1]) + data[5001:])
-    elif damage == "gone":
-        path.unlink()
-    else:  # another time stamp, the same bytes
-        path.write_bytes(data)
-    stamp = path.stat().st_mtime_ns if damage != "gone" else 0
-    assert _tsv(source, out) == 0
-    assert (path.stat().st_mtime_ns == stamp) == (damage == "copied")
-    assert _tsv(source, source / "whole") == 0
-    assert files_of(out) == files_of(source / "whole")
-
-
-def test_two_imports_do_not_write_to_one_directory(
-    source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(journal, "_PATIENCE", 0)
-    out = source / "out"
-    with journal.Journal(out).locked():
-        assert _tsv(source, out) == 1
-    assert f"{out}: another import is writing here" in capsys.readouterr().err
-    assert _tsv(source, out) == 0
-
-
 def test_what_cannot_be_read_overwrites_nothing(source: Path) -> None:
     out = source / "out"
-    assert _tsv(source, out) == 0
+    assert import_tsv(source, out) == 0
     before = files_of(out)
 
     def broken() -> Iterator[Record]:
@@ -305,7 +78,7 @@ def test_what_cannot_be_read_overwrites_nothing(source: Path) -> None:
 
 def test_a_split_is_by_the_image_alone(source: Path) -> None:
     out = source / "out"
-    assert _tsv(source, out, "--split", "train=0.7,val=0.3") == 0
+    assert import_tsv(source, out, "--split", "train=0.7,val=0.3") == 0
     keys = {part: {sample.key for sample in samples_of(out / part)} for part in ("train", "val")}
     assert keys["train"] | keys["val"] == {f"p{number}" for number in range(IMAGES) if number % 5 != 4}
     assert not keys["train"] & keys["val"]
@@ -319,22 +92,22 @@ def test_a_split_is_by_the_image_alone(source: Path) -> None:
     # The same images with other captions, in another order and with other shards go to the same parts.
     lines = (source / "x.tsv").read_text().splitlines()[::-2]
     (source / "x.tsv").write_text("\n".join(lines))
-    assert _tsv(source, source / "again", "--split", "train=0.7,val=0.3", "--samples-per-shard", 50) == 0
+    assert import_tsv(source, source / "again", "--split", "train=0.7,val=0.3", "--samples-per-shard", 50) == 0
     assert {sample.key for sample in samples_of(source / "again" / "val")} == keys["val"]
 
 
 def test_an_import_in_place_of_a_split_one_leaves_none_of_its_parts(source: Path) -> None:
     out = source / "out"
-    assert _tsv(source, out, "--split", "a=0.5,b=0.5") == 0
-    assert _tsv(source, out, "--split", "a=0.5,b=0.5") == 1
-    assert _tsv(source, out, "--overwrite") == 0
+    assert import_tsv(source, out, "--split", "a=0.5,b=0.5") == 0
+    assert import_tsv(source, out, "--split", "a=0.5,b=0.5") == 1
+    assert import_tsv(source, out, "--overwrite") == 0
     assert not list(out.glob("*/*.tar"))
     assert not list(out.glob("*/index"))
 
 
 def test_a_part_may_get_nothing(source: Path) -> None:
     out = source / "out"
-    assert _tsv(source, out, "--split", "a=0.999999,b=0.000001") == 0
+    assert import_tsv(source, out, "--split", "a=0.999999,b=0.000001") == 0
     assert saved_report(out)["parts"]["b"] == {}
     assert not list((out / "b").glob("*.tar"))
 
@@ -360,7 +133,7 @@ def test_a_split_that_is_none_is_refused(text: str, reason: str) -> None:
 
 
 def test_later_copies_of_an_image_are_dropped(source: Path) -> None:
-    assert _tsv(source, source / "out", "--drop-duplicates") == 0
+    assert import_tsv(source, source / "out", "--drop-duplicates") == 0
     keys = [sample.key for sample in samples_of(source / "out")]
     assert "p7" in keys
     assert "p20" not in keys
@@ -370,10 +143,10 @@ def test_later_copies_of_an_image_are_dropped(source: Path) -> None:
 
 
 def test_images_are_dropped_by_their_sides(source: Path) -> None:
-    assert _tsv(source, source / "out", "--min-side", 31) == 1
+    assert import_tsv(source, source / "out", "--min-side", 31) == 1
     out = source / "wide"
     (source / "images" / "p0.jpg").write_bytes(photo(0, (300, 31)))
-    assert _tsv(source, out, "--max-aspect", 1.5, "--min-side", 30, "--overwrite") == 0
+    assert import_tsv(source, out, "--max-aspect", 1.5, "--min-side", 30, "--overwrite") == 0
     assert {sample.key for sample in samples_of(out)} == {
         f"p{number}" for number in (1, 3, 5, 7, 11, 13, 15, 17, 20, 21, 23)
     }
@@ -382,7 +155,7 @@ def test_images_are_dropped_by_their_sides(source: Path) -> None:
 
 
 def test_a_limit_takes_the_first_images(source: Path) -> None:
-    assert _tsv(source, source / "out", "--limit", 5) == 0
+    assert import_tsv(source, source / "out", "--limit", 5) == 0
     assert [sample.key for sample in samples_of(source / "out")] == ["p0", "p1", "p2", "p3"]
 
 
@@ -390,7 +163,7 @@ def test_resized_images_say_their_own_size_and_keep_their_boxes(source: Path) ->
     regions = some_regions(3)
     (source / "regions").mkdir()
     np.savez(source / "regions" / "p1.npz", features=regions.features_RD, boxes=regions.boxes_R4)
-    assert _tsv(source, source / "out", "--resize", 20, "--regions", source / "regions") == 0
+    assert import_tsv(source, source / "out", "--resize", 20, "--regions", source / "regions") == 0
     table, records = open_index(source / "out").table(0), records_of(source / "out")
     assert (table.width_S.tolist(), table.height_S.tolist()) == ([20, 27, 20], [33, 20, 33])
     assert (records[1]["width"], records[1]["height"]) == (27, 20)
@@ -434,7 +207,8 @@ def test_regions_that_stand_for_two_images_are_refused(source: Path) -> None:
     (source / "x.tsv").write_text("a/1.jpg\ta\nb/1.jpg\tb\np1.jpg\tc")
     for workers in (1, 2):
         out = source / f"out{workers}"
-        assert _tsv(source, out, "--samples-per-shard", 1, "--workers", workers, "--regions", source / "regions") == 0
+        more = ("--samples-per-shard", 1, "--workers", workers, "--regions", source / "regions")
+        assert import_tsv(source, out, *more) == 0
         reason = "regions that stand for two images: sort the files into folders as the images"
         assert saved_report(out)["skipped"] == {reason: (1, ["b/1.jpg"])}
         assert [sample.key for sample in samples_of(out)] == ["a_1", "p1"]
