@@ -13,9 +13,11 @@ import torch
 import webdataset
 
 from tests.unit.feature_making import extract, same_rows, samples, shards, trained
+from tests.unit.folders import files_of
 from vlp import Features, VisionLanguageModel
-from vlp.errors import ConfigError
-from vlp.features.files import FORMATS, Format, read, write
+from vlp.data.build import checksum_of
+from vlp.errors import ConfigError, DataError
+from vlp.features.files import FORMATS, SUFFIXES, Format, read, write
 from vlp.features.job import Request
 from vlp.features.kinds import parse_what
 from vlp.features.parts import cut
@@ -76,6 +78,43 @@ def test_half_as_many_bytes(model: VisionLanguageModel, source: ShardSource, wan
     stored = load_file(next((tmp_path / "bf16").glob("*.safetensors")))
     assert stored["pooled"].dtype == torch.bfloat16
     assert stored["text.lengths"].dtype == torch.int64
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_byte_that_changed_is_told_and_the_file_made_again(
+    format: Format, model: VisionLanguageModel, source: ShardSource, tmp_path: Path
+) -> None:
+    out, asked = tmp_path / "out", {"what": "pooled,text", "format": format, "part_examples": 3}
+    extract(out, model, source, **asked)
+    wanted, path = files_of(out), sorted(out.glob(f"*{SUFFIXES[format]}"))[1]
+    size = len(wanted[path.name])
+    for place in (0, size // 3, size // 2, size - 1):
+        changed = bytearray(wanted[path.name])
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(DataError, match=rf"{path}: is damaged .*; remove it and give the same `vlp extract`"):
+            list(Features(out))
+    path.unlink()
+    extract(out, model, source, **asked)
+    assert files_of(out) == wanted
+
+
+def test_a_folder_from_before_there_were_checksums_is_read(
+    model: VisionLanguageModel, source: ShardSource, wanted: list[Row], tmp_path: Path
+) -> None:
+    out, asked = tmp_path / "out", {"what": WHAT, "part_examples": 3}
+    extract(out, model, source, **asked)
+    manifest = json.loads((out / "manifest.json").read_text())
+    for part in manifest["parts"]:
+        del part["checksum"]
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    same_rows(list(Features(out)), wanted)
+    path = out / manifest["parts"][0]["file"]
+    path.unlink()
+    assert extract(out, model, source, **asked).before == len(manifest["parts"]) - 1
+    same_rows(list(Features(out)), wanted)
+    made = [part["checksum"] for part in json.loads((out / "manifest.json").read_text())["parts"]]
+    assert made == [checksum_of(path)] + [None] * (len(made) - 1), "of what was not written now nothing is known"
 
 
 def test_a_tar_is_read_by_webdataset_under_the_shards_own_keys(

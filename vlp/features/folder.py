@@ -2,7 +2,7 @@
 
 <file>.parquet ...       finished files, each renamed to its place when it is whole: a part each, or several in one
 .work/request.json       what is being extracted, until all is done
-.work/<part>.json        rows and refusals of a part, written before the part takes its place
+.work/<part>.json        a part's rows, refusals and checksum, written before it takes its place
 .work/<part>.tar         a finished part of a file that has several
 .work/*.partial          what is being written
 manifest.json            written last: model, data, features, shapes, parts
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from vlp.data.arrays import write_whole
+from vlp.data.build import checksum_of
 from vlp.errors import ConfigError, DataError
 from vlp.features.manifest import MANIFEST, PartEntry, read_manifest
 
@@ -90,7 +91,7 @@ class FeatureFolder:
             own = list(islice(lines, each.quarantined))
             if each.file not in lost:
                 first, *more = self._files[each.file.removesuffix(self._suffix)]
-                self._note(first, each.rows, own)  # of a file of several parts it is known as a whole
+                self._note(first, each.rows, own, each.checksum)  # of a file of several parts it is known as a whole
                 for part in more:
                     self._note(part, 0, [])
         for file in lost:
@@ -123,8 +124,9 @@ class FeatureFolder:
                 return note
         return None
 
-    def _note(self, part: str, rows: int, refused: Sequence[Mapping[str, str]]) -> None:
-        write_whole(self._work / f"{part}.json", _lines({"rows": rows, "quarantined": list(refused)}))
+    def _note(self, part: str, rows: int, refused: Sequence[Mapping[str, str]], checksum: str | None = None) -> None:
+        note = {"rows": rows, "quarantined": list(refused), "checksum": checksum}
+        write_whole(self._work / f"{part}.json", _lines(note))
 
     def _file(self, name: str) -> Path:
         return self.path / f"{name}{self._suffix}"
@@ -138,15 +140,16 @@ class FeatureFolder:
         Args:
             write: writes the file at a path.
         """
-        self._note(part, rows, refused)
-        self._written(part, self._part(part), write)
+        partial, path = self._written(part, write), self._part(part)
+        self._note(part, rows, refused, checksum_of(partial) if path == self._file(part) else None)
+        os.replace(partial, path)
 
-    def _written(self, name: str, path: Path, write: Callable[[Path], None]) -> None:
+    def _written(self, name: str, write: Callable[[Path], None]) -> Path:
         partial = self._work / f"{name}.partial"
         write(partial)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        return partial
 
     def join(self, number: int, ranks: int, joined: Callable[[Sequence[Path], Path], None]) -> None:
         """Make the files of several parts, all of which are there: the `number`-th of each `ranks` files.
@@ -156,8 +159,11 @@ class FeatureFolder:
         """
         for name, parts in list(self._files.items())[number::ranks]:
             own = [self._part(part) for part in parts]
-            if own != [self._file(name)] and not self._file(name).exists():
-                self._written(name, self._file(name), lambda path, own=own: joined(own, path))  # type: ignore[misc]
+            note = self._noted(parts[0])
+            if note is not None and own != [self._file(name)] and not self._file(name).exists():
+                partial = self._written(name, lambda path, own=own: joined(own, path))  # type: ignore[misc]
+                self._note(parts[0], note["rows"], note["quarantined"], checksum_of(partial))
+                os.replace(partial, self._file(name))
                 for path in own:
                     path.unlink()
 
@@ -176,7 +182,8 @@ class FeatureFolder:
             own = [record for note in notes for record in note["quarantined"]]
             refused += own
             about = {"rows": sum(note["rows"] for note in notes), "quarantined": len(own)}
-            files.append({"file": self._file(name).name, "bytes": self._file(name).stat().st_size, **about})
+            told = {"bytes": self._file(name).stat().st_size, "checksum": notes[0].get("checksum")}
+            files.append({"file": self._file(name).name, **told, **about})
         rows = sum(file["rows"] for file in files)
         if refused:
             lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in refused)

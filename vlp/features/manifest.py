@@ -33,6 +33,8 @@ class PartEntry:
     """Of the file: one that was cut off since, or is gone, is made again."""
     quarantined: int
     """Lines of `quarantine.jsonl` that are of its examples, behind those of the parts before it."""
+    checksum: str | None = None
+    """Of the file as it was written (`vlp.data.build.checksum_of`); none in folders from before there was one."""
 
 
 @dataclass(frozen=True, slots=True)

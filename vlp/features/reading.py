@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vlp.data.build import checksum_of
 from vlp.errors import ConfigError, DataError
 from vlp.features.files import read
-from vlp.features.manifest import MANIFEST, read_manifest
+from vlp.features.manifest import MANIFEST, PartEntry, read_manifest
 from vlp.features.rows import Row
 
 __all__ = ["Features", "Row"]
 
 
 class Features:
-    """What `vlp extract` wrote, whatever its format. Reads a file at a time.
+    """What `vlp extract` wrote, whatever its format. Reads a file at a time, and compares its checksum at first.
 
         for row in Features("features"):
             row.id, row.words, row.arrays["pooled"]
@@ -31,6 +32,7 @@ class Features:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
         self._layout = self.manifest.layout
+        self._sound: set[str] = set()
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -43,6 +45,7 @@ class Features:
     def __iter__(self) -> Iterator[Row]:
         for part in self.manifest.parts:
             path, rows = self.folder / part.file, 0
+            self._check(part, path)
             for row in read(self.manifest.format, path, self._layout):
                 rows += 1
                 yield row
@@ -51,6 +54,17 @@ class Features:
                     f"{path}: holds {rows} rows where {MANIFEST} says {part.rows}; remove {path.parent} and extract "
                     "again"
                 )
+
+    def _check(self, part: PartEntry, path: Path) -> None:
+        """Numbers that have changed are numbers still, and only the checksum tells."""
+        if part.checksum is None or part.file in self._sound or not path.is_file():
+            return
+        if checksum_of(path) != part.checksum:
+            raise DataError(
+                f"{path}: is damaged (it has another checksum than when it was written); remove it and give the same "
+                "`vlp extract` command again"
+            )
+        self._sound.add(part.file)
 
     def ids(self) -> list[str]:
         """The examples' ids, in order."""
