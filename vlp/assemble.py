@@ -1,4 +1,4 @@
-"""From a RunConfig to the parts of a run: datasets, tokenizer, model, task, with every `auto` filled in."""
+"""From a RunConfig to the parts of a run: datasets, tokenizer, model, task, loader, with every `auto` filled in."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from vlp.data.cache import CacheConfig
 from vlp.data.dataset import Dataset
 from vlp.data.index import Index, Texts, open_index
 from vlp.data.lengths import token_lengths
+from vlp.data.loader import StepLoader
 from vlp.data.mixture import by_temperature
 from vlp.data.order import Order
 from vlp.data.text import TextEncoder
+from vlp.distributed import World
 from vlp.errors import ConfigError, DataError
 from vlp.models.blocks import unrolled
 from vlp.models.image import RegionSource
@@ -179,6 +181,29 @@ def make_module(assembled: Assembled, note: Callable[[str], object] = lambda sai
     if line := apply_transfer(model, config.transfer):
         note(line)
     return TaskModule(model, assembled.task.objectives)
+
+
+def make_loader(assembled: Assembled, steps: range, ranks: World | None = None) -> StepLoader:
+    """Some steps of a run, as one of its ranks reads them.
+
+    Args:
+        ranks: this process among all; None for one alone.
+    """
+    run = assembled.config
+    return StepLoader(
+        assembled.train,
+        assembled.order,
+        assembled.task,
+        image_tokens=assembled.task.image_tokens,
+        micro_tokens=run.batch.micro_tokens,
+        first_step=steps.start,
+        last_step=steps.stop,
+        rank=ranks.rank if ranks else 0,
+        world_size=ranks.size if ranks else 1,
+        workers=run.data.workers,
+        pin_memory=ranks is not None and ranks.device.type == "cuda",
+        augment=run.data.augment,
+    )
 
 
 def _of_other_classes(task: AnyTaskConfig, init: Path | None) -> frozenset[str]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vlp.assemble import Assembled, assemble, make_module, model_summary
-from vlp.data.loader import StepLoader
+from vlp.assemble import Assembled, assemble, make_loader, make_module, model_summary
 from vlp.distributed import Board, World, barrier, world
 from vlp.errors import ConfigError
 from vlp.export import CONFIG_FILE, MODEL_DIRECTORY, model_weights
@@ -80,20 +79,7 @@ def _train(assembled: Assembled, directory: Path, ranks: World, resume: bool, wa
     )
     state = checkpoints.load_newest(engine, lambda said: print(said, flush=True))
     done = state.step if state else 0
-    loader = StepLoader(
-        assembled.train,
-        assembled.order,
-        assembled.task,
-        image_tokens=assembled.task.image_tokens,
-        micro_tokens=run.batch.micro_tokens,
-        first_step=done,
-        last_step=assembled.steps,
-        rank=ranks.rank,
-        world_size=ranks.size,
-        workers=run.data.workers,
-        pin_memory=ranks.device.type == "cuda",
-        augment=run.data.augment,
-    )
+    loader = make_loader(assembled, range(done, assembled.steps), ranks)
     if ranks.is_main:
         describe(assembled, directory, ranks, done)
     evaluation = _evaluation(assembled, engine)

@@ -17,9 +17,9 @@ from data_tools.writer import ShardWriter
 from tests.benchmarks.material import photo_bytes, test_data
 from tests.benchmarks.peers import ATTRIBUTES, CLASSES, FEATURES
 from tests.benchmarks.regiondata import words_tokenizer
-from vlp.assemble import Assembled, assemble
+from vlp.assemble import Assembled, assemble, make_loader
 from vlp.data.index import build_index
-from vlp.data.loader import StepLoader
+from vlp.distributed import World
 from vlp.run import run_of
 from vlp.types import Regions, Step
 
@@ -89,16 +89,6 @@ def assembled_run(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> A
     )
 
 
-def steps_of(assembled: Assembled, count: int) -> list[Step]:
-    """The first steps of a run, read and packed."""
-    run = assembled.config
-    loader = StepLoader(
-        assembled.train,
-        assembled.order,
-        assembled.task,
-        image_tokens=assembled.task.image_tokens,
-        micro_tokens=run.batch.micro_tokens,
-        first_step=0,
-        last_step=count,
-    )
-    return list(loader)
+def steps_of(assembled: Assembled, count: int, ranks: World | None = None) -> list[Step]:
+    """The first steps of a run, read and packed for one of its ranks."""
+    return list(make_loader(assembled, range(count), ranks))

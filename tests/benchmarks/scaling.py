@@ -102,24 +102,12 @@ def one_rank(folder: Path) -> None:
 
 def _engine(values: Mapping[str, Any], overrides: tuple[str, ...], count: int, place: Any) -> tuple[Any, list[Any]]:
     """A run's engine in fp32, and its first steps on this rank."""
-    from tests.benchmarks.pairs import assembled_run
+    from tests.benchmarks.pairs import assembled_run, steps_of
     from tests.benchmarks.training import Ours
     from vlp.assemble import make_module
-    from vlp.data.loader import StepLoader
 
     made = assembled_run(values, overrides)
-    loader = StepLoader(
-        made.train,
-        made.order,
-        made.task,
-        image_tokens=made.task.image_tokens,
-        micro_tokens=made.config.batch.micro_tokens,
-        first_step=0,
-        last_step=count,
-        rank=place.rank,
-        world_size=place.size,
-    )
-    steps = list(loader)
+    steps = steps_of(made, count, place)
     return Ours(make_module(made), made.task.weights, "fp32", place).engine, steps
 
 

@@ -11,9 +11,8 @@ import pytest
 from data_tools.tokenizer import save, train
 from tests.unit.shard_making import photo, region_members, texts, write_tar
 from tests.unit.task_making import WORDS
-from vlp.assemble import Assembled, assemble
+from vlp.assemble import Assembled, assemble, make_loader
 from vlp.data.index import build_index
-from vlp.data.loader import StepLoader
 from vlp.errors import ConfigError
 from vlp.run import RunConfig
 from vlp.types import Batch, PixelBatch
@@ -67,18 +66,8 @@ def assembled(
 
 
 def batches(made: Assembled, steps: int = 4) -> list[Batch]:
-    loader = StepLoader(
-        made.train,
-        made.order,
-        made.task,
-        image_tokens=made.task.image_tokens,
-        micro_tokens=10_000,
-        first_step=0,
-        last_step=steps,
-        augment=made.config.data.augment,
-    )
     found = []
-    for step in loader:
+    for step in make_loader(made, range(steps)):
         assert not step.failure
         assert not step.quarantined
         found += step.micro_batches

@@ -13,9 +13,8 @@ from tests.unit.import_running import vlp_data
 from tests.unit.region_making import tsv_line, write_tsv
 from tests.unit.shard_making import CLASSES, WIDTH, photo, region_members, texts, write_tar
 from tests.unit.task_making import WORDS
-from vlp.assemble import Assembled, assemble
+from vlp.assemble import Assembled, assemble, make_loader
 from vlp.data.index import build_index
-from vlp.data.loader import StepLoader
 from vlp.errors import ConfigError
 from vlp.models.image import RegionSource
 from vlp.run import RunConfig
@@ -99,16 +98,7 @@ def test_a_model_may_know_more_classes_than_the_shards_show(shards: Path) -> Non
 def test_objects_and_attributes_reach_the_batch(shards: Path) -> None:
     made = assembled(shards, ["tsv"], {"objects": OBJECTS, "attributes": ATTRIBUTES}, attributes="auto")
     assert made.task.heads["attributes"].classes == 400  # type: ignore[union-attr]
-    loader = StepLoader(
-        made.train,
-        made.order,
-        made.task,
-        image_tokens=made.task.image_tokens,
-        micro_tokens=10_000,
-        first_step=0,
-        last_step=1,
-    )
-    (step,) = loader
+    (step,) = make_loader(made, range(1))
     (batch,) = step.micro_batches
     seen = batch.targets["attributes"].values
     known = {int(number) for line in range(4) for number in _numbers(line)[1]}
