@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.distributed.engines import engine_around
 from tests.distributed.ranks import run_on_ranks
 from tests.distributed.test_frozen import StatesTask
 from tests.examples import batch_of, shaken, shipped
 from vlp.distributed import World
 from vlp.models.model import Network
-from vlp.train.engine import Engine
 from vlp.train.optimizer import OptimizerConfig
 from vlp.train.zero import Precision
 from vlp.types import Batch, Step, Targets
@@ -32,15 +32,8 @@ def train(
 ) -> tuple[list[float], dict[str, Tensor]]:
     torch.manual_seed(0)
     model = shaken(Network(shipped(name, *SIZES, f"checkpointing={str(checkpointing).lower()}")))
-    engine = Engine(
-        StatesTask(model),  # type: ignore[arg-type]
-        weights={"states": 1.0},
-        optimizer=OptimizerConfig(epsilon=1e-4),
-        precision=precision,
-        zero={"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0}},
-        world=world,
-        seed=0,
-    )
+    optimizer = OptimizerConfig(epsilon=1e-4)
+    engine = engine_around(StatesTask(model), {"states": 1.0}, stage, world, optimizer=optimizer, precision=precision)
     numbers = []
     for number in range(2):
         batches = [micro_batch(sizes) for sizes in EXAMPLES[world.rank]]

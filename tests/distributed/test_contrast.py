@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.distributed.engines import engine_around
 from tests.distributed.ranks import run_on_ranks
 from tests.examples import SMALL, Words, sample, shipped
 from vlp.distributed import World
@@ -75,15 +76,7 @@ def step_of(task: PretrainTask, number: int, parts: Sequence[Sequence[int]]) -> 
 
 
 def engine_of(task: PretrainTask, stage: int, world: World) -> Engine:
-    return Engine(
-        module_of(task),
-        weights=task.weights,
-        optimizer=OPTIMIZER,
-        precision="fp32",
-        zero={"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0}},
-        world=world,
-        seed=SEED,
-    )
+    return engine_around(module_of(task), task.weights, stage, world, optimizer=OPTIMIZER, seed=SEED)
 
 
 # ----------------------------------------------------------------------------------------------- a plain loop of torch
@@ -385,15 +378,7 @@ def cooled(world: World, stage: int) -> float:
     task = task_of("alone")
     module = module_of(task)
     module.model.heads["itc"].log_scale.data.fill_(6.9)
-    engine = Engine(
-        module,
-        weights=task.weights,
-        optimizer=OptimizerConfig(),
-        precision="fp32",
-        zero={"zero_optimization": {"stage": stage}},
-        world=world,
-        seed=SEED,
-    )
+    engine = engine_around(module, task.weights, stage, world, optimizer=OptimizerConfig(), seed=SEED)
     for _ in range(3):
         for piece in engine.states.pieces():
             if piece.name.endswith("log_scale"):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.distributed.engines import engine_around
 from tests.distributed.ranks import run_on_ranks
 from tests.examples import batch_of as region_batch
 from tests.examples import shaken
@@ -20,7 +21,6 @@ from tests.unit.backbones import batch_of, both_batch, config_of, source_of
 from tests.unit.text_models import config_of as text_config
 from vlp.distributed import World
 from vlp.models.model import ModelConfig, Network
-from vlp.train.engine import Engine
 from vlp.train.optimizer import OptimizerConfig
 from vlp.types import Batch, Losses, Step, Targets
 
@@ -103,15 +103,8 @@ def plain(case: str) -> tuple[float, float]:
 
 
 def train(world: World, case: str, stage: int) -> tuple[float, float, dict[str, Tensor]]:
-    engine = Engine(
-        StatesTask(model_of(case)),
-        weights={"states": 1.0},
-        optimizer=OptimizerConfig(epsilon=1e-4),
-        precision="fp32",
-        zero={"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0}},
-        world=world,
-        seed=0,
-    )
+    optimizer = OptimizerConfig(epsilon=1e-4)
+    engine = engine_around(StatesTask(model_of(case)), {"states": 1.0}, stage, world, optimizer=optimizer)
     own = SPLITS[world.rank]
     result = engine.train_step(Step(0, [batch(case, which) for which in own], examples=2), 1e-3)
     again = engine.train_step(Step(1, [batch(case, which) for which in own], examples=2), 1e-3)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.distributed.engines import engine_around
 from tests.distributed.ranks import run_on_ranks
 from tests.examples import SMALL, Words, sample, shipped
 from vlp.distributed import World
@@ -88,16 +89,7 @@ def batches_of(task: PretrainTask, step: int, parts: Sequence[Sequence[int]]) ->
 
 
 def engine_of(task: PretrainTask, stage: int, world: World) -> Engine:
-    return Engine(
-        module_of(task),
-        weights=task.weights,
-        optimizer=OPTIMIZER,
-        precision="fp32",
-        # Stage 3 would keep parameters this small whole on every rank; at 0 it gathers and frees them all.
-        zero={"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0}},
-        world=world,
-        seed=0,
-    )
+    return engine_around(module_of(task), task.weights, stage, world, optimizer=OPTIMIZER)
 
 
 # ---------------------------------------------------------------------------------------- a step, however it is split

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tests.distributed.engines import engine_around
 from tests.distributed.ranks import run_on_ranks
 from tests.distributed.test_global_batch import module_of as bare_module_of
 from tests.distributed.test_global_batch import plain_loss
@@ -25,7 +26,6 @@ from vlp.seeds import generator
 from vlp.tasks.module import TaskModule
 from vlp.tasks.pretrain import PretrainConfig, PretrainTask
 from vlp.tasks.task import Setting
-from vlp.train.engine import Engine
 from vlp.train.optimizer import OptimizerConfig
 from vlp.types import Batch, Example, Pair, Slot, Step
 
@@ -121,10 +121,7 @@ def one_step(
 
 def _one_step(world: World, model: str, parts: list[list[list[int]]], stage: int) -> tuple[float, dict[str, Tensor]]:
     task = task_of(model)
-    zero = {"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0}}
-    engine = Engine(
-        module_of(task), weights=task.weights, optimizer=OPTIMIZER, precision="fp32", zero=zero, world=world, seed=0
-    )
+    engine = engine_around(module_of(task), task.weights, stage, world, optimizer=OPTIMIZER)
     own = parts[world.rank]
     result = engine.train_step(Step(0, batches_of(task, own), examples=sum(map(len, own))), 1.0)
     weights = engine.full_weights()
