@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.unit.shard_reading import OwnPairs
 from tests.unit.task_making import text_encoder
 from vlp.data.batch import ImageForm, collate
 from vlp.data.cache import CacheConfig
 from vlp.data.dataset import Dataset
-from vlp.data.index import Block, open_index
+from vlp.data.index import open_index
 from vlp.data.lengths import token_lengths
 from vlp.data.loader import StepLoader
 from vlp.data.order import Order
@@ -39,17 +40,10 @@ def opened(url: str, cache: Path, *, shards: int = 100, **settings: Any) -> Data
     return Dataset(index, "captions", token_lengths(index, encoder.count, encoder.fingerprint, encoder.max_length))
 
 
-class Plain:
-    """Pairs as they are."""
+class Plain(OwnPairs):
+    """Takes regions as they are."""
 
-    wants_image = draws_pairs = False
-    wants_regions = True
-
-    def pairs(self, slot: Slot, block: Block, rng: np.random.Generator) -> tuple[Pair, ...]:
-        return (Pair(int(block.sample_E[slot.example]), slot.example),)
-
-    def shown(self, image: Sample, rng: np.random.Generator) -> Sample:
-        return image
+    wants_image, wants_regions = False, True
 
     def example(
         self, slot: Slot, pair: Pair, image: Sample, text: Sample, number: int, rng: np.random.Generator, step: int

@@ -26,10 +26,9 @@ def opened(directory: Path) -> Dataset:
     return Dataset(index, "both", token_lengths(index, lambda texts: [len(t.split()) for t in texts], "words", 20))
 
 
-class Looker:
-    """Takes every member of a sample, the picture's pixels too."""
+class OwnPairs:
+    """Of a preparer that takes each text with its own image, as it is."""
 
-    wants_image = wants_regions = True
     draws_pairs = False
 
     def pairs(self, slot: Slot, block: Block, rng: np.random.Generator) -> tuple[Pair, ...]:
@@ -37,6 +36,12 @@ class Looker:
 
     def shown(self, image: Sample, rng: np.random.Generator) -> Sample:
         return image
+
+
+class Looker(OwnPairs):
+    """Takes every member of a sample, the picture's pixels too."""
+
+    wants_image = wants_regions = True
 
     def example(
         self, slot: Slot, pair: Pair, image: Sample, text: Sample, number: int, rng: np.random.Generator, step: int
