@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.unit.feature_making import ANSWERS, JOINT, trained, vqa
+from tests.unit.feature_making import ANSWERS, JOINT, extract, trained, vqa
 from tests.unit.hostile import large_png, png
 from tests.unit.pictures import ramps
 from vlp.demo.gaze import gaze, overlay, upright_picture
@@ -41,9 +41,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opened(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A model that answers, and an index of another one's vectors."""
     from vlp.demo.serve import open_demo
-    from vlp.distributed import world
     from vlp.extraction import Inputs, open_source
-    from vlp.features.job import Request, extract_to
     from vlp.features.reading import Features
     from vlp.search.building import build_index
 
@@ -51,10 +49,8 @@ def opened(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     trained(JOINT, PATCHES, vqa()).save_pretrained(folder / "answers")
     finds = trained(source=PATCHES)
     finds.save_pretrained(folder / "finds")
-    with world() as ranks:
-        source = open_source(Inputs(str(photos)), finds)
-        request = Request("text.vector,image.vector")
-        extract_to(folder / "vectors", finds, source, request, ranks, model_name=str(folder / "finds"))
+    source, name = open_source(Inputs(str(photos)), finds), str(folder / "finds")
+    extract(folder / "vectors", finds, source, what="text.vector,image.vector", model_name=name)
     build_index(Features(folder / "vectors"), folder / "index")
     return open_demo(str(folder / "answers"), folder / "index")
 

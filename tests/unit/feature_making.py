@@ -140,7 +140,7 @@ def photo_folder(folder: Path) -> Path:
 
 def extract(out: Path, model: VisionLanguageModel, source: Source, **request: Any) -> Extracted:
     """An extraction on one rank; takes the fields of `Request` and the further options of `extract_to`."""
-    means = {name: request.pop(name) for name in ("micro_tokens", "workers", "every") if name in request}
+    means = {name: request.pop(name) for name in ("model_name", "micro_tokens", "workers") if name in request}
     with world() as ranks:
         return extract_to(out, model, source, Request(**request), ranks, **means)
 

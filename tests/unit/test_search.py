@@ -12,13 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import vlp
-from tests.unit.feature_making import other_model, pixel_model, samples, shards, trained
+from tests.unit.feature_making import extract, other_model, pixel_model, samples, shards, trained
 from tests.unit.pictures import ramps
 from vlp import Features, SearchIndex, VisionLanguageModel
-from vlp.distributed import world
 from vlp.errors import ConfigError, DataError, VlpError
 from vlp.extraction import Inputs, open_source
-from vlp.features.job import Request, extract_to
 from vlp.features.preparing import Files, Preparing
 from vlp.features.sources import ShardSource, Source
 from vlp.search.building import build_index
@@ -84,8 +82,7 @@ def test_texts_on_the_disk(tmp_path: Path) -> None:
 def extracted(
     model: VisionLanguageModel, source: Source, out: Path, what: str = "text.vector,image.vector"
 ) -> Features:
-    with world() as ranks:
-        extract_to(out, model, source, Request(what), ranks, model_name="the model")
+    extract(out, model, source, what=what, model_name="the model")
     return Features(out)
 
 

@@ -9,12 +9,10 @@ from typing import Any
 
 import pytest
 
-from tests.unit.feature_making import pixel_model
+from tests.unit.feature_making import extract, pixel_model
 from tests.unit.pictures import ramps
-from vlp.distributed import world
 from vlp.errors import ConfigError, DataError
 from vlp.extraction import Inputs, open_source
-from vlp.features.job import Request, extract_to
 from vlp.searching import build, search
 
 pytest.importorskip("faiss", reason="the extra `search` is not installed")
@@ -39,10 +37,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         lines += [f"sku{number}-{text},{number}.png,{text} of {number % 2}" for text in ("red", "blue", "two")]
     Path("shop/pairs.csv").write_text("\n".join(["sku,file,title", *lines]))
     inputs = Inputs("shop/pairs.csv", columns="key=sku,image=file,text=title", images=Path("shop/photos"))
-    with world() as ranks:
-        source = open_source(inputs, model)
-        request = Request("text.vector,image.vector", "webdataset")
-        extract_to(Path("features"), model, source, request, ranks, model_name="models/finds")
+    request = {"what": "text.vector,image.vector", "format": "webdataset", "model_name": "models/finds"}
+    extract(Path("features"), model, open_source(inputs, model), **request)
     build(Path("features"), Path("indexes/shop"), "exact")
     return folder
 
