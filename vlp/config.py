@@ -6,6 +6,7 @@ A config is a pydantic model beside the code it configures. This file knows how 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -97,7 +98,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456
 
 
 def read_yaml(path: Path) -> Any:
-    """Plain data of a YAML (or JSON) file.
+    """Plain data of a YAML (or JSON) file of the user's.
 
     Raises:
         ConfigError: the file is missing, unreadable or not YAML; the message names file and line.
@@ -111,13 +112,26 @@ def read_yaml(path: Path) -> Any:
     return _yaml(text, str(path))
 
 
+def read_json(path: Path) -> Any:
+    """Plain data of a JSON file of a program's own making; whoever reads one knows what to say of it.
+
+    Raises:
+        OSError: the file is missing or unreadable.
+        ValueError: it is not JSON, or nested without end.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+
+
 def _yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader: makes plain data only
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{where}{line}: not valid YAML: {error.problem}") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date with a thirteenth month
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date with a thirteenth month
         raise ConfigError(f"{where}: not valid YAML: {error}") from None
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlp.config import read_yaml
+from vlp.config import read_json, read_yaml
 from vlp.data.text import TextEncoder
 from vlp.errors import CheckpointError, ConfigError
 from vlp.models.adapters import merged
@@ -61,7 +60,7 @@ def _facts(run: Path) -> dict[str, Any]:
     if not (run / CONFIG_FILE).is_file():
         raise ConfigError(f"{run}: is not the directory of a run ({CONFIG_FILE} is missing); give its run.dir")
     try:
-        facts: dict[str, Any] = json.loads((run / FACTS_FILE).read_text(encoding="utf-8"))
+        facts: dict[str, Any] = read_json(run / FACTS_FILE)
         return facts
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{run / FACTS_FILE}: cannot be read: {error}") from None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vlp.assemble import Assembled
-from vlp.config import read_yaml, write_yaml
+from vlp.config import read_json, read_yaml, write_yaml
 from vlp.data.arrays import write_whole
 from vlp.data.dataset import Dataset
 from vlp.distributed import World
@@ -106,7 +106,7 @@ def describe(assembled: Assembled, directory: Path, ranks: World, step: int) -> 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        facts: dict[str, Any] = read_json(path)
         return facts
     except (OSError, ValueError):
         return {}

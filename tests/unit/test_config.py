@@ -186,6 +186,7 @@ def test_a_folder_or_a_binary_file_is_refused(tmp_path: Path) -> None:
         ("a: !!python/object:os.system {}\n", r"run\.yaml line 1: not valid YAML"),
         ("? [1]\n: 2\n", r"run\.yaml line 1: not valid YAML"),
         ("a: 2024-13-45\n", r"run\.yaml: not valid YAML"),
+        ("[" * 10_000, r"run\.yaml: not valid YAML: maximum recursion depth"),
         ("a: \x07\n", r"run\.yaml: not valid YAML"),
     ],
 )

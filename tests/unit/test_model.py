@@ -115,6 +115,8 @@ def spoil(directory: Path, how: str) -> None:
         weights.unlink()
     elif how == "not JSON":
         config.write_text("{")
+    elif how == "nested without end":
+        config.write_text("[" * 100_000)
     elif how == "unknown key":
         config.write_text(json.dumps({**values, "droput": 0.1}))
     elif how == "truncated":
@@ -131,6 +133,7 @@ WRONG = {
     "no config": "config.json: not the config of a model: .*No such file",
     "no weights": "model.safetensors: cannot be read",
     "not JSON": "config.json: not the config of a model",
+    "nested without end": "config.json: not the config of a model: maximum recursion depth",
     "truncated": "model.safetensors: cannot be read",
     "missing tensor": "does not fit config.json: pooler.linear.text.bias is missing",
     "surplus tensor": "does not fit config.json: pooler.extra is surplus",

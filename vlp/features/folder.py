@@ -20,6 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from vlp.config import read_json
 from vlp.data.arrays import write_whole
 from vlp.data.build import checksum_of
 from vlp.errors import ConfigError, DataError
@@ -210,10 +211,10 @@ class FeatureFolder:
 
 def _json(path: Path) -> Any:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be used ({error}); remove the folder") from None
     if not isinstance(found, dict):
         raise DataError(f"{path}: cannot be used (it is no JSON object); remove the folder")

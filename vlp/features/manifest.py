@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from pydantic import ConfigDict, Field, model_validator
 from typing_extensions import Self
 
-from vlp.config import Config
+from vlp.config import Config, read_json
 from vlp.errors import ConfigError, DataError
 from vlp.features.files import Format
 from vlp.features.kinds import feature
@@ -111,12 +110,12 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        return Manifest.parse(json.loads(path.read_text(encoding="utf-8")), str(path))
+        return Manifest.parse(read_json(path), str(path))
     except FileNotFoundError:
         raise DataError(_missing(folder)) from None
     except NotADirectoryError:
         raise DataError(f"{folder}: is a file; give the folder that `vlp extract --out` wrote") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}); remove {folder} and extract again") from None
     except ConfigError as error:
         raise DataError(f"{error}; it is not the manifest of an extraction by this version of vlp") from None

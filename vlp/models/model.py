@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from vlp.config import Config
+from vlp.config import Config, read_json
 from vlp.data.arrays import write_whole
 from vlp.errors import CheckpointError, ConfigError
 from vlp.models.backbone import Backbone
@@ -275,7 +275,7 @@ def read_config(directory: Path) -> ModelConfig:
     """The config of a saved model."""
     path = directory / "config.json"
     try:
-        values: Any = json.loads(path.read_text())
+        values: Any = read_json(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not the config of a model: {error}") from None
     return ModelConfig.parse(values, str(path))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vlp.config import read_json
 from vlp.errors import CheckpointError
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "module")
@@ -59,7 +59,7 @@ def first_of(phrases: Sequence[str], most: int = 5) -> str:
 
 def _read_parts(index: Path) -> dict[str, Tensor]:
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(read_json(index)["weight_map"].values()))
         parts = [index.parent / name for name in names]
         if any(part.parent != index.parent for part in parts):
             raise ValueError("it names files of other folders")

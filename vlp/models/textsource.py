@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vlp.config import read_json
 from vlp.errors import CheckpointError, ConfigError, nearest
 from vlp.models.hub import local_directory
 from vlp.models.tensorfile import read_tensors
@@ -77,7 +77,7 @@ def read_text_model(source: str) -> PretrainedText:
     directory = text_model_directory(source)
     path = directory / "config.json"
     try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        config: dict[str, Any] = read_json(path)
         kind = str(config["model_type"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{KEY}.source: {path}: not the config of a text model: {error}") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from pydantic import ConfigDict, Field
 
-from vlp.config import Config
+from vlp.config import Config, read_json
 from vlp.errors import ConfigError, DataError
 from vlp.features.sources import Texts
 from vlp.search.vectors import Kind
@@ -98,10 +97,10 @@ def read_facts(folder: Path) -> Facts:
     """
     path = folder / FACTS
     try:
-        return Facts.parse(json.loads(path.read_text(encoding="utf-8")), str(path))
+        return Facts.parse(read_json(path), str(path))
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{path}: is missing; build an index with `vlp index --features DIR --out {folder}`") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}); {anew(folder)}") from None
     except ConfigError as error:
         raise DataError(f"{error}; {anew(folder)}") from None

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import Field
 from torch import Tensor
 
-from vlp.config import Config
+from vlp.config import Config, read_json
 from vlp.data.text import TextEncoder
 from vlp.errors import CheckpointError, ConfigError
 from vlp.models.model import ModelConfig, Network, read_config, save_pretrained, without_downloads
@@ -78,7 +78,7 @@ def read_saved(directory: Path) -> SavedTask:
     """
     path = directory / TASK_FILE
     try:
-        return SavedTask.parse(json.loads(path.read_text(encoding="utf-8")), str(path))
+        return SavedTask.parse(read_json(path), str(path))
     except (OSError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{path}: not the task of a trained model: {error}") from None
 
@@ -93,7 +93,7 @@ def read_training(directory: Path) -> Training | None:
     if not path.exists():
         return None
     try:
-        return Training.parse(json.loads(path.read_text(encoding="utf-8")), str(path))
+        return Training.parse(read_json(path), str(path))
     except (OSError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{path}: not the record of a training: {error}") from None
 

@@ -14,6 +14,7 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlp.config import read_json
 from vlp.data.arrays import write_whole
 from vlp.data.build import checksum_of
 from vlp.errors import CheckpointError
@@ -80,7 +81,7 @@ def read_state(path: Path) -> dict[str, Any]:
         CheckpointError: of a format that this version does not know.
     """
     try:
-        state: dict[str, Any] = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        state: dict[str, Any] = read_json(path / STATE_FILE)
         if state["format"] != FORMAT:
             raise CheckpointError(f"{path}: has format {state['format']}, and this version of vlp reads {FORMAT}")
         if state.pop("checksum") != _seal(state):

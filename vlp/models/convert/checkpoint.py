@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlp.config import Config
+from vlp.config import Config, read_json
 from vlp.errors import CheckpointError
 from vlp.models.convert.account import Account, Plan, account, plan, plan_of, same, wrapper_of
 from vlp.models.convert.family import Family
@@ -160,7 +160,7 @@ def read_record(directory: Path) -> Record | None:
     if not path.is_file():
         return None
     try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
+        values: Any = read_json(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not the record of a conversion: {error}") from None
     return Record.parse(values, str(path))
