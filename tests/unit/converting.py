@@ -29,7 +29,6 @@ BERT = {
     "initializer_range": 0.02,
     "layer_norm_eps": 1e-12,
 }
-
 HF_LXMERT = {
     "num_object_labels": 9,
     "num_attr_labels": 5,
@@ -37,9 +36,7 @@ HF_LXMERT = {
     "visual_feat_dim": 6,
     "visual_pos_dim": 4,
 }
-
 DEPTHS = {"l_layers": 2, "r_layers": 1, "x_layers": 1}
-
 VILBERT = {
     "v_feature_size": 6,
     "v_target_size": 5,
@@ -55,11 +52,8 @@ VILBERT = {
     "v_biattention_id": [0, 1],
     "t_biattention_id": [1, 2],
 }
-
 VL_BERT = {"visual_size": 16, "type_vocab_size": 3, "with_pooler": True, "visual_region_classes": 5}
-
 SCALES = {"visual_scale_text_init": 0.0, "visual_scale_object_init": 0.0}
-
 OFFICIAL: dict[str, dict[str, Any]] = {
     "uniter": {"official_config": BERT, "img_dim": 6, "img_label_dim": 5},
     "lxmert": {
@@ -75,7 +69,6 @@ OFFICIAL: dict[str, dict[str, Any]] = {
     "vilt": {**BERT, "image_size": 8, "patch_size": 4},
     "hf-vilt": {**BERT, "image_size": 8, "patch_size": 4},
 }
-
 SECOND_NAMES = {
     "uniter": ["cls.predictions.decoder.weight", "feat_regress.weight"],
     "lxmert": ["cls.predictions.decoder.weight"],

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-import vlp
-from tests.unit.feature_making import ANSWERS, DUAL, JOINT, RETRIEVAL, pixel_model, samples, trained, vqa
+from tests.unit.feature_making import DUAL, JOINT, RETRIEVAL, pixel_model, samples, trained, vqa
 from tests.unit.pictures import ramps
 from vlp import VisionLanguageModel
-from vlp.errors import ConfigError, DataError, VlpError
+from vlp.errors import ConfigError
 from vlp.features.extractor import Arrays, Extractor
 from vlp.features.kinds import NAMES, parse_what
 from vlp.features.preparing import Files, Preparing
 from vlp.features.sharing import in_batches, worth_sharing
 from vlp.tasks.retrieval import RetrievalConfig
-from vlp.tasks.saved import SavedTask
 from vlp.types import Example
 
 EVERYTHING = (
@@ -225,185 +222,6 @@ def test_names_come_once_and_in_one_order() -> None:
         "attention.2",
     ]
     assert len(set(NAMES)) == len(NAMES)
-
-
-# ------------------------------------------------------------------------------------------------------- vlp.extract
-
-
-def test_pairs_stream_in_order(tmp_path: Path) -> None:
-    model = pixel_model()
-    taken = []
-
-    def pairs() -> Any:
-        for number in range(7):
-            taken.append(number)
-            ramps(20 + number, 30).save(tmp_path / f"{number}.png")
-            yield {"id": f"p{number}", "image": tmp_path / f"{number}.png", "text": "red " * (number + 1)}
-
-    rows = vlp.extract(model, pairs(), "pooled,text,itm", window=3)
-    assert not taken, "nothing is read before it is asked for"
-    first = next(rows)
-    assert taken == [0, 1, 2]
-    found = [first, *rows]
-    assert [row.id for row in found] == [f"p{number}" for number in range(7)]
-    images = [tmp_path / f"{number}.png" for number in range(7)]
-    encoded = model.encode(images, [row.words for row in found])
-    for number, row in enumerate(found):
-        np.testing.assert_allclose(row.arrays["pooled"], encoded.pooled[number], atol=1e-5)
-        np.testing.assert_allclose(row.arrays["text"], encoded.text[number], atol=1e-5)
-
-
-def test_a_pair_that_cannot_be_used_is_told_of(tmp_path: Path) -> None:
-    model = pixel_model()
-    pairs: list[Any] = [(ramps(), "red"), (tmp_path / "none.jpg", "blue"), (None, "green")]
-    said: list[dict[str, str]] = []
-    assert [row.words for row in vlp.extract(model, pairs, bad=said.append)] == ["red", "green"]
-    assert [record["id"] for record in said] == ["1"]
-    with pytest.raises(DataError, match=r"pair 1: image .*No such file"):
-        list(vlp.extract(model, pairs))
-    with pytest.raises(ConfigError, match="pair 0 has an unknown 'txt'"):
-        list(vlp.extract(model, [{"txt": "red"}]))
-
-
-WRONG_PAIRS: list[tuple[str, Any, str]] = [
-    ("pixels", "photo.jpg", r"it is a str; give \(image, text\), or a mapping of id, image, text, regions"),
-    ("pixels", None, r"it is a NoneType; give"),
-    ("pixels", ("a", "b", "c"), r"it is a tuple of 3; give"),
-    ("pixels", (None, 7), r"text is of type int; give a str"),
-    ("pixels", {"text": ["red"]}, r"text is of type list; give a str"),
-    ("pixels", {"text": "red \ud800"}, r"text has a text with half a surrogate pair"),
-    ("pixels", (7, "red"), r"the image is of type int; give a picture"),
-    ("pixels", {"image": np.zeros((3, 8, 9), np.uint8)}, r"image is an array \[3, 8, 9\] of uint8; give"),
-    ("pixels", {"regions": {}, "text": "red"}, r"regions are given, and the model reads photos; give the image"),
-    ("regions", (ramps(), "red"), r"image is a photo, and the model reads regions of a detector; give regions"),
-    ("regions", {"regions": 7}, r"the regions are of type int; give arrays by name"),
-    ("regions", {"regions": {"box": 1}}, r"regions have no array 'box' \(did you mean 'boxes'"),
-    ("regions", {"text": "red"}, r"image is missing, and itm is of it; leave the pair or itm out"),
-]
-
-
-@pytest.mark.parametrize(("kind", "pair", "sentence"), WRONG_PAIRS, ids=[each[2][:25] for each in WRONG_PAIRS])
-def test_pairs_of_wrong_types_are_told_of(kind: str, pair: Any, sentence: str) -> None:
-    model = trained() if kind == "regions" else pixel_model()
-    good = {"regions": samples(1)[0].regions, "text": "red"} if kind == "regions" else (ramps(), "red")
-    said: list[dict[str, str]] = []
-    assert len(list(vlp.extract(model, [pair, good], "itm", bad=said.append))) == 1
-    assert [record["id"] for record in said] == ["0"]
-    with pytest.raises(DataError, match=f"pair 0: .*{sentence}"):
-        list(vlp.extract(model, [pair, good], "itm"))
-
-
-def test_what_extract_takes_is_checked_before_anything_is_read() -> None:
-    model: Any = pixel_model()
-    for given, sentence in (
-        ({"pairs": "photo.jpg"}, "pairs is a str"),
-        ({"pairs": {"image": "photo.jpg"}}, "pairs is a dict"),
-        ({"pairs": None}, "pairs is a NoneType"),
-        ({"model": "runs/mine/model"}, "model is a str; give VisionLanguageModel.from_pretrained"),
-        ({"window": 0}, "window is 0; it should be a whole number from 1 on"),
-        ({"micro_tokens": "many"}, "micro_tokens is 'many'"),
-        ({"bad": []}, "bad is a list; give something that can be called"),
-    ):
-        with pytest.raises(ConfigError, match=f"extract: {sentence}"):
-            vlp.extract(**{"model": model, "pairs": [], **given})  # type: ignore[arg-type]
-
-
-def test_what_is_of_an_image_needs_one() -> None:
-    """Of a text alone there are states and a pooled vector, and no image's vector or odds of a match."""
-    model = pixel_model()
-    pairs = [{"text": "red"}, {"image": ramps(), "text": "blue"}]
-    assert len(list(vlp.extract(model, pairs, "pooled,text,image,text.vector"))) == 2
-    for what in ("image.vector", "itm", "pooled,image.vector"):
-        said: list[dict[str, str]] = []
-        assert [row.words for row in vlp.extract(model, pairs, what, bad=said.append)] == ["blue"]
-        assert said[0]["member"] == "image"
-    blind = pixel_model()
-    blind.task = SavedTask(task=RETRIEVAL, without="image")
-    assert len(list(vlp.extract(blind, pairs, "itm"))) == 2, "as it was trained"
-
-
-# ------------------------------------------------------------------------------------------------- answers, matches
-
-
-def test_answers_are_the_head_s_best() -> None:
-    for more in ({}, {"answer": {"loss": "kl"}}):
-        model = trained(source={"kind": "pixels", "backbone": "test_convnext", "size": 32}, task=vqa(**more))
-        found = model.answer(ramps(), "what is left", 2)
-        encoded = model(model.batch(images=[ramps()], texts=["what is left"]))
-        scores = model.network.heads["answer"](encoded.pooled_BH)[0]
-        shares = scores.sigmoid() if not more else scores.softmax(0)
-        order = shares.argsort(descending=True)
-        assert [one.answer for one in found] == [ANSWERS[number] for number in order[:2]]
-        np.testing.assert_allclose([one.score for one in found], shares[order[:2]].detach(), atol=1e-5)
-    assert len(model.answer(ramps(), "what", 99)) == len(ANSWERS)
-    assert len(model.answer(ramps(), "what", np.int64(2))) == 2  # type: ignore[arg-type]
-
-
-def test_a_masked_question_gets_its_mask() -> None:
-    source = {"kind": "pixels", "backbone": "test_convnext", "size": 32}
-    model = trained(JOINT, source, vqa(), pooler={"at": "mask"})
-    ids = Preparing(model).example("x", "what is left", next(iter(samples(1)))).token_ids_T
-    assert model.text is not None
-    assert ids[-2] == model.text.mask_id
-    assert model.answer(ramps(), "what is left")
-    (row,) = vlp.extract(model, [(ramps(), "what is left")], "text")
-    assert len(row.arrays["text"]) == 6
-
-
-def test_every_image_is_matched_with_every_text() -> None:
-    pictures, texts = [ramps(), ramps(40, 90)], ["red", "blue circle", "left of the red square"]
-    model = pixel_model()
-    odds_IT = model.match(pictures, texts, batch_size=4)
-    assert odds_IT.shape == (2, 3)
-    for i, t in itertools.product(range(2), range(3)):
-        (row,) = vlp.extract(model, [(pictures[i], texts[t])], "itm")
-        np.testing.assert_allclose(odds_IT[i, t], row.arrays["itm"], atol=1e-5)
-    task = vlp_retrieval_without_ranking()
-    dual = pixel_model(task=task)
-    cosines_IT = dual.match(pictures, texts, batch_size=2)
-    for i, t in itertools.product(range(2), range(3)):
-        (row,) = vlp.extract(dual, [(pictures[i], texts[t])], "text.vector,image.vector")
-        cosine = row.arrays["text.vector"] @ row.arrays["image.vector"]
-        np.testing.assert_allclose(cosines_IT[i, t], cosine, atol=1e-5)
-    assert model.match(pictures, []).shape == (2, 0)
-
-
-@pytest.mark.parametrize("ranking", [True, False])
-def test_no_images_and_no_texts_match_nothing(ranking: bool) -> None:
-    model = pixel_model() if ranking else pixel_model(task=vlp_retrieval_without_ranking())
-    assert model.match([], ["red", "blue"]).shape == (0, 2)
-    assert model.match([ramps()], []).shape == (1, 0)
-    assert model.match([], []).shape == (0, 0)
-
-
-def test_wrong_questions_and_matches_are_sentences() -> None:
-    answers, matches = pixel_model(task=vqa()), pixel_model()
-    for call, sentence in (
-        (lambda: answers.answer(ramps(), None), "answer: the text of pair 1 is of type NoneType; give a str"),
-        (lambda: answers.answer(ramps(), "\udfff"), "answer: the text of pair 1, .*: half a surrogate pair"),
-        (lambda: answers.answer(ramps(), "what", 0), "answer: k is 0; it should be a whole number from 1 on"),
-        (lambda: answers.answer(ramps(), "what", True), "answer: k is True"),
-        (lambda: answers.answer(None, "what"), "answer: there is no image; give what the question is about"),
-        (lambda: answers.answer(7, "what"), "the image is of type int; give a picture"),
-        (lambda: matches.match(texts=["red"]), "match: give images .*, and texts"),
-        (lambda: matches.match([ramps()], "red"), "match: texts should be a list"),
-        (lambda: matches.match([ramps()], [None]), "match: the text of pair 1 is of type NoneType"),
-        (lambda: matches.match([ramps(), None], ["red"]), "match: pair 2 has no image; give one for each row"),
-        (lambda: matches.match([ramps()], ["red"], batch_size=-1), "batch_size is -1"),
-    ):
-        with pytest.raises(VlpError, match=sentence):
-            call()  # type: ignore[no-untyped-call]
-
-
-def vlp_retrieval_without_ranking() -> Any:
-    return RetrievalConfig.parse({"ranking": None, "contrast": {"width": 6}})
-
-
-def test_models_without_answers_or_matches_say_so() -> None:
-    with pytest.raises(ConfigError, match="answer: the model was trained for 'retrieval' and has no answers"):
-        pixel_model().answer(ramps(), "what")
-    with pytest.raises(ConfigError, match="match: the model was trained for 'vqa' and has no head for matching"):
-        pixel_model(task=vqa()).match([ramps()], ["red"])
 
 
 def test_a_model_in_half_precision_gives_numbers() -> None:

@@ -8,57 +8,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
-from tests.examples import REGION_WIDTH, VOCABULARY, example, of_blocks, pixels, shaken
-from tests.unit.pictures import encoded, ramps
+from tests.examples import REGION_WIDTH, VOCABULARY, example, shaken
+from tests.unit.part_making import (
+    FEATURE,
+    PATCHES,
+    POSITION,
+    SEGMENT,
+    WORD,
+    batch_for,
+    config_of,
+    image_of,
+    model_of,
+    shown_by,
+    text_of,
+)
 from vlp.data.batch import collate
 from vlp.errors import ConfigError
 from vlp.models.boxes import sine_numbers
 from vlp.models.image import images_of
 from vlp.models.model import ModelConfig, Network
-from vlp.types import Batch, Example, FramedBatch, RegionBatch, Sample
-
-BLOCK = {"stream": "text", "sublayers": ["ffn"]}
-WORD, POSITION, SEGMENT = {"kind": "word"}, {"kind": "position"}, {"kind": "segment", "rows": 3}
-FEATURE = {"kind": "feature"}
-SIZES: list[tuple[int, int | None]] = [(4, 3), (3, None), (5, 2)]
-PATCHES = {"kind": "patches", "size": 12, "patch": 4}
-
-
-def config_of(*image_parts: dict[str, Any], text: tuple[dict[str, Any], ...] = (WORD,), **image: Any) -> ModelConfig:
-    values = of_blocks(BLOCK).plain()
-    values["text"] |= {"parts": text, "norm": False}
-    values["image"] |= {"parts": image_parts or [FEATURE], "norm": False, **image}
-    return ModelConfig.parse(values, "test")
-
-
-def model_of(*image_parts: dict[str, Any], **settings: Any) -> Network:
-    model = shaken(Network(config_of(*image_parts, **settings)))
-    assert isinstance(model, Network)
-    return model.eval()
-
-
-def batch_for(model: Network, sizes: list[tuple[int, int | None]] = SIZES) -> Batch:
-    made = [example(tokens, image, number) for number, (tokens, image) in enumerate(sizes)]
-    return collate(made, images_of(model.config.image).form, {})
-
-
-def image_of(model: Network, batch: Batch) -> Tensor:
-    return model.image(batch.image, batch.text, model.text.tables)[0]  # type: ignore[no-any-return]
-
-
-def text_of(model: Network, batch: Batch) -> Tensor:
-    _, features, regions, _ = model.image(batch.image, batch.text, model.text.tables)
-    return model.text(batch.text, features, regions)  # type: ignore[no-any-return]
-
-
-def shown_by(model: Network, batch: Batch) -> Tensor:
-    """The feature part alone, where it is a plain projection."""
-    assert isinstance(batch.image, RegionBatch)
-    return model.image.parts["feature"].linear(batch.image.features_MD)  # type: ignore[no-any-return, operator, union-attr]
-
+from vlp.types import FramedBatch, RegionBatch
 
 # ------------------------------------------------------------------------------------------------------------ text
 
@@ -257,87 +227,6 @@ def test_lengths_are_known_before_anything_is_read(cls: bool, end: bool) -> None
     images = images_of(model.config.image)
     assert images.tokens(3) == 3 + 1 + cls + end
     assert images.tokens(0) == images.form.framed(0) == end
-
-
-# ------------------------------------------------------------------------------------------------------------ patches
-
-
-def patch_model(rows: int = 3, columns: int = 3, align: bool = True, **settings: Any) -> Network:
-    grid = {"kind": "grid", "rows": rows, "columns": columns, "align_corners": align}
-    return model_of(FEATURE, grid, source=PATCHES, **settings)
-
-
-def test_patches_are_convolved() -> None:
-    model = model_of(FEATURE, source=PATCHES)
-    made = [example(3, pixels(12, 9, np.random.default_rng(0)), 0), example(4, None, 1)]
-    batch = collate(made, images_of(model.config.image).form, {})
-    linear = model.image.parts["feature"].linear
-    kernel = linear.weight.view(16, 3, 4, 4)  # type: ignore[operator, union-attr]
-    wanted = F.conv2d(batch.image.pixels_P3HW, kernel, linear.bias, stride=4)  # type: ignore[union-attr, arg-type]
-    torch.testing.assert_close(image_of(model, batch), wanted.flatten(2)[0].T, atol=1e-5, rtol=1e-5)
-
-
-def test_bytes_are_normalised() -> None:
-    source = {**PATCHES, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
-    model = model_of(FEATURE, source=source)
-    shown = np.random.default_rng(0).integers(0, 256, (3, 12, 12)).astype(np.uint8)
-    made = example(3, pixels(12, 9, np.random.default_rng(0)), 0)
-    tokens = []
-    mean, std = (np.array(source[key])[:, None, None] for key in ("mean", "std"))
-    for given in (shown, ((shown / 255 - mean) / std).astype(np.float32)):
-        made.image.pixels_3HW = given  # type: ignore[union-attr]
-        tokens.append(image_of(model, collate([made], images_of(model.config.image).form, {})))
-    torch.testing.assert_close(*tokens)
-
-
-@pytest.mark.parametrize("align", [True, False])
-@pytest.mark.parametrize("own", [(3, 3), (2, 4), (5, 1)])
-def test_positions_of_another_grid_are_interpolated(own: tuple[int, int], align: bool) -> None:
-    model = patch_model(*own, align=align)
-    made = example(3, pixels(12, 9, np.random.default_rng(0)), 0)
-    batch = collate([made], images_of(model.config.image).form, {})
-    table = model.image.parts["grid"].table[1:].T.view(1, 16, *own)  # type: ignore[operator, index]
-    wanted = F.interpolate(table, size=(3, 3), mode="bilinear", align_corners=align).flatten(2)[0].T
-    plain = model_of(FEATURE, source=PATCHES)
-    plain.image.parts["feature"].load_state_dict(model.image.parts["feature"].state_dict())
-    torch.testing.assert_close(image_of(model, batch) - image_of(plain, batch), wanted, atol=1e-5, rtol=1e-5)
-
-
-def test_an_image_of_another_shape_has_its_own_grid() -> None:
-    model = patch_model(cls=True)
-    made = example(3, pixels(12, 9, np.random.default_rng(0)), 0)
-    made.image.kept_K, made.image.grid = np.array([0, 1, 3, 4]), (2, 2)  # type: ignore[union-attr]
-    batch = collate([made], images_of(model.config.image).form, {})
-    assert batch.image.packing.lengths == (5,)
-    table = model.image.parts["grid"].table
-    places = image_of(model, batch)
-    torch.testing.assert_close(places[0], model.image.extra["first"].vector + table[0])  # type: ignore[operator, index]
-    features = model.image.parts["feature"].linear(  # type: ignore[operator, union-attr]
-        model.image.backbone.cut(batch.image.tokens).features_MD  # type: ignore[union-attr]
-    )
-    corners = table[[1, 3, 7, 9]]  # type: ignore[index]
-    torch.testing.assert_close(places[1:] - features, corners, atol=1e-5, rtol=1e-5)
-
-
-def test_images_that_keep_their_shapes_do_not_change_each_other() -> None:
-    source = {**PATCHES, "fit": "keep", "longest": 20, "sample": 7}
-    model = model_of(FEATURE, {"kind": "grid", "rows": 3, "columns": 3}, source=source, cls=True)
-    images = images_of(model.config.image, sampled=True)
-    assert images.tokens(0) == 7 + 1
-    assert images_of(model.config.image).tokens(0) == 3 * 5 + 1
-    made = []
-    for number, size in enumerate(((30, 30), (90, 30), (20, 30), (30, 40))):
-        made.append(example(3, None, number))
-        made[-1].image = images.prepare(Sample("key", image=encoded(ramps(*size))), np.random.default_rng(0))
-    # Three to one: 7 x 20 pixels, so 1 x 5 patches.
-    assert [each.image and len(each.image) for each in made] == [7, 5, 7, 7]
-
-    def tokens(chosen: list[Example]) -> Tensor:
-        return image_of(model, collate(chosen, images.form, {}))
-
-    alone = torch.cat([tokens([each]) for each in made])
-    torch.testing.assert_close(tokens(made), alone, atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(tokens(made[::-1]).flip(0)[: 1 + 7].flip(0), tokens([made[0]]), atol=1e-6, rtol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------------------ refused
