@@ -220,8 +220,9 @@ def test_damaged_facts_are_told(sentence: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_graph_that_changed_is_never_walked(kind: Kind, tmp_path: Path) -> None:
-    """Sizes and links in it would lead faiss out of all memory."""
+def test_a_graph_that_changed_is_never_walked(kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes and links in it would lead faiss out of all memory; in a file too large to be read whole, too."""
+    monkeypatch.setattr("vlp.search.facts.READ_WHOLE", 0)
     build_index(features(tmp_path / "f"), tmp_path / "index", kind)
     path = tmp_path / "index" / "image.faiss"
     data = path.read_bytes()
@@ -231,9 +232,37 @@ def test_a_graph_that_changed_is_never_walked(kind: Kind, tmp_path: Path) -> Non
             SearchIndex(tmp_path / "index")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_byte_that_changed_in_an_index_is_told(kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_index(features(tmp_path / "f"), tmp_path / "index", kind)
+    for name in own_files()[1:]:
+        path = tmp_path / "index" / name
+        data = path.read_bytes()
+        for place in (0, len(data) // 2, len(data) - 1):
+            path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+            with pytest.raises(DataError, match=rf"{path}: is damaged .* build the index again with `vlp index"):
+                SearchIndex(tmp_path / "index")
+        path.write_bytes(data)
+    path = tmp_path / "index" / "image.faiss"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    monkeypatch.setattr("vlp.search.facts.READ_WHOLE", len(data) - 1)
+    assert SearchIndex(tmp_path / "index"), "its vectors are not read"
+
+
+def without_checksums(index: Path) -> None:
+    """As an index from before there were any."""
+    said = json.loads((index / FACTS).read_text())
+    del said["files"]
+    (index / FACTS).write_text(json.dumps(said))
+
+
+@pytest.mark.parametrize("checked", [True, False])
 @pytest.mark.parametrize("damage", ["empty", "cut", "zeros", "pickle", "gone"])
-def test_a_damaged_file_of_an_index_is_told(damage: str, tmp_path: Path) -> None:
+def test_a_damaged_file_of_an_index_is_told(damage: str, checked: bool, tmp_path: Path) -> None:
     build_index(features(tmp_path / "f"), tmp_path / "index")
+    if not checked:
+        without_checksums(tmp_path / "index")
     for name in own_files()[1:]:
         path = tmp_path / "index" / name
         data = path.read_bytes()
@@ -243,7 +272,7 @@ def test_a_damaged_file_of_an_index_is_told(damage: str, tmp_path: Path) -> None
             np.save(path.open("wb"), np.array([{}], object), allow_pickle=True)
         else:
             path.write_bytes({"empty": b"", "cut": data[:-3], "zeros": b"\0" * len(data)}[damage])
-        if damage == "zeros" and name.endswith(".bytes"):
+        if damage == "zeros" and name.endswith(".bytes") and not checked:
             assert SearchIndex(tmp_path / "index")  # texts of zeros are texts
         else:
             with pytest.raises(DataError, match="vlp index") as caught:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlp.data.arrays import write_whole
+from vlp.data.build import checksum_of
 from vlp.errors import ConfigError, DataError
 from vlp.features.manifest import Manifest
 from vlp.features.reading import Features, Row
@@ -91,7 +92,8 @@ def _built(features: Features, folder: Path, out: Path, sides: list[Stream], kin
         found = round(recall(index, each.chunks, other.some(_QUERIES)), 4)
         checksum = head_checksum(path, each.count, width)
         about[side] = Side(count=each.count, recall=found, bytes=path.stat().st_size, checksum=checksum)
-    facts = Facts(kind=kind, width=width, left_out=left_out, sides=about, **_origin(manifest, out))
+    files = {name: checksum_of(folder / name) for name in own_files(list(about))[1:]}
+    facts = Facts(kind=kind, width=width, left_out=left_out, sides=about, files=files, **_origin(manifest, out))
     write_whole(folder / FACTS, facts.model_dump_json(indent=1).encode() + b"\n")
     return facts
 

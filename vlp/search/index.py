@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlp.errors import ConfigError, DataError
-from vlp.search.facts import STRINGS, anew, head_checksum, read_facts
+from vlp.search.facts import STRINGS, anew, damaged, head_checksum, read_facts
 from vlp.search.strings import Strings
 from vlp.search.vectors import load, nearest, widen
 from vlp.types import Stream
@@ -50,6 +50,8 @@ class SearchIndex:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         self.facts = read_facts(self.folder)
+        if (path := damaged(self.folder, self.facts)) is not None:
+            raise DataError(f"{path}: is damaged (it has another checksum than at first); {anew(self.folder)}")
         self.sides: list[Stream] = [side for side in ("image", "text") if side in self.facts.sides]
         self._vectors = {side: self._load(side) for side in self.sides}
         self._texts = {(side, name): self._strings(side, name) for side in self.sides for name in STRINGS}
