@@ -41,6 +41,7 @@ from vlp.data.index import Block
 from vlp.data.loader import StepLoader
 from vlp.data.order import Order
 from vlp.data.pixels import read_square
+from vlp.seeds import Draw
 from vlp.types import Batch, Example, Pair, Sample, Slot
 
 SIZE, BATCH, REPEATS, EPOCHS = 224, 64, 5, 3
@@ -64,14 +65,14 @@ class Plain:
         self.images = images
         self.wants_image, self.wants_regions = images.wants_image, images.wants_regions
 
-    def pairs(self, slot: Slot, block: Block, rng: np.random.Generator) -> tuple[Pair, ...]:
+    def pairs(self, slot: Slot, block: Block, rng: Draw) -> tuple[Pair, ...]:
         return (Pair(int(block.sample_E[slot.example]), slot.example),)
 
-    def shown(self, image: Sample, rng: np.random.Generator) -> Sample:
+    def shown(self, image: Sample, rng: Draw) -> Sample:
         return replace(image, shown=self.images.prepare(image)) if self.wants_image else image
 
     def example(
-        self, slot: Slot, pair: Pair, image: Sample, text: Sample, number: int, rng: np.random.Generator, step: int
+        self, slot: Slot, pair: Pair, image: Sample, text: Sample, number: int, rng: Draw, step: int
     ) -> Example:
         assert text.captions
         prepared = image.shown if self.wants_image else self.images.prepare(image)

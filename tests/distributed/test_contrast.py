@@ -20,7 +20,7 @@ from tests.examples import SMALL, Words, sample, shipped
 from vlp.distributed import World
 from vlp.models.model import Network
 from vlp.objectives.negatives import MOST
-from vlp.seeds import generator
+from vlp.seeds import draw, generator
 from vlp.tasks.module import TaskModule
 from vlp.tasks.pretrain import PretrainConfig, PretrainTask
 from vlp.tasks.task import Setting
@@ -66,7 +66,7 @@ def example_of(task: PretrainTask, step: int, index: int) -> Example:
     sizes = generator(0, "sizes", number).integers((3, 1), (10, 6))
     record = replace(sample(int(sizes[0]), int(sizes[1]), number), key=f"s{number + (index == 0)}")
     slot = Slot(step, index, dataset=0, epoch=0, block=0, group=0, example=number)
-    return task.example(slot, Pair(number, number), record, record, 0, generator(0, "example", number), step)
+    return task.example(slot, Pair(number, number), record, record, 0, draw(0, "example", number), step)
 
 
 def step_of(task: PretrainTask, number: int, parts: Sequence[Sequence[int]]) -> Step:

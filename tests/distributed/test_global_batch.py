@@ -17,7 +17,7 @@ from tests.examples import SMALL, Words, sample, shipped
 from vlp.distributed import World
 from vlp.models.attention import Attention
 from vlp.models.model import Network
-from vlp.seeds import generator
+from vlp.seeds import draw, generator
 from vlp.tasks.module import TaskModule
 from vlp.tasks.pretrain import PretrainConfig, PretrainTask
 from vlp.tasks.task import Setting
@@ -80,7 +80,7 @@ def example_of(task: PretrainTask, step: int, index: int) -> Example:
     image = replace(record, regions=None) if number % 5 == 4 else record
     slot = Slot(step, index, dataset=0, epoch=0, block=0, group=0, example=number)
     pair = Pair(number, number, matched=number % 3 > 0)
-    return task.example(slot, pair, image, record, number % 2, generator(0, "example", number), step)
+    return task.example(slot, pair, image, record, number % 2, draw(0, "example", number), step)
 
 
 def batches_of(task: PretrainTask, step: int, parts: Sequence[Sequence[int]]) -> list[Batch]:

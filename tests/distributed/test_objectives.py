@@ -22,7 +22,7 @@ from tests.examples import REGION_WIDTH, SMALL, Words, sample, shipped
 from tests.unit.pictures import encoded
 from vlp.distributed import World
 from vlp.models import crossentropy
-from vlp.seeds import generator
+from vlp.seeds import draw, generator
 from vlp.tasks.module import TaskModule
 from vlp.tasks.pretrain import PretrainConfig, PretrainTask
 from vlp.tasks.task import Setting
@@ -94,7 +94,7 @@ def example_of(task: PretrainTask, number: int) -> Example:
     text = record if task.wants_image else replace(record, second=other.captions[0])
     pair = Pair(number, number, matched=number not in TORN)
     slot = Slot(0, number, dataset=0, epoch=0, block=0, group=0, example=number)
-    return task.example(slot, pair, shown, text, 0, generator(SEED, "example", number), 0)
+    return task.example(slot, pair, shown, text, 0, draw(SEED, "example", number), 0)
 
 
 def batches_of(task: PretrainTask, parts: Sequence[Sequence[int]]) -> list[Batch]:

@@ -22,7 +22,8 @@ from vlp.data.text import TextEncoder
 from vlp.distributed import World
 from vlp.models.model import ModelConfig
 from vlp.objectives.objective import Facts, Hidden
-from vlp.objectives.regions import RegionHidingConfig, choose_regions
+from vlp.objectives.regions import RegionHidingConfig, choose_regions, hide_regions
+from vlp.seeds import Draw, Draws
 from vlp.tasks.judge import Judge
 from vlp.tasks.task import Setting
 from vlp.types import Batch, Example, Question, RegionBatch, RegionInput, Sample, Slot
@@ -90,13 +91,16 @@ def hidden(of: Example | None = None) -> Hidden:
     return Hidden(of or example())
 
 
-def chosen(
-    made: Example, config: RegionHidingConfig, rng: np.random.Generator, lent: np.ndarray | None = None
-) -> Hidden:
+def chosen(made: Example, config: RegionHidingConfig, rng: Draw, lent: np.ndarray | None = None) -> Hidden:
     """An example of which regions are chosen to be hidden."""
     hidden = Hidden(made, lent_KD=lent)
-    choose_regions([hidden], config, [rng])
+    choose_regions([hidden], config, Draws([rng.key]))
     return hidden
+
+
+def hide(hidden: Hidden, config: RegionHidingConfig, rng: Draw) -> None:
+    """Hide what is chosen of an example."""
+    hide_regions([hidden], config, Draws([rng.key]))
 
 
 def sample(number: int, *captions: str, questions: Sequence[Question] = (), regions: int = 3) -> Sample:

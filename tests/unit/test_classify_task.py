@@ -17,7 +17,7 @@ from vlp.errors import DataError
 from vlp.evaluate import Inference
 from vlp.models.model import Network
 from vlp.objectives.label import Label, LabelConfig
-from vlp.seeds import generator
+from vlp.seeds import draw
 from vlp.tasks.classify import LABEL, ClassifyConfig, ClassifyTask, labels_of
 from vlp.tasks.judge import Judge
 from vlp.tasks.module import TaskModule
@@ -54,7 +54,7 @@ def test_only_known_labels_teach() -> None:
     made = task("Warm", "cold")
     for label, wanted in (("cold", 1), ("Warm", 0), ("warm", None), (None, None)):
         text = sample(0, questions=[shown(label)])
-        example = made.example(SLOT, Pair(0, 0), sample(0), text, 0, generator(0, "t"), 0)
+        example = made.example(SLOT, Pair(0, 0), sample(0), text, 0, draw(0, "t"), 0)
         found = example.targets[LABEL].values["label"].tolist() if LABEL in example.targets else [None]
         assert found == [wanted]
     assert made.collate([], 0).targets[LABEL].count == 0

@@ -10,7 +10,7 @@ import pytest
 
 from tests.unit.task_making import SLOT, block, sample, setting, text_encoder, within_3_sigma
 from vlp.errors import ConfigError
-from vlp.seeds import generator
+from vlp.seeds import draw
 from vlp.tasks.pretrain import PretrainConfig, PretrainTask
 from vlp.types import Example, Pair, Question, Slot
 
@@ -42,9 +42,7 @@ def at(step: int) -> Slot:
 
 
 def example(of: PretrainTask, seed: int = 0, slot: Slot = SLOT, **pair: Any) -> Example:
-    made = of.example(
-        slot, Pair(0, 0, **pair), sample(0, regions=8), sample(1, TEXT), 0, generator(seed, "t"), slot.step
-    )
+    made = of.example(slot, Pair(0, 0, **pair), sample(0, regions=8), sample(1, TEXT), 0, draw(seed, "t"), slot.step)
     of.ask([made], slot.step)
     return made
 
@@ -102,7 +100,7 @@ def test_an_objective_begins_at_its_step() -> None:
 def asked(of: PretrainTask, number: int, matched: bool = True, regions: int = 3) -> Example:
     record = sample(0, "the red circle", questions=ASKED, regions=regions)
     image = replace(record, regions=None) if not regions else record
-    made = of.example(SLOT, Pair(0, number, matched), image, record, number, generator(0, "t"), 0)
+    made = of.example(SLOT, Pair(0, number, matched), image, record, number, draw(0, "t"), 0)
     of.ask([made], 0)
     return made
 
@@ -178,7 +176,7 @@ def test_what_needs_contrast_may_stand_beside_it() -> None:
 def passes(combine: str = "all", step: int = 0, **objectives: Any) -> tuple[float, float]:
     """How often a pair's text and image are gone over."""
     made = task(objectives=objectives, combine=combine)
-    (pair,) = made.pairs(at(step), block(2, 2), generator(0, "t"))
+    (pair,) = made.pairs(at(step), block(2, 2), draw(0, "t"))
     return pair.text_passes, pair.image_passes
 
 
@@ -195,7 +193,7 @@ def test_pairs_that_come_of_an_example_are_counted() -> None:
 def test_a_text_alone_makes_no_pairs() -> None:
     made = task(objectives={"itm": HARD, "itc": ITC})
     alone = replace(block(2, regions=0), has_image_S=np.zeros(1, bool))
-    (pair,) = made.pairs(SLOT, alone, generator(0, "t"))
+    (pair,) = made.pairs(SLOT, alone, draw(0, "t"))
     assert (pair.text_passes, pair.image_passes) == (1, 1)
 
 
@@ -218,7 +216,7 @@ def test_what_is_about_pairs_is_judged_on_those_that_matching_draws() -> None:
     made = task(objectives={**HIDING, "wra": {"kind": "word_region_alignment"}})
     assert made.only("wra").active(0) == ("itm", "wra")
     assert made.only("itm").active(0) == ("itm",)
-    pairs = [made.only("wra").pairs(SLOT, block(1, 1, 1), generator(seed, "t"))[0] for seed in range(40)]
+    pairs = [made.only("wra").pairs(SLOT, block(1, 1, 1), draw(seed, "t"))[0] for seed in range(40)]
     assert {pair.matched for pair in pairs} == {True, False}
 
 

@@ -11,7 +11,7 @@ from vlp.models import crossentropy
 from vlp.models.crossentropy import linear_cross_entropy
 from vlp.models.heads import Head, VocabularyHead
 from vlp.objectives.mlm import MaskedLanguage, MaskedLanguageConfig
-from vlp.seeds import generator
+from vlp.seeds import draw
 from vlp.types import Encoded, Targets
 
 ROWS, WIDTH, CLASSES = 13, 6, 20
@@ -95,7 +95,7 @@ def test_scores_are_held_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("average", ["targets", "examples"])
 def test_an_objective_takes_it_where_scores_would_be_many(average: str, monkeypatch: pytest.MonkeyPatch) -> None:
     objective = MaskedLanguage("mlm", MaskedLanguageConfig.parse({"average": average}), facts())
-    target = objective.target(hidden(example(words=40)), generator(0, "t"))
+    target = objective.target(hidden(example(words=40)), draw(0, "t"))
     torch.manual_seed(0)
     table = torch.nn.Embedding(facts().text.vocab_size, WIDTH)
     head = Head(VocabularyHead(), WIDTH, 1e-12, table)

@@ -5,6 +5,7 @@ from tests.unit.pictures import encoded, ramps
 from vlp.data.image import BothImages, PixelImages, RegionImages
 from vlp.data.pixels import OwnShape
 from vlp.data.samples import Fault
+from vlp.seeds import Draw
 from vlp.types import Regions, Sample
 
 PLAIN = PixelImages(size=32, tokens_per_image=4)
@@ -27,7 +28,7 @@ def test_a_picture_that_is_open_gives_the_same_pixels() -> None:
 def test_some_tokens_are_drawn_where_not_all_are_taken() -> None:
     images = PixelImages(size=8, tokens_per_image=10, sample=4)
     sample = Sample("key", image=encoded(ramps()))
-    drawn = [images.prepare(sample, np.random.default_rng(seed)) for seed in (0, 0, 1)]
+    drawn = [images.prepare(sample, Draw(seed)) for seed in (0, 0, 1)]
     kept = [made.kept_K.tolist() for made in drawn if made is not None and made.kept_K is not None]
     assert [len(made or ()) for made in drawn] == [4, 4, 4]
     assert images.tokens(0) == 4
@@ -46,7 +47,7 @@ def test_an_image_that_keeps_its_shape_has_the_tokens_of_its_own_patches() -> No
     assert images.tokens(0) == len(images.blank()) == 6
     some = PixelImages(size=32, tokens_per_image=6, sample=5, shape=OwnShape(32, 48, 16))
     lengths = [
-        len(some.prepare(Sample("key", image=encoded(ramps(*size))), np.random.default_rng(0)) or ())
+        len(some.prepare(Sample("key", image=encoded(ramps(*size))), Draw(0)) or ())
         for size in ((100, 100), (300, 200))
     ]
     assert lengths == [4, 5]

@@ -21,6 +21,7 @@ from vlp.models.image import Tokens, images_of
 from vlp.models.imageparts import Reading
 from vlp.models.model import ModelConfig, Network, Sizes, fill_sizes, meta_model
 from vlp.models.start import start_from
+from vlp.seeds import Draw
 from vlp.types import BothBatch, PixelBatch, Regions, Sample
 
 
@@ -122,7 +123,7 @@ def sampled(name: str, sample: int | None, seed: int, beside_regions: bool = Fal
     """A photo prepared for pre-training."""
     config = config_of(source_of(name, sample=sample), beside_regions)
     images = images_of(config.image, sampled=True)
-    return images, images.prepare(Sample("x", image=encoded(ramps())), np.random.default_rng(seed))
+    return images, images.prepare(Sample("x", image=encoded(ramps())), Draw(seed))
 
 
 def test_a_sample_of_the_tokens_is_drawn_from_the_example_s_generator() -> None:

@@ -18,7 +18,7 @@ from vlp.models.heads import ContrastHead
 from vlp.models.model import ModelConfig, Network
 from vlp.objectives import gallery
 from vlp.objectives.itc import Contrast, ContrastConfig, image_number
-from vlp.seeds import generator
+from vlp.seeds import draw
 from vlp.tasks.module import TaskModule
 from vlp.tasks.retrieval import CONTRAST, RetrievalConfig, RetrievalTask
 from vlp.tasks.task import Setting
@@ -161,10 +161,8 @@ def batch_of(made: RetrievalTask, seeds: list[int]) -> Batch:
         text = sample(0, *words)
         groups.append(
             [
-                made.example(
-                    slot, pair, sample(pair.image, regions=1 + pair.image), text, pair.text, generator(0, "t"), 0
-                )
-                for pair in made.pairs(slot, tables, generator(seed, "t"))
+                made.example(slot, pair, sample(pair.image, regions=1 + pair.image), text, pair.text, draw(0, "t"), 0)
+                for pair in made.pairs(slot, tables, draw(seed, "t"))
             ]
         )
     return made.collate(groups, 0)
@@ -179,7 +177,7 @@ def test_both_losses_in_one_batch() -> None:
     assert (contrast.positions_K.tolist(), contrast.values["place"].tolist(), contrast.count) == ([0, 4], [1, 2], 2)
     assert contrast.values["image"].tolist() == [image_number(0, "s0"), image_number(0, "s1")]
     alone = task(ranking=None)
-    assert [len(alone.pairs(SLOT, block(2, 1), generator(0, "t"))), len(batch_of(alone, [1, 2]))] == [1, 2]
+    assert [len(alone.pairs(SLOT, block(2, 1), draw(0, "t"))), len(batch_of(alone, [1, 2]))] == [1, 2]
 
 
 def test_every_parameter_has_a_gradient() -> None:

@@ -11,7 +11,7 @@ from vlp.errors import ConfigError
 from vlp.models.heads import ClassHead
 from vlp.objectives.itm import Matching, MatchingConfig, other_sample, other_text
 from vlp.objectives.objective import Facts
-from vlp.seeds import generator
+from vlp.seeds import draw
 from vlp.types import Pair, Targets
 
 
@@ -22,7 +22,7 @@ def objective(**config: object) -> Matching:
 @pytest.mark.parametrize("replace", ["image", "text"])
 @pytest.mark.parametrize("probability", [0.5, 0.2])
 def test_so_many_are_mismatched(replace: str, probability: float) -> None:
-    made, rng = objective(replace=replace, probability=probability), generator(0, "t")
+    made, rng = objective(replace=replace, probability=probability), draw(0, "t")
     tables = block(2, 1, 3)
     pairs = [made.mismatch(3, tables, rng) for _ in range(5000)]
     assert within_3_sigma(sum(not pair.matched for pair in pairs), 5000, probability)
@@ -30,7 +30,7 @@ def test_so_many_are_mismatched(replace: str, probability: float) -> None:
 
 @given(st.lists(st.integers(1, 4), min_size=2, max_size=6), st.sampled_from(["image", "text"]), st.integers(0, 999))
 def test_a_mismatch_is_never_of_its_own_sample(texts: list[int], replace: str, seed: int) -> None:
-    made, rng = objective(replace=replace, probability=0.9), generator(seed, "t")
+    made, rng = objective(replace=replace, probability=0.9), draw(seed, "t")
     tables = block(*texts)
     for number in range(sum(texts)):
         pair = made.mismatch(number, tables, rng)
@@ -40,7 +40,7 @@ def test_a_mismatch_is_never_of_its_own_sample(texts: list[int], replace: str, s
 
 
 def test_either_is_replaced_as_often() -> None:
-    made, rng = objective(replace="either", probability=1), generator(0, "t")
+    made, rng = objective(replace="either", probability=1), draw(0, "t")
     pairs = [made.mismatch(3, block(2, 1, 3), rng) for _ in range(2000)]
     assert not any(pair.matched for pair in pairs)
     assert within_3_sigma(sum(pair.image != 2 for pair in pairs), 2000, 0.5)
@@ -51,12 +51,12 @@ def test_either_is_replaced_as_often() -> None:
 def test_none_or_all_may_be_mismatched(replace: str) -> None:
     for probability in (0, 1):
         made = objective(replace=replace, probability=probability)
-        pairs = [made.mismatch(3, block(2, 1, 3), generator(seed, "t")) for seed in range(50)]
+        pairs = [made.mismatch(3, block(2, 1, 3), draw(seed, "t")) for seed in range(50)]
         assert {pair.matched for pair in pairs} == {probability == 0}
 
 
 def test_a_second_text_is_another_of_the_image_s_or_of_another_image() -> None:
-    made, rng, tables = objective(replace="second_text", probability=0.3), generator(0, "t"), block(2, 1, 3)
+    made, rng, tables = objective(replace="second_text", probability=0.3), draw(0, "t"), block(2, 1, 3)
     pairs = [made.mismatch(4, tables, rng) for _ in range(3000)]
     assert all((pair.image, pair.text) == (2, 4) for pair in pairs)  # the first text is the image's in any case
     assert within_3_sigma(sum(not pair.matched for pair in pairs), 3000, 0.3)
@@ -67,11 +67,11 @@ def test_a_second_text_is_another_of_the_image_s_or_of_another_image() -> None:
 
 def test_an_image_with_one_text_has_no_second_and_tells_nothing() -> None:
     made = objective(replace="second_text", probability=0.9)
-    assert {made.mismatch(2, block(2, 1, 3), generator(seed, "t")) for seed in range(20)} == {Pair(1, 2)}
+    assert {made.mismatch(2, block(2, 1, 3), draw(seed, "t")) for seed in range(20)} == {Pair(1, 2)}
     alone = example()
-    assert len(made.target(hidden(alone), generator(0, "t")).positions) == 0
+    assert len(made.target(hidden(alone), draw(0, "t")).positions) == 0
     alone.segment_T = np.zeros(len(alone.token_ids_T), np.int64)
-    assert len(made.target(hidden(alone), generator(0, "t")).positions) == 1
+    assert len(made.target(hidden(alone), draw(0, "t")).positions) == 1
 
 
 def test_a_model_without_a_second_segment_is_refused() -> None:
@@ -87,13 +87,13 @@ def test_a_model_without_a_second_segment_is_refused() -> None:
 
 
 def test_every_text_of_another_sample_is_as_likely() -> None:
-    drawn = np.bincount([other_text(1, block(2, 3, 1), generator(seed, "t")) for seed in range(3000)], minlength=6)  # type: ignore[arg-type]
+    drawn = np.bincount([other_text(1, block(2, 3, 1), draw(seed, "t")) for seed in range(3000)], minlength=6)  # type: ignore[arg-type]
     assert not drawn[2:5].any()
     assert all(within_3_sigma(int(drawn[place]), 3000, 1 / 3) for place in (0, 1, 5))
 
 
 def test_every_other_sample_is_as_likely() -> None:
-    drawn = np.bincount([other_sample(1, block(1, 1, 1, 1), generator(seed, "t")) for seed in range(3000)])
+    drawn = np.bincount([other_sample(1, block(1, 1, 1, 1), draw(seed, "t")) for seed in range(3000)])
     assert drawn[1] == 0
     assert all(within_3_sigma(int(drawn[place]), 3000, 1 / 3) for place in (0, 2, 3))
 
@@ -101,19 +101,19 @@ def test_every_other_sample_is_as_likely() -> None:
 def test_a_sample_alone_stays_whole() -> None:
     for replace in ("image", "text"):
         made = objective(replace=replace, probability=0.99)
-        pairs = {made.mismatch(1, block(3), generator(seed, "t")) for seed in range(20)}
+        pairs = {made.mismatch(1, block(3), draw(seed, "t")) for seed in range(20)}
         assert pairs == {Pair(0, 1, matched=True)}
 
 
 def test_a_text_is_not_taken_from_where_there_is_none() -> None:
     made = objective(replace="text", probability=0.99)
     for seed in range(20):  # the other samples have no text: the pair cannot be mismatched, and must not be called so
-        assert made.mismatch(1, block(2, 0, 0), generator(seed, "t")) == Pair(0, 1, matched=True)
+        assert made.mismatch(1, block(2, 0, 0), draw(seed, "t")) == Pair(0, 1, matched=True)
 
 
 def test_matched_is_1() -> None:
     made = objective()
-    labels = [made.target(hidden(example(matched=m)), generator(0, "t")).values["matched"] for m in (True, False)]
+    labels = [made.target(hidden(example(matched=m)), draw(0, "t")).values["matched"] for m in (True, False)]
     assert [label.tolist() for label in labels] == [[1], [0]]
 
 

@@ -3,7 +3,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,6 +24,7 @@ from vlp.data.index import build_index, open_index
 from vlp.data.lengths import token_lengths
 from vlp.data.order import Order
 from vlp.data.samples import Fault
+from vlp.seeds import Draw
 from vlp.types import Batch, Example, Pair, Sample
 
 AUGMENT = AugmentConfig.parse({"flip": {}, "crop": {"kind": "shifted"}, "colour": {"brightness": 0.5}})
@@ -223,7 +223,7 @@ def test_all_images_of_a_micro_batch_are_decoded_before_anything_else() -> None:
     done: list[str] = []
 
     class Noting(FakePreparer):
-        def shown(self, image: Sample, rng: np.random.Generator) -> Sample:
+        def shown(self, image: Sample, rng: Draw) -> Sample:
             done.append("image")
             if image.key == "k3":
                 raise Fault("image", "does not decode")

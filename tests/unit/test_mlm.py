@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from tests.unit.task_making import example, facts, hidden, text_encoder, within_3_sigma
 from vlp.data.batch import WEIGHT
-from vlp.objectives.choice import choose
+from vlp.objectives.choice import choose_each, places_in_each, starts_of
 from vlp.objectives.mlm import MaskedLanguage, MaskedLanguageConfig
-from vlp.seeds import generator
+from vlp.seeds import Draws, draw
 from vlp.types import Targets
 
 LONG = 100_000
@@ -28,7 +28,7 @@ def test_so_many_are_hidden_and_so(probability: float) -> None:
     made.token_ids_T[1:-1] = 7  # no id that a random token could be mistaken for
     masked = objective(probability=probability)
     masked.random_ids = np.array([8, 9])
-    target = masked.target(hidden(made), generator(1, "t"))
+    target = masked.target(hidden(made), draw(1, "t"))
     chosen, after = len(target.positions), made.token_ids_T[target.positions]
     assert within_3_sigma(chosen, LONG, probability)
     assert within_3_sigma(int((after == text_encoder().mask_id).sum()), chosen, 0.8)
@@ -43,10 +43,10 @@ def test_so_many_are_hidden_and_so(probability: float) -> None:
 def test_the_shares_are_the_configs() -> None:
     made = example(1000)
     before = made.token_ids_T.copy()
-    target = objective(probability=1, mask=0, random=0).target(hidden(made), generator(1, "t"))
+    target = objective(probability=1, mask=0, random=0).target(hidden(made), draw(1, "t"))
     assert (made.token_ids_T == before).all()  # all are guessed, none is hidden
     assert target.positions.tolist() == list(range(1, 1001))
-    objective(probability=1, mask=1, random=0).target(hidden(made), generator(1, "t"))
+    objective(probability=1, mask=1, random=0).target(hidden(made), draw(1, "t"))
     assert (made.token_ids_T[1:-1] == text_encoder().mask_id).all()
 
 
@@ -55,7 +55,7 @@ def test_at_least_one_is_hidden_and_a_special_never(words: int, seed: int) -> No
     made = example(words)
     before = made.token_ids_T
     kept = before.copy()
-    target = objective(probability=0.01).target(hidden(made), generator(seed, "t"))
+    target = objective(probability=0.01).target(hidden(made), draw(seed, "t"))
     assert len(target.positions) >= 1
     assert not made.special_T[target.positions].any()
     assert (target.values["token"] == kept[target.positions]).all()
@@ -63,19 +63,21 @@ def test_at_least_one_is_hidden_and_a_special_never(words: int, seed: int) -> No
 
 
 def test_each_word_is_the_one_when_none_was_drawn() -> None:
-    drawn = {int(choose(generator(seed, "t").random(4), 1e-9)[0]) for seed in range(60)}
+    draw_N = Draws(range(60)).uniform([4] * 60)
+    chosen_N = choose_each(draw_N, starts_of([4] * 60), 1e-9)
+    drawn = {int(places_K.item()) for places_K in places_in_each(chosen_N, starts_of([4] * 60))}
     assert drawn == {0, 1, 2, 3}
 
 
 def test_a_text_without_words_gives_no_target() -> None:
-    target = objective().target(hidden(example(0)), generator(0, "t"))
+    target = objective().target(hidden(example(0)), draw(0, "t"))
     assert len(target.positions) == len(target.values["token"]) == 0
 
 
 def test_a_random_token_is_never_special() -> None:
     encoder = text_encoder()
     made = example(5000)
-    objective(probability=1, mask=0, random=1).target(hidden(made), generator(0, "t"))
+    objective(probability=1, mask=0, random=1).target(hidden(made), draw(0, "t"))
     specials = [encoder.cls_id, encoder.sep_id, encoder.mask_id]
     assert not np.isin(made.token_ids_T[1:-1], specials).any()
     assert len(set(made.token_ids_T[1:-1])) == encoder.vocab_size - 5
@@ -83,9 +85,7 @@ def test_a_random_token_is_never_special() -> None:
 
 def test_the_same_generator_hides_the_same() -> None:
     first, again, other = example(50), example(50), example(50)
-    targets = [
-        objective().target(hidden(made), generator(seed, "t")) for made, seed in ((first, 3), (again, 3), (other, 4))
-    ]
+    targets = [objective().target(hidden(made), draw(seed, "t")) for made, seed in ((first, 3), (again, 3), (other, 4))]
     assert (targets[0].positions == targets[1].positions).all()
     assert (first.token_ids_T == again.token_ids_T).all()
     assert targets[0].positions.tolist() != targets[2].positions.tolist()
@@ -110,7 +110,7 @@ def test_the_loss_is_a_sum_of_cross_entropies() -> None:
 
 def test_the_mean_may_be_over_examples_first() -> None:
     examples_first = MaskedLanguage("mlm", MaskedLanguageConfig.parse({"average": "examples"}), facts())
-    target = examples_first.target(hidden(example(words=8)), generator(0, "t"))
+    target = examples_first.target(hidden(example(words=8)), draw(0, "t"))
     shares = target.values[WEIGHT]
     assert shares.sum() == pytest.approx(1)
     assert len(set(shares.tolist())) == 1
@@ -143,12 +143,12 @@ def test_what_is_hidden_of_a_text_is_its_own_whatever_stands_beside_it(unit: str
     made = MaskedLanguage("mlm", MaskedLanguageConfig.parse({"unit": unit, "probability": 0.3}), facts())
     sizes = (6, 0, 1, 30, 2)
     together = [hidden(example(words)) for words in sizes]
-    targets = made.targets(together, [generator(number, "t") for number in range(len(sizes))])
+    targets = made.targets(together, Draws([draw(number, "t").key for number in range(len(sizes))]))
     for number, words in enumerate(sizes):
         alone = hidden(example(words))
-        target = made.target(alone, generator(number, "t"))
+        target = made.target(alone, draw(number, "t"))
         assert target.positions.tolist() == targets[number].positions.tolist()
         assert target.values["token"].tolist() == targets[number].values["token"].tolist()
         assert alone.example.token_ids_T.tolist() == together[number].example.token_ids_T.tolist()
         assert (len(target.positions) > 0) == (words > 0)
-    assert made.targets([], []) == []
+    assert made.targets([], Draws([])) == []

@@ -22,7 +22,7 @@ from vlp.models.patches import Patches, PatchSource
 from vlp.objectives.objective import Facts, Hidden
 from vlp.objectives.patch_feature import PatchFeature, PatchFeatureConfig, source_grid
 from vlp.objectives.patches import PatchHidingConfig, hide_patches
-from vlp.seeds import generator
+from vlp.seeds import Draw, Draws, draw
 from vlp.tasks.module import TaskModule
 from vlp.types import Batch, Example, PixelInput
 
@@ -60,10 +60,10 @@ def parsed(source: dict[str, Any]) -> PixelSource | PatchSource:
     return config_of(source).image.source  # type: ignore[return-value]
 
 
-def patched(one: Example, config: PatchHidingConfig, prefix: int, rng: np.random.Generator) -> Hidden:
+def patched(one: Example, config: PatchHidingConfig, prefix: int, rng: Draw) -> Hidden:
     """An example of which image tokens are hidden."""
     hidden = Hidden(one)
-    hide_patches(hidden, config, prefix, rng)
+    hide_patches([hidden], config, prefix, Draws([rng.key]))
     return hidden
 
 
@@ -72,8 +72,8 @@ def masked(made: PatchFeature, seed: int = 0, kept: int | None = None, **config:
     source = made.source.plain()
     one = example(5, picture(source, seed, kept), seed)
     settings = PatchHidingConfig(**{"probability": 0.4, **config})
-    hidden = patched(one, settings, made.grid.prefix, generator(seed, "t"))
-    one.targets["mpf"] = made.target(hidden, generator(seed, "u"))
+    hidden = patched(one, settings, made.grid.prefix, draw(seed, "t"))
+    one.targets["mpf"] = made.target(hidden, draw(seed, "u"))
     return one
 
 
@@ -87,7 +87,7 @@ def batch_of(made: PatchFeature, examples: list[Example], **more: Any) -> Batch:
 
 def test_so_many_are_targets_and_so_many_of_them_hidden() -> None:
     one = example(5, PixelInput(np.zeros((3, 4, 4), np.uint8), 100_000))
-    hidden = patched(one, PatchHidingConfig(zero=0.8), 0, generator(0, "t"))
+    hidden = patched(one, PatchHidingConfig(zero=0.8), 0, draw(0, "t"))
     targets = hidden.guessed_K
     assert isinstance(one.image, PixelInput)
     assert one.image.hidden_K is not None
@@ -101,18 +101,18 @@ def test_one_is_hidden_in_any_case_unless_the_config_says_otherwise() -> None:
         config, counts = PatchHidingConfig(probability=1e-6, at_least_one=at_least_one), set()
         for seed in range(20):
             one = example(5, PixelInput(np.zeros((3, 4, 4), np.uint8), 4))
-            counts.add(len(patched(one, config, 0, generator(seed, "t")).guessed_K))
+            counts.add(len(patched(one, config, 0, draw(seed, "t")).guessed_K))
         assert counts == found
 
 
 def test_tokens_of_the_whole_image_and_images_of_regions_stay() -> None:
     for seed in range(20):
         one = example(5, replace(PixelInput(np.zeros((3, 4, 4), np.uint8), 5), kept_K=np.array([0, 2, 4])))
-        hidden = patched(one, PatchHidingConfig(probability=1), 2, generator(seed, "t"))
+        hidden = patched(one, PatchHidingConfig(probability=1), 2, draw(seed, "t"))
         assert hidden.guessed_K.tolist() == [1, 2]
     for image in (None, 3):
         one = example(5, image)
-        assert not len(patched(one, PatchHidingConfig(), 0, generator(0, "t")).guessed_K)
+        assert not len(patched(one, PatchHidingConfig(), 0, draw(0, "t")).guessed_K)
 
 
 # ---------------------------------------------------------------------------------------------------------- targets
@@ -139,7 +139,7 @@ def test_pixels_of_a_backbone_s_cells_lie_where_the_cells_do() -> None:
         for column in range(grid.columns):
             image[:, row * side : (row + 1) * side, column * side : (column + 1) * side] = row * grid.columns + column
     one = example(5, PixelInput(image, grid.tokens))
-    target = made.target(patched(one, PatchHidingConfig(), grid.prefix, generator(3, "t")), generator(0, "t"))
+    target = made.target(patched(one, PatchHidingConfig(), grid.prefix, draw(3, "t")), draw(0, "t"))
     source = made.source
     assert isinstance(source, PixelSource)
     mean, std = (np.repeat(np.array(each, np.float32), side * side) for each in (source.mean, source.std))
@@ -168,8 +168,8 @@ def test_images_that_keep_their_shape_are_hidden_and_guessed_alike() -> None:
             rng.integers(0, 256, (3, 4 * rows, 4 * columns)).astype(np.uint8), rows * columns, grid=(rows, columns)
         )
         one = example(5, image, number)
-        hidden = patched(one, PatchHidingConfig(probability=0.5, zero=0.6), 0, generator(number, "t"))
-        one.targets["mpf"] = made.target(hidden, generator(0, "u"))
+        hidden = patched(one, PatchHidingConfig(probability=0.5, zero=0.6), 0, draw(number, "t"))
+        one.targets["mpf"] = made.target(hidden, draw(0, "u"))
         examples.append(one)
     batch = batch_of(made, examples)
     cut = Patches(made.source).cut(batch.image).features_MD  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from vlp.models.attention import Implementation
 from vlp.models.model import ModelConfig, Network
 from vlp.objectives.objective import Facts
 from vlp.objectives.prefix import PrefixLanguage, PrefixLanguageConfig
-from vlp.seeds import generator
+from vlp.seeds import draw
 from vlp.tasks.captioning import exact_matches
 from vlp.tasks.pretrain import PretrainConfig, PretrainTask
 from vlp.types import Batch, Example
@@ -110,7 +110,7 @@ def objective(**config: Any) -> PrefixLanguage:
 def test_each_token_is_guessed_from_the_one_before() -> None:
     made = words_example(words=5)
     made.special_T[3] = True  # an unknown word is not worth guessing
-    target = objective().target(hidden(made), generator(0, "t"))
+    target = objective().target(hidden(made), draw(0, "t"))
     assert made.causal
     assert target.positions.tolist() == [0, 1, 3, 4, 5]
     assert target.values["token"].tolist() == made.token_ids_T[[1, 2, 4, 5, 6]].tolist()
@@ -120,7 +120,7 @@ def test_each_token_is_guessed_from_the_one_before() -> None:
 def test_hidden_tokens_are_guessed_in_their_place() -> None:
     made = words_example(words=20_000)
     before = made.token_ids_T.copy()
-    target = objective(guess="masked").target(hidden(made), generator(0, "t"))
+    target = objective(guess="masked").target(hidden(made), draw(0, "t"))
     assert made.causal
     assert within_3_sigma(len(target.positions), 20_001, 0.15)
     assert target.values["token"].tolist() == before[target.positions].tolist()
@@ -132,7 +132,7 @@ def test_the_end_is_hidden_too_and_the_beginning_never() -> None:
     ends, trials = 0, 2000
     for seed in range(trials):
         made = words_example(words=9)
-        target = objective(guess="masked").target(hidden(made), generator(seed, "t"))
+        target = objective(guess="masked").target(hidden(made), draw(seed, "t"))
         assert 0 not in target.positions
         ends += 10 in target.positions
     assert 0.13 < ends / trials < 0.20  # 15 %, and where none was drawn, one in ten

@@ -11,7 +11,7 @@ import pytest
 
 from tests.unit.task_making import SLOT, block, sample, setting, text_encoder, within_3_sigma
 from vlp.errors import ConfigError
-from vlp.seeds import generator
+from vlp.seeds import draw
 from vlp.tasks.pretrain import PretrainConfig, PretrainTask
 from vlp.types import Example, Pair, RegionInput, Slot
 
@@ -34,7 +34,7 @@ def at(step: int) -> Slot:
 
 def example(of: PretrainTask, matched: bool = True, slot: Slot = SLOT, seed: int = 0) -> Example:
     pair = Pair(0, 0, matched)
-    made = of.example(slot, pair, sample(0, regions=8), sample(1, TEXT), 0, generator(seed, "t"), slot.step)
+    made = of.example(slot, pair, sample(0, regions=8), sample(1, TEXT), 0, draw(seed, "t"), slot.step)
     of.ask([made], slot.step)
     return made
 
@@ -77,14 +77,14 @@ def test_weights_are_the_configs() -> None:
 def test_pairs_are_mismatched_only_for_matching() -> None:
     made, tables = task(combine="one"), block(1, 1, 1)
     for step in range(60):
-        pairs = [made.pairs(at(step), tables, generator(seed, "t")) for seed in range(20)]
+        pairs = [made.pairs(at(step), tables, draw(seed, "t")) for seed in range(20)]
         assert {len(each) for each in pairs} == {1}
         torn = any(not pair.matched for (pair,) in pairs)
         assert torn == (made.active(step) == ("itm",))
 
 
 def test_matching_anew_mismatches_in_every_step_with_all() -> None:
-    pairs = [task().pairs(SLOT, block(1, 1), generator(seed, "t"))[0] for seed in range(1000)]
+    pairs = [task().pairs(SLOT, block(1, 1), draw(seed, "t"))[0] for seed in range(1000)]
     assert within_3_sigma(sum(not pair.matched for pair in pairs), 1000, 0.5)
 
 

@@ -15,7 +15,7 @@ from vlp.models.heads import ClassHead
 from vlp.objectives.objective import Hidden
 from vlp.objectives.region_class import RegionClass, RegionClassConfig
 from vlp.objectives.regions import RegionHidingConfig
-from vlp.seeds import generator
+from vlp.seeds import draw
 from vlp.types import RegionInput, Target, Targets
 
 
@@ -27,8 +27,8 @@ def target_of(made: RegionInput) -> Target:
     """The target when all of these regions are hidden."""
     whole = example()
     whole.image = made
-    hidden = chosen(whole, RegionHidingConfig(probability=1), generator(0, "t"))
-    return objective().target(hidden, generator(1, "t"))
+    hidden = chosen(whole, RegionHidingConfig(probability=1), draw(0, "t"))
+    return objective().target(hidden, draw(1, "t"))
 
 
 def test_the_loss_is_a_sum_of_divergences() -> None:
@@ -61,8 +61,8 @@ def test_half_floats_are_made_to_sum_to_1() -> None:
 
 def test_the_target_belongs_to_the_hidden_region() -> None:
     made = example(regions=9)
-    hidden = chosen(made, RegionHidingConfig(probability=0.3), generator(0, "t"))
-    target = objective().target(hidden, generator(1, "t"))
+    hidden = chosen(made, RegionHidingConfig(probability=0.3), draw(0, "t"))
+    target = objective().target(hidden, draw(1, "t"))
     assert hidden.example.regions is not None
     assert hidden.example.regions.class_probs_RC is not None
     assert 0 < len(target.positions) < 9
@@ -74,7 +74,7 @@ def test_an_image_without_classes_gives_no_target() -> None:
     made = example(regions=3).image
     assert isinstance(made, RegionInput)
     made.class_probs_RC = None
-    for target in (target_of(made), objective().target(Hidden(example()), generator(0, "t"))):
+    for target in (target_of(made), objective().target(Hidden(example()), draw(0, "t"))):
         assert len(target.positions) == 0
         assert target.values["probability"].shape == (0, CLASSES)
 
@@ -119,9 +119,7 @@ def made_with(**config: object) -> RegionClass:
 def target_with(made: RegionInput, hidden: float = 0.5, **config: object) -> Target:
     whole = example()
     whole.image = made
-    return made_with(**config).target(
-        chosen(whole, RegionHidingConfig(probability=hidden), generator(3, "t")), generator(1, "t")
-    )
+    return made_with(**config).target(chosen(whole, RegionHidingConfig(probability=hidden), draw(3, "t")), draw(1, "t"))
 
 
 def test_hard_labels_are_the_detector_s_choice_or_its_most_probable_class() -> None:
@@ -152,9 +150,9 @@ def test_all_regions_may_be_guessed_and_weighed() -> None:
 def test_the_whole_image_is_never_guessed() -> None:
     whole = example()
     whole.image = with_whole(regions_with_labels())
-    hidden = chosen(whole, RegionHidingConfig(probability=1), generator(3, "t"))
+    hidden = chosen(whole, RegionHidingConfig(probability=1), draw(3, "t"))
     for over in ("all", "hidden"):
-        target = made_with(labels="hard", over=over).target(hidden, generator(1, "t"))
+        target = made_with(labels="hard", over=over).target(hidden, draw(1, "t"))
         assert target.positions.tolist() == [1, 2, 3, 4, 5]
         assert target.values["class"].tolist() == [2, -1, 0, 1, 2]
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from tests.unit.shard_making import WIDTH
-from tests.unit.task_making import PIXELS, block, chosen, example, facts
+from tests.unit.task_making import PIXELS, block, chosen, example, facts, hide
 from vlp.data.batch import TargetForm, collate
 from vlp.data.image import with_whole
 from vlp.errors import ConfigError
 from vlp.models.heads import FeatureHead
 from vlp.objectives.objective import Hidden
 from vlp.objectives.region_contrast import RegionContrast, RegionContrastConfig, contrast, products
-from vlp.objectives.regions import RegionHidingConfig, hide_regions
-from vlp.seeds import generator
+from vlp.objectives.regions import RegionHidingConfig
+from vlp.seeds import draw
 from vlp.types import Example, Loan, RegionInput, Target, Targets
 
 LENT = np.arange(5 * WIDTH, dtype=np.float32).reshape(5, WIDTH)
@@ -32,7 +32,7 @@ def hidden(regions: int = 8, lent: np.ndarray | None = LENT, whole: bool = False
     if whole:
         assert isinstance(made.image, RegionInput)
         made.image = with_whole(made.image)
-    return chosen(made, RegionHidingConfig(probability=0.4), generator(seed, "t"), lent)
+    return chosen(made, RegionHidingConfig(probability=0.4), draw(seed, "t"), lent)
 
 
 def test_cross_entropy_of_the_true_feature_among_the_negatives() -> None:
@@ -48,8 +48,8 @@ def test_cross_entropy_of_the_true_feature_among_the_negatives() -> None:
 @pytest.mark.parametrize("whole", [False, True])
 def test_the_true_feature_comes_first_and_is_no_negative(whole: bool) -> None:
     case = hidden(whole=whole)
-    target = objective().target(case, generator(1, "t"))
-    hide_regions(case, RegionHidingConfig(probability=0.4), generator(2, "t"))  # what was asked for stays
+    target = objective().target(case, draw(1, "t"))
+    hide(case, RegionHidingConfig(probability=0.4), draw(2, "t"))  # what was asked for stays
     features, candidates = target.values["feature"], target.values["candidate"]
     own = example(regions=8).regions.features_RD  # type: ignore[union-attr]
     np.testing.assert_array_equal(features, np.concatenate([own, LENT]))
@@ -62,12 +62,12 @@ def test_the_true_feature_comes_first_and_is_no_negative(whole: bool) -> None:
 
 
 def test_where_one_kind_of_negative_is_lacking_the_other_fills_in() -> None:
-    inside = objective().target(hidden(lent=None), generator(1, "t")).values["candidate"][:, 1:]
+    inside = objective().target(hidden(lent=None), draw(1, "t")).values["candidate"][:, 1:]
     assert ((inside >= 0) & (inside < 8)).all()
-    across = objective().target(hidden(regions=1), generator(1, "t")).values["candidate"]
+    across = objective().target(hidden(regions=1), draw(1, "t")).values["candidate"]
     assert across[0, 0] == 0
     assert ((across[:, 1:] >= 1) & (across[:, 1:] < 6)).all()
-    alone = objective().target(hidden(regions=1, lent=None), generator(1, "t")).values["candidate"]
+    alone = objective().target(hidden(regions=1, lent=None), draw(1, "t")).values["candidate"]
     assert alone.tolist() == [[0, *[-1] * 10]]  # and then nothing is to be told
 
 
@@ -75,8 +75,8 @@ def test_all_regions_of_some_other_samples_are_lent() -> None:
     tables = block(1, 1, 1)
     tables.regions_S[:] = [3, 0, 4]
     for seed in range(50):
-        assert set(objective(images=3).loans(0, tables, generator(seed, "t"))) <= {Loan(2, 0, 4)}
-    assert objective().loans(0, block(1), generator(0, "t")) == ()
+        assert set(objective(images=3).loans(0, tables, draw(seed, "t"))) <= {Loan(2, 0, 4)}
+    assert objective().loans(0, block(1), draw(0, "t")) == ()
 
 
 def collated(examples: list[Example], made: RegionContrast) -> Targets:
@@ -90,12 +90,12 @@ def test_a_batch_s_loss_is_the_sum_of_its_examples() -> None:
     made, examples = objective(), []
     for number in range(3):
         case = hidden(5 + number, LENT[:number], seed=number)
-        case.example.targets["nce"] = made.target(case, generator(number, "t"))
+        case.example.targets["nce"] = made.target(case, draw(number, "t"))
         examples.append(case.example)
     examples[1].targets["nce"] = Target(np.zeros(0, np.int64), made.empty().values)
     together = collated(examples, made)
-    draw = torch.Generator().manual_seed(0)
-    scores = torch.randn(len(together.positions_K), WIDTH, generator=draw)
+    numbers = torch.Generator().manual_seed(0)
+    scores = torch.randn(len(together.positions_K), WIDTH, generator=numbers)
     total, metrics = made.loss(scores, together)
     one, two = collated(examples[:1], made), collated(examples[2:], made)
     apart = [made.loss(scores[: int(one.count)], one)[0], made.loss(scores[int(one.count) :], two)[0]]

@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from tests.unit.shard_making import WIDTH
-from tests.unit.task_making import PIXELS, chosen, example, facts
+from tests.unit.task_making import PIXELS, chosen, example, facts, hide
 from vlp.data.batch import ImageForm, collate
 from vlp.errors import ConfigError
 from vlp.models.heads import FeatureHead
 from vlp.objectives.objective import Hidden
 from vlp.objectives.region_feature import RegionFeature, RegionFeatureConfig
-from vlp.objectives.regions import RegionHidingConfig, hide_regions
-from vlp.seeds import generator
+from vlp.objectives.regions import RegionHidingConfig
+from vlp.seeds import draw
 from vlp.types import Targets
 
 GUESSED = torch.tensor([[0.0, 2.0, -3.0, 0.5, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]])
@@ -44,9 +44,9 @@ def test_the_target_is_the_feature_that_was_hidden() -> None:
     made = example(regions=8)
     features = made.image.features_RD.copy()  # type: ignore[union-attr]
     config = RegionHidingConfig(probability=0.4)
-    hidden = chosen(made, config, generator(0, "t"))
-    target = objective().target(hidden, generator(1, "t"))
-    hide_regions(hidden, config, generator(2, "t"))
+    hidden = chosen(made, config, draw(0, "t"))
+    target = objective().target(hidden, draw(1, "t"))
+    hide(hidden, config, draw(2, "t"))
     assert 0 < len(target.positions) < 8
     assert target.values["feature"].any()
     np.testing.assert_array_equal(target.values["feature"], features[target.positions])
@@ -54,7 +54,7 @@ def test_the_target_is_the_feature_that_was_hidden() -> None:
 
 
 def test_nothing_hidden_gives_no_target() -> None:
-    target = objective().target(Hidden(example()), generator(0, "t"))
+    target = objective().target(Hidden(example()), draw(0, "t"))
     assert target.values["feature"].shape == (0, WIDTH)
 
 
@@ -73,8 +73,8 @@ def test_the_mean_may_be_over_all_regions() -> None:
     for regions, probability in ((8, 0.5), (3, 1e-9), (0, 0.5)):
         one = example(regions=regions)
         config = RegionHidingConfig(probability=probability, at_least_one=False)
-        case = chosen(one, config, generator(regions, "t"))
-        one.targets["mrfr"] = made.target(case, generator(1, "t"))
+        case = chosen(one, config, draw(regions, "t"))
+        one.targets["mrfr"] = made.target(case, draw(1, "t"))
         shown.append(one)
         total += regions
     assert not len(shown[1].targets["mrfr"].positions)  # none is hidden, and still it has three regions

@@ -11,12 +11,13 @@ from hypothesis.extra import numpy as hnp
 
 from tests.unit.shard_making import WIDTH
 from tests.unit.task_making import block, chosen, example, within_3_sigma
+from tests.unit.task_making import hide as hide_chosen
 from vlp.config import Config
 from vlp.data.image import with_whole
 from vlp.errors import ConfigError
 from vlp.objectives.objective import Hidden
-from vlp.objectives.regions import RegionHidingConfig, choose_regions, hide_regions, overlapped, spare_regions
-from vlp.seeds import generator
+from vlp.objectives.regions import RegionHidingConfig, choose_regions, overlapped, spare_regions
+from vlp.seeds import Draws, draw
 from vlp.types import Example, PixelInput, RegionInput
 
 
@@ -24,13 +25,13 @@ def hidden_by(
     made: Example, seed: int = 0, lent: np.ndarray | None = None, **config: Any
 ) -> tuple[RegionInput, RegionInput, np.ndarray]:
     """The regions after and before hiding, and which of them are targets."""
-    settings, rng = RegionHidingConfig(**config), generator(seed, "t")
+    settings, rng = RegionHidingConfig(**config), draw(seed, "t")
     hidden = chosen(made, settings, rng, lent)
     assert hidden.example is made
     image = made.regions
     assert image is not None
     before = replace(image, features_RD=image.features_RD.copy())
-    hide_regions(hidden, settings, rng)
+    hide_chosen(hidden, settings, rng)
     guessed_R = np.zeros(len(image), bool)
     guessed_R[hidden.guessed_K] = True
     assert (np.flatnonzero(guessed_R) == hidden.guessed_K).all()  # each once, in ascending order
@@ -86,11 +87,11 @@ def test_spare_regions_are_of_other_samples_and_there() -> None:
     tables.regions_S[:] = [5, 0, 2]
     config = RegionHidingConfig(zero=0.8, random=0.1)
     for seed in range(200):
-        for loan in spare_regions(0, tables, config, generator(seed, "t")):
+        for loan in spare_regions(0, tables, config, draw(seed, "t")):
             assert (loan.sample, loan.count) == (2, 1)
             assert 0 <= loan.first < 2
-    assert spare_regions(0, block(4), config, generator(0, "t")) == ()
-    assert spare_regions(0, tables, RegionHidingConfig(), generator(0, "t")) == ()
+    assert spare_regions(0, block(4), config, draw(0, "t")) == ()
+    assert spare_regions(0, tables, RegionHidingConfig(), draw(0, "t")) == ()
 
 
 def test_features_alone_are_hidden() -> None:
@@ -102,11 +103,11 @@ def test_features_alone_are_hidden() -> None:
     assert (after.boxes_R4 == boxes).all()  # where it is may be known
     # Until then they are what they were, for objectives to ask.
     made = example(regions=6)
-    hidden = chosen(made, RegionHidingConfig(probability=1), generator(0, "t"))
+    hidden = chosen(made, RegionHidingConfig(probability=1), draw(0, "t"))
     assert made.regions is not None
     assert (made.regions.features_RD != 0).any(axis=1).all()
     assert made.regions.hidden_R is None
-    assert hidden.zeroed_C.tolist() == [0, 1, 2, 3, 4, 5]
+    assert hidden.zeroed_R.all()
 
 
 def test_neighbours_are_zeroed_along_but_not_guessed() -> None:
@@ -149,8 +150,8 @@ def test_pixels_and_missing_images_stay() -> None:
     for image in (None, PixelInput(np.zeros((3, 4, 4), np.float32), 4), example(regions=0).image):
         made = example()
         made.image = image
-        result = chosen(made, RegionHidingConfig(), generator(0, "t"))
-        hide_regions(result, RegionHidingConfig(), generator(0, "u"))
+        result = chosen(made, RegionHidingConfig(), draw(0, "t"))
+        hide_chosen(result, RegionHidingConfig(), draw(0, "u"))
         assert made.image is image
         assert len(result.guessed_K) == 0
 
@@ -193,13 +194,13 @@ def test_what_is_chosen_of_an_example_is_its_own() -> None:
     given = [Hidden(each, lent_KD=lent if number % 2 else None) for number, each in enumerate(examples)]
     for at_least_one in (True, False):
         config = config.model_copy(update={"at_least_one": at_least_one})
-        choose_regions(given, config, [generator(number, "t") for number in range(7)])
+        choose_regions(given, config, Draws([draw(number, "t").key for number in range(7)]))
         for number, each in enumerate(given):
-            alone = chosen(each.example, config, generator(number, "t"), each.lent_KD)
-            for name in ("guessed_K", "zeroed_C", "replaced_C"):
+            alone = chosen(each.example, config, draw(number, "t"), each.lent_KD)
+            for name in ("guessed_K", "zeroed_R", "replaced_R"):
                 assert getattr(each, name).tolist() == getattr(alone, name).tolist()
-        assert any(len(each.replaced_C) for each in given)
-    choose_regions([], config, [])
+        assert any(each.replaced_R.any() for each in given)
+    choose_regions([], config, Draws([]))
 
 
 @pytest.mark.parametrize("config", [{"zero": 0}, {"probability": 0}, {"overlap": 0}, {"random": 0.1}])

@@ -26,7 +26,7 @@ from vlp.data.batch import WEIGHT
 from vlp.data.dataset import Dataset
 from vlp.distributed import world
 from vlp.errors import ConfigError, DataError
-from vlp.seeds import generator
+from vlp.seeds import draw
 from vlp.tasks.retrieval import RetrievalConfig, RetrievalTask
 from vlp.types import Batch, Pair, Question
 
@@ -51,7 +51,7 @@ def data(tmp_path: Path) -> Iterator[Dataset]:
 def test_a_group_is_the_matched_pair_and_its_negatives() -> None:
     tables = block(2, 1, 3)
     for seed in range(50):
-        group = task(negative_images=2, negative_texts=3).pairs(SLOT, tables, generator(seed, "t"))
+        group = task(negative_images=2, negative_texts=3).pairs(SLOT, tables, draw(seed, "t"))
         assert len(group) == 6
         assert group[0] == Pair(0, 0, matched=True)
         assert all(pair.text == 0 and pair.image != 0 and not pair.matched for pair in group[1:3])
@@ -61,14 +61,14 @@ def test_a_group_is_the_matched_pair_and_its_negatives() -> None:
 def test_a_group_without_negatives_to_be_had_teaches_nothing() -> None:
     made = task(negative_images=1, negative_texts=1)
     for tables in (block(2), block(2, 0)):
-        group = made.pairs(SLOT, tables, generator(0, "t"))
+        group = made.pairs(SLOT, tables, draw(0, "t"))
         assert set(group) == {Pair(0, 0, matched=True)}
         assert len(group) == 3
 
 
 def test_a_groups_pairs_count_as_one() -> None:
     made = task(negative_images=1, negative_texts=2)
-    examples = [made.example(SLOT, Pair(0, 0), sample(0), sample(0, "red"), 0, generator(0, "t"), 0) for _ in range(8)]
+    examples = [made.example(SLOT, Pair(0, 0), sample(0), sample(0, "red"), 0, draw(0, "t"), 0) for _ in range(8)]
     batch = made.collate([examples[:4], examples[4:]], 0)
     assert batch.targets["itm"].count == pytest.approx(2)
     assert float(batch.targets["itm"].values[WEIGHT].sum()) == pytest.approx(2)
@@ -76,7 +76,7 @@ def test_a_groups_pairs_count_as_one() -> None:
 
 
 def test_nothing_is_hidden() -> None:
-    made = task().example(SLOT, Pair(0, 0), sample(0), sample(0, "the red circle"), 0, generator(0, "t"), 0)
+    made = task().example(SLOT, Pair(0, 0), sample(0), sample(0, "the red circle"), 0, draw(0, "t"), 0)
     whole = sample(0).regions
     assert whole is not None
     assert made.image is not None

@@ -10,7 +10,7 @@ import torch
 
 from tests.examples import SMALL, Words, sample, shaken, shipped
 from vlp.models.model import Network
-from vlp.seeds import generator
+from vlp.seeds import draw
 from vlp.tasks.module import TaskModule
 from vlp.tasks.pretrain import PretrainConfig, PretrainTask
 from vlp.tasks.task import Setting
@@ -42,7 +42,7 @@ def batch_of(task: PretrainTask, numbers: Sequence[int]) -> Batch:
     for number in numbers:
         record = sample(6, number, seed=number)
         slot = Slot(0, number, dataset=0, epoch=0, block=0, group=0, example=number)
-        rng = generator(0, "example", number)
+        rng = draw(0, "example", number)
         examples.append([task.example(slot, Pair(number, number), record, record, 0, rng, 0)])
     return task.collate(examples, 0)
 

@@ -18,7 +18,7 @@ from vlp.data.index import build_index, open_index
 from vlp.data.lengths import token_lengths
 from vlp.distributed import world
 from vlp.errors import ConfigError, DataError
-from vlp.seeds import generator
+from vlp.seeds import draw
 from vlp.tasks.vocabulary import answer_vocabulary
 from vlp.tasks.vqa import ANSWER, VqaConfig, VqaTask
 from vlp.types import Pair, Question
@@ -83,7 +83,7 @@ def test_a_sample_that_cannot_be_read_gives_no_answer(tmp_path: Path) -> None:
 
 def target(question: Question, *answers: str) -> tuple[list[float], float]:
     pair = Pair(0, 0)
-    made = task(*answers).example(SLOT, pair, sample(0), sample(0, questions=[question]), 0, generator(0, "t"), 0)
+    made = task(*answers).example(SLOT, pair, sample(0), sample(0, questions=[question]), 0, draw(0, "t"), 0)
     values = made.targets[ANSWER].values
     return values["score"][0].tolist(), float(values[WEIGHT][0])
 
@@ -106,7 +106,7 @@ def test_a_mask_stands_behind_the_question_where_the_pooler_reads_one() -> None:
     made, encoder = VqaTask(VqaConfig.parse({"answers": ["red"]}), masked), text_encoder()
     for words, kept in ((3, 3), (13, 13), (14, 13), (20, 13)):  # of 16 tokens, [CLS], [MASK] and [SEP] take three
         question = Question(" ".join(["red"] * words), ("red",))
-        found = made.example(SLOT, Pair(0, 0), sample(0), sample(0, questions=[question]), 0, generator(0, "t"), 0)
+        found = made.example(SLOT, Pair(0, 0), sample(0), sample(0, questions=[question]), 0, draw(0, "t"), 0)
         assert found.token_ids_T.tolist()[-2:] == [encoder.mask_id, encoder.sep_id]
         assert len(found.token_ids_T) == len(found.special_T) == len(found.word_T) == kept + 3
         assert found.special_T[[0, -2, -1]].all()

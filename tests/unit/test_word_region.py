@@ -23,7 +23,7 @@ from vlp.objectives.word_region import (
     alignment_loss,
     transport_plans,
 )
-from vlp.seeds import generator
+from vlp.seeds import draw
 from vlp.types import Batch, Encoded, Example, RegionInput
 
 WORDS_B, REGIONS_B = (5, 2, 3), (3, 4, 1)
@@ -132,7 +132,7 @@ def examples_of(made: Alignment, whole: bool = False) -> list[Example]:
         assert isinstance(one.image, RegionInput)
         if whole and regions:
             one.image = with_whole(one.image)
-        one.targets["wra"] = made.target(hidden(one), generator(0, "t"))
+        one.targets["wra"] = made.target(hidden(one), draw(0, "t"))
         examples.append(one)
     return examples
 

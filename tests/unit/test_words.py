@@ -12,11 +12,12 @@ from tests.unit.task_making import example, facts, hidden, text_encoder, within_
 from vlp.errors import ConfigError
 from vlp.objectives.mlm import MaskedLanguage, MaskedLanguageConfig
 from vlp.objectives.words import Chosen, choose_spans, choose_words
-from vlp.seeds import generator
+from vlp.seeds import Draws, derive, draw, generator
 from vlp.types import Example, Target
 
 LONG = 100_000
 """Tokens."""
+SOME = Draws([derive(0, "t", number) for number in range(200)])
 
 
 def words_of(lengths: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
@@ -32,7 +33,7 @@ def some_words(tokens: int, seed: int) -> tuple[NDArray[np.bool_], NDArray[np.in
 
 def spans(special_T: NDArray[np.bool_], word_T: NDArray[np.int64], seed: int, **config: float) -> Chosen:
     settings = {"probability": 0.15, "end": 0.2, "longest": 10} | config
-    return choose_spans(special_T, word_T, rng=generator(seed, "t"), **settings)  # type: ignore[arg-type]
+    return choose_spans([special_T], [word_T], draws=Draws([derive(seed, "t")]), **settings)[0]  # type: ignore[arg-type]
 
 
 def made_of(text: tuple[NDArray[np.bool_], NDArray[np.int64]]) -> Example:
@@ -46,7 +47,7 @@ def made_of(text: tuple[NDArray[np.bool_], NDArray[np.int64]]) -> Example:
 def masked(made: Example, seed: int = 1, **config: object) -> Target:
     objective = MaskedLanguage("mlm", MaskedLanguageConfig.parse(config), facts())
     objective.random_ids = np.array([8, 9])
-    return objective.target(hidden(made), generator(seed, "t"))
+    return objective.target(hidden(made), draw(seed, "t"))
 
 
 # ------------------------------------------------------------------------------------------------------------- words
@@ -54,7 +55,7 @@ def masked(made: Example, seed: int = 1, **config: object) -> Target:
 
 def test_a_word_is_hidden_with_all_of_its_tokens() -> None:
     special_T, word_T = some_words(LONG, 0)
-    chosen_K, unit_K = choose_words(special_T, word_T, 0.15, generator(1, "t"))
+    ((chosen_K, unit_K),) = choose_words([special_T], [word_T], 0.15, Draws([1]))
     assert within_3_sigma(len(np.unique(word_T[chosen_K])), int(word_T.max()) + 1, 0.15)
     whole = np.flatnonzero(np.isin(word_T, word_T[chosen_K]))
     assert chosen_K.tolist() == whole.tolist()
@@ -78,7 +79,7 @@ def test_one_draw_decides_for_a_word() -> None:
 
 def test_a_token_without_a_word_is_one_by_itself() -> None:
     special_T, word_T = np.array([True, False, False, False, True]), np.array([-1, -1, -1, 0, -1])
-    found = {tuple(choose_words(special_T, word_T, 0.3, generator(s, "t"))[0].tolist()) for s in range(200)}
+    found = {tuple(places_K.tolist()) for places_K, _ in choose_words([special_T] * 200, [word_T] * 200, 0.3, SOME)}
     assert found == {(1,), (2,), (3,), (1, 2), (1, 3), (2, 3), (1, 2, 3)}
 
 

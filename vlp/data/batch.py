@@ -250,7 +250,9 @@ def _targets(name: str, form: TargetForm, examples: Sequence[Example], starts_B1
 
 def _joined(arrays: Sequence[NDArray[Any]], empty: NDArray[Any]) -> NDArray[Any]:
     """The arrays one after the other; `empty` (zero rows) stands in for none and fixes shape and type."""
-    return np.concatenate([empty, *arrays]) if arrays else empty
+    if not arrays:
+        return empty
+    return joined(arrays) if empty.ndim > 1 else np.concatenate([empty, *arrays])  # rows of many numbers
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:

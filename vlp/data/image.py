@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch.nn.functional import embedding_bag
 
 from vlp.data.augment import seen
 from vlp.data.batch import ImageForm
 from vlp.data.pixels import Fit, OwnShape, read_shaped, read_square, shaped, shown, square
 from vlp.data.rows import Rows
 from vlp.data.samples import Fault
+from vlp.seeds import Draw, Draws
 from vlp.types import BothInput, PixelInput, RegionInput, Sample, View
 
 
@@ -46,7 +48,7 @@ class RegionImages:
         kept = min(regions, self.max_regions)
         return self.form.framed(kept + int(self.whole and kept > 0))
 
-    def prepare(self, sample: Sample, rng: np.random.Generator | None = None) -> RegionInput | None:
+    def prepare(self, sample: Sample, rng: Draw | None = None) -> RegionInput | None:
         """The best regions by confidence (the first where there is none) in the order of the shard, as float32.
 
         None if the sample has no regions. Where a view shows a part of the image, regions outside it are left out and
@@ -138,7 +140,7 @@ class PixelImages:
         """Image tokens of one image, whatever its regions; the most, where images keep their shape."""
         return self.form.framed(self.taken)
 
-    def prepare(self, sample: Sample, rng: np.random.Generator | None = None) -> PixelInput | None:
+    def prepare(self, sample: Sample, rng: Draw | None = None) -> PixelInput | None:
         """The pixels, decoded, cut and antialiased to size; None if the sample has no image.
 
         Args:
@@ -155,7 +157,8 @@ class PixelImages:
             made = self._input(read_shaped(sample.image, self.shape, sample.view))
         if self.sample is not None and self.sample < made.tokens:
             assert rng is not None
-            made.kept_K = np.sort(rng.choice(made.tokens, self.sample, replace=False, shuffle=False))
+            draw_T = Draws([rng.key]).apart("tokens").uniform([made.tokens])
+            made.kept_K = np.sort(draw_T.argpartition(self.sample)[: self.sample])
         return made
 
     def opened(self, image: Image.Image) -> PixelInput:
@@ -200,7 +203,7 @@ class BothImages:
         """Image tokens of a sample with so many regions and a picture."""
         return self.form.framed(self.regions.tokens(regions) + self.pixels.tokens(regions))
 
-    def prepare(self, sample: Sample, rng: np.random.Generator | None = None) -> BothInput | None:
+    def prepare(self, sample: Sample, rng: Draw | None = None) -> BothInput | None:
         """Regions and pixels of the same part of the image; None if the sample has neither.
 
         Raises:
@@ -249,21 +252,30 @@ def mean_feature(features_RD: NDArray[np.float32]) -> NDArray[np.float32]:
     return mean
 
 
-def mean_without(
-    features_RD: NDArray[np.float32], unseen_R: NDArray[np.bool_], mean_D: NDArray[np.float32]
+def means_without(
+    features_ND: NDArray[np.float32], unseen_N: NDArray[np.bool_], starts_B1: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Mean of the features that are seen, [D]; zeros where there is none.
+    """Mean of the features that are seen of each image, [B, D]; zeros where there is none.
 
     Args:
-        mean_D: the mean of all. Where most are seen it is not read anew from them: the others are taken off it.
+        features_ND: of all images. The first of each is the mean of its others; where most are seen, it is not made
+            anew of them, but the unseen are taken off it.
+        starts_B1: where each image's begin, and the end.
     """
-    unseen_K = unseen_R.nonzero()[0]
-    regions, seen = len(features_RD), len(features_RD) - len(unseen_K)
-    if 2 * seen < regions:
-        return mean_feature(features_RD[~unseen_R])
-    sum_D = np.ones(len(unseen_K), np.float32) @ features_RD[unseen_K]
-    mean: NDArray[np.float32] = (mean_D * np.float32(regions) - sum_D) / np.float32(max(1, seen))
-    return mean
+    firsts_B, regions_B = starts_B1[:-1], np.diff(starts_B1) - 1
+    seen_B = regions_B - np.add.reduceat(unseen_N, firsts_B, dtype=np.int64)
+    few_B = 2 * seen_B < regions_B
+    read_N = unseen_N ^ few_B.repeat(regions_B + 1)
+    read_N[firsts_B] = ~few_B
+    factor_N = np.where(few_B, 1, -1).repeat(regions_B + 1)
+    factor_N[firsts_B] = regions_B
+    rows_K = read_N.nonzero()[0]
+    weight_K = (factor_N / np.maximum(1, seen_B).repeat(regions_B + 1))[rows_K].astype(np.float32)
+    rows, features, weights = (torch.from_numpy(array) for array in (rows_K, features_ND, weight_K))
+    starts = torch.from_numpy(rows_K.searchsorted(firsts_B))
+    # One pass over what is read, without a copy of it.
+    means: NDArray[np.float32] = embedding_bag(rows, features, starts, mode="sum", per_sample_weights=weights).numpy()
+    return means
 
 
 _WHOLE: dict[str, object] = {

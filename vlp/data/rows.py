@@ -64,15 +64,16 @@ def joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
     arrays = [array for array in arrays if len(array)] or arrays[:1]  # no rows lie nowhere
     first = arrays[0]
     piece = first.base
-    if not isinstance(piece, np.ndarray) or piece.ndim != 1 or piece.dtype != first.dtype:
+    if not isinstance(piece, np.ndarray) or piece.dtype != first.dtype or not piece.flags.c_contiguous:
         return np.concatenate(arrays)
     start = end = _address(first)
     for array in arrays:
-        if array.base is not piece or _address(array) != end or array.shape[1:] != first.shape[1:]:
+        apart = array.base is not piece or not array.flags.c_contiguous or _address(array) != end
+        if apart or array.shape[1:] != first.shape[1:]:
             return np.concatenate(arrays)
         end += array.nbytes
     begin = (start - _address(piece)) // piece.itemsize
-    flat: NDArray[Any] = piece[begin : begin + (end - start) // piece.itemsize]
+    flat: NDArray[Any] = piece.reshape(-1)[begin : begin + (end - start) // piece.itemsize]
     return flat.reshape(-1, *first.shape[1:])
 
 

@@ -16,7 +16,7 @@ from vlp.data.index import Block, Texts
 from vlp.data.recent import Recent
 from vlp.data.samples import Fault
 from vlp.data.shards import BadSample
-from vlp.seeds import generator
+from vlp.seeds import Draw, draw, generator
 from vlp.types import Batch, Example, Pair, Sample, Slot
 
 _RECENT_SAMPLES = 8
@@ -40,10 +40,10 @@ class Preparer(Protocol):
     def draws_pairs(self) -> bool:
         """Whether slots have other pairs than their own image and text; where not, `pairs` is not asked."""
 
-    def pairs(self, slot: Slot, block: Block, rng: np.random.Generator) -> tuple[Pair, ...]:
+    def pairs(self, slot: Slot, block: Block, rng: Draw) -> tuple[Pair, ...]:
         """The pairs of one slot, at least one; they stay in one micro-batch, in this order."""
 
-    def shown(self, image: Sample, rng: np.random.Generator) -> Sample:
+    def shown(self, image: Sample, rng: Draw) -> Sample:
         """The sample with its image as the model takes it (`Sample.shown`); `rng` then goes to `example`.
 
         Raises:
@@ -57,7 +57,7 @@ class Preparer(Protocol):
         image: Sample,
         text: Sample,
         text_number: int,
-        rng: np.random.Generator,
+        rng: Draw,
         step: int,
     ) -> Example:
         """One pair, prepared for the model. An empty `Example.id` is filled in by the caller.
@@ -106,7 +106,7 @@ class ReadPair:
     image: Sample
     text: Sample
     text_number: int
-    rng: np.random.Generator
+    rng: Draw
     id: str
     """Of the example, unless its task gives it another."""
 
@@ -142,9 +142,9 @@ class SlotReader:
     def pairs(self, slot: Slot) -> tuple[Pair, ...]:
         """The pairs that the task draws for a slot."""
         tables = self.block(slot).tables
-        if not self._preparer.draws_pairs:  # every rank asks this of every slot, and a generator costs most of it
+        if not self._preparer.draws_pairs:
             return (Pair(tables.sample_E.item(slot.example), slot.example),)
-        return self._preparer.pairs(slot, tables, self._generator("pairs", slot))
+        return self._preparer.pairs(slot, tables, draw(*self._which("pairs", slot)))
 
     def lengths(self, slot: Slot, pairs: Sequence[Pair]) -> tuple[int, int]:
         """Tokens that the model computes for a slot's pairs, and texts among theirs that are cut at its limit; both are
@@ -210,7 +210,7 @@ class SlotReader:
             if pair.second is not None:
                 other, its_number = samples[tables.sample_E.item(pair.second)], tables.text_E.item(pair.second)
                 text = replace(text, second=numbered_text(other, dataset.texts, its_number)[0])
-            rng = self._generator("example", slot, number)
+            rng = draw(*self._which("example", slot, number))
             found.append(ReadPair(pair, image, text, text_number, rng, f"{name}/{text.key}#{text_number}"))
         return found
 
@@ -264,13 +264,14 @@ class SlotReader:
         if self._augment is None:
             return image
         words, question = numbered_text(text, self._datasets[slot.dataset].texts, text_number)
-        rng = self._generator("view", slot, pair)
+        rng = generator(*self._which("view", slot, pair))
         return replace(image, view=draw_view(self._augment, image, words, question=question, rng=rng))
 
-    def _generator(self, purpose: str, slot: Slot, *more: int) -> np.random.Generator:
-        """Seeded by what the example is, not by where it stands: groups, ranks and batch size do not move a mask."""
+    def _which(self, purpose: str, slot: Slot, *more: int) -> tuple[Any, ...]:
+        """What `vlp.seeds` makes numbers of: what the example is, not where it stands. Groups, ranks and batch size do
+        not move a mask."""
         identity = self.block(slot).identity(slot.example)
-        return generator(self._places.seed, purpose, slot.dataset, slot.epoch, *identity, *more)
+        return self._places.seed, purpose, slot.dataset, slot.epoch, *identity, *more
 
     def _read_sample(self, which: tuple[tuple[int, int, int], bool, bool]) -> Sample:
         (dataset, shard, row), image, texts = which

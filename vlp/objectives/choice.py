@@ -7,33 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+Number = TypeVar("Number", bound=np.generic)
 NEVER = np.inf
-"""The number of a thing that is not to be chosen, by `choose_each`."""
-
-
-def choose(draw_N: NDArray[np.float64], probability: float, at_least_one: bool = True) -> NDArray[np.int64]:
-    """The places of those whose number is below the probability, ascending.
-
-    Args:
-        at_least_one: where there is none, the one with the least number is taken.
-    """
-    chosen_K = (draw_N < probability).nonzero()[0]
-    if at_least_one and not len(chosen_K) and len(draw_N):
-        return np.array([draw_N.argmin()])
-    return chosen_K
+"""The number of a thing that is not to be chosen."""
 
 
 def choose_each(
     draw_N: NDArray[np.float64], starts_B1: NDArray[np.int64], probability: float, at_least_one: bool = True
 ) -> NDArray[np.bool_]:
-    """As `choose` does for each example, but true at those that are chosen, [N].
+    """True at those whose number is below the probability, [N].
 
     Args:
         starts_B1: where each example's things begin, and the end.
+        at_least_one: of an example that has none, the one with the least number is taken.
     """
     chosen_N = draw_N < probability
     if at_least_one:
@@ -60,6 +51,27 @@ def places_in_each(chosen_N: NDArray[np.bool_], starts_B1: NDArray[np.int64]) ->
     return parts(places_K, bounds_B1)
 
 
-def parts(array_N: NDArray[np.int64], starts_B1: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+def places_in_all(places: Sequence[NDArray[np.int64]], starts_B1: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Places that are counted within each example, counted among all."""
+    counts = [len(places_K) for places_K in places]
+    return np.concatenate(places) + starts_B1[:-1].repeat(counts)
+
+
+def parts(array_N: NDArray[Number], starts_B1: NDArray[np.int64]) -> list[NDArray[Number]]:
     """Each example's part of an array; views."""
     return [array_N[first:end] for first, end in pairwise(starts_B1.tolist())]
+
+
+def rows_of(
+    arrays: Sequence[NDArray[Number]], places: Sequence[NDArray[np.int64]]
+) -> tuple[NDArray[Number], NDArray[np.int64]]:
+    """Some rows of each example's array, copied into one piece of memory, [N, ...], and where each example's begin.
+
+    Args:
+        arrays: at least one; of one type and width.
+    """
+    starts_B1 = starts_of([len(places_K) for places_K in places])
+    rows_N: NDArray[Number] = np.empty((starts_B1[-1], *arrays[0].shape[1:]), arrays[0].dtype)
+    for array, places_K, out in zip(arrays, places, parts(rows_N, starts_B1), strict=True):
+        array.take(places_K, axis=0, out=out, mode="clip")  # checking each place would need a copy
+    return rows_N, starts_B1

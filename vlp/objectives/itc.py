@@ -29,6 +29,7 @@ from vlp.models.model import ModelConfig
 from vlp.models.patches import PatchSource
 from vlp.objectives.gallery import Gallery, best, both_ways, scores, soft_cross_entropy
 from vlp.objectives.objective import Hidden, ObjectiveConfig, SelfSupervised, SelfSupervisedConfig, empty_positions
+from vlp.seeds import Draw
 from vlp.types import Batch, Encoded, Packing, Rows, Stream, Target, Targets
 
 Pool = Literal["first", "mean"]
@@ -114,7 +115,7 @@ class Contrast(SelfSupervised):
     def empty(self) -> Target:
         return Target(empty_positions(), {"place": np.zeros(0, np.int64), "image": np.zeros(0, np.int64)})
 
-    def target(self, hidden: Hidden, rng: np.random.Generator) -> Target:
+    def target(self, hidden: Hidden, rng: Draw) -> Target:
         return self.target_of(hidden.place, image_number(*hidden.image))
 
     def target_of(self, place: int, image: int) -> Target:

@@ -33,6 +33,7 @@ from vlp.objectives.objective import (
     empty_positions,
     precise,
 )
+from vlp.seeds import Draw
 from vlp.types import Encoded, Pair, Rows, Target, Targets
 
 REMATCHED = "rematched.pooled"
@@ -79,10 +80,10 @@ class Matching(SelfSupervised):
         if config.replace == "second_text":
             check_second_text(name, facts.model.text)
 
-    def mismatch(self, example: int, block: Block, rng: np.random.Generator) -> Pair:
+    def mismatch(self, example: int, block: Block, rng: Draw) -> Pair:
         """The pair of an example, mismatched by chance. A block without another sample gives matched pairs only, and so
         does a text without an image."""
-        sample = int(block.sample_E[example])
+        sample = block.sample_E.item(example)
         pair = Pair(sample, example)
         if not has_image(sample, block):
             return pair
@@ -97,7 +98,7 @@ class Matching(SelfSupervised):
         text = other_text(sample, block, rng)
         return pair if text is None else replace(pair, text=text, matched=False)
 
-    def _with_second(self, pair: Pair, block: Block, mismatched: bool, rng: np.random.Generator) -> Pair:
+    def _with_second(self, pair: Pair, block: Block, mismatched: bool, rng: Draw) -> Pair:
         """The pair with a second text, if its image has one: were others mismatched, one text would tell a match."""
         first, end = texts_of(pair.image, block)
         if end - first < 2:
@@ -105,7 +106,7 @@ class Matching(SelfSupervised):
         other = other_text(pair.image, block, rng) if mismatched else None
         if other is not None:
             return replace(pair, second=other, matched=False)
-        own = first + int(rng.integers(end - first - 1))
+        own = first + rng.integers(end - first - 1)
         return replace(pair, second=own + (own >= pair.text))
 
     def head(self) -> HeadConfig:
@@ -114,7 +115,7 @@ class Matching(SelfSupervised):
     def empty(self) -> Target:
         return Target(empty_positions(), {"matched": np.zeros(0, np.int64)})
 
-    def target(self, hidden: Hidden, rng: np.random.Generator) -> Target:
+    def target(self, hidden: Hidden, rng: Draw) -> Target:
         if self.config.replace == "second_text" and hidden.example.segment_T is None:
             return self.empty()
         return Target(np.zeros(1, np.int64), {"matched": np.array([hidden.example.matched], np.int64)})
@@ -139,22 +140,22 @@ def has_image(sample: int, block: Block) -> bool:
     return bool(block.has_image_S.item(sample) or block.regions_S.item(sample))
 
 
-def other_sample(sample: int, block: Block, rng: np.random.Generator) -> int | None:
+def other_sample(sample: int, block: Block, rng: Draw) -> int | None:
     """Another sample of the block, uniformly; None if it holds no other."""
     others = len(block.shard_S) - 1
     if others < 1:
         return None
-    drawn = int(rng.integers(others))
+    drawn = rng.integers(others)
     return drawn + (drawn >= sample)
 
 
-def other_text(sample: int, block: Block, rng: np.random.Generator) -> int | None:
+def other_text(sample: int, block: Block, rng: Draw) -> int | None:
     """A text of another sample of the block, uniformly over texts; None if no other sample has one."""
     first, end = texts_of(sample, block)
     others = len(block.sample_E) - (end - first)
     if others < 1:
         return None
-    drawn = int(rng.integers(others))
+    drawn = rng.integers(others)
     return drawn + (end - first if drawn >= first else 0)
 
 

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from vlp.objectives.choice import parts, starts_of
+from vlp.objectives.choice import parts, places_in_all, starts_of
 from vlp.objectives.objective import Average, Facts, Hidden, SelfSupervisedConfig, shares
 from vlp.objectives.vocabulary import WordGuessing
 from vlp.objectives.words import Chosen, choose_spans, choose_tokens, choose_words
+from vlp.seeds import Draw, Draws
 from vlp.types import Example, Target
 
 _SPAN_END, _SPAN_LONGEST = 0.2, 10
@@ -74,35 +75,27 @@ class MaskedLanguage(WordGuessing):
         self.mask_id = facts.text.mask_id
         self.random_ids = facts.text.random_ids
 
-    def target(self, hidden: Hidden, rng: np.random.Generator) -> Target:
-        return self.targets([hidden], [rng])[0]
+    def target(self, hidden: Hidden, rng: Draw) -> Target:
+        return self.targets([hidden], Draws([rng.key]))[0]
 
-    def targets(self, hidden: Sequence[Hidden], rngs: Sequence[np.random.Generator]) -> list[Target]:
+    def targets(self, hidden: Sequence[Hidden], draws: Draws) -> list[Target]:
         if not hidden:
             return []
-        chosen = chosen_words([each.example for each in hidden], self.config, rngs)
-        made = mask_tokens(hidden, chosen, self.config, self.mask_id, self.random_ids, rngs)
+        chosen = chosen_words([each.example for each in hidden], self.config, draws)
+        made = mask_tokens(hidden, chosen, self.config, self.mask_id, self.random_ids, draws)
         for target in made:
             target.values |= shares(self.average, len(target.positions))
         return made
 
 
-def chosen_words(
-    examples: Sequence[Example], config: MaskedLanguageConfig, rngs: Sequence[np.random.Generator]
-) -> list[Chosen]:
+def chosen_words(examples: Sequence[Example], config: MaskedLanguageConfig, draws: Draws) -> list[Chosen]:
     """The tokens of each example to hide, by the config's unit."""
-    probability = config.probability
+    specials, words = [example.special_T for example in examples], [example.word_T for example in examples]
     if config.unit == "token":
-        return choose_tokens([example.special_T for example in examples], probability, rngs)
-    chosen = []
-    for example, rng in zip(examples, rngs, strict=True):
-        special_T, word_T = example.special_T, example.word_T
-        if config.unit == "word":
-            chosen.append(choose_words(special_T, word_T, probability, rng))
-        else:
-            end, longest = config.span_end, config.span_longest
-            chosen.append(choose_spans(special_T, word_T, probability, rng, end=end, longest=longest))
-    return chosen
+        return choose_tokens(specials, config.probability, draws)
+    if config.unit == "word":
+        return choose_words(specials, words, config.probability, draws)
+    return choose_spans(specials, words, config.probability, draws, end=config.span_end, longest=config.span_longest)
 
 
 def mask_tokens(
@@ -111,19 +104,18 @@ def mask_tokens(
     config: MaskingConfig,
     mask_id: int,
     random_ids: NDArray[np.int64],
-    rngs: Sequence[np.random.Generator],
+    draws: Draws,
 ) -> list[Target]:
     """Hide the chosen tokens in each example, a unit by one draw, and say what they were."""
     starts_B1 = starts_of([len(each.example.token_ids_T) for each in hidden])
     bounds_B1 = starts_of([len(chosen_K) for chosen_K, _ in chosen])
     counts_B = np.diff(bounds_B1)
     tokens_N = np.concatenate([each.example.token_ids_T for each in hidden])
-    places_K = np.concatenate([chosen_K for chosen_K, _ in chosen]) + starts_B1[:-1].repeat(counts_B)
+    places_K = places_in_all([chosen_K for chosen_K, _ in chosen], starts_B1)
     labels_K = tokens_N[places_K]
     # What becomes of a unit, and which random token would stand there. There are no more units than tokens.
-    draws = [rng.random((2, len(chosen_K))) for (chosen_K, _), rng in zip(chosen, rngs, strict=True)]
-    fate_K, which_K = np.concatenate(draws, axis=1)
-    fate_K = fate_K[np.concatenate([unit_K for _, unit_K in chosen]) + bounds_B1[:-1].repeat(counts_B)]
+    fate_K, which_K = (draws.apart(purpose).uniform(counts_B) for purpose in ("fate", "which"))
+    fate_K = fate_K[places_in_all([unit_K for _, unit_K in chosen], bounds_B1)]
     random_K = (fate_K >= config.mask) & (fate_K < config.mask + config.random)
     tokens_N[places_K[fate_K < config.mask]] = mask_id
     tokens_N[places_K[random_K]] = random_ids[(which_K[random_K] * len(random_ids)).astype(np.int64)]

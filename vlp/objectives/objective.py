@@ -23,6 +23,7 @@ from vlp.data.batch import WEIGHT, TargetForm
 from vlp.data.text import TextEncoder
 from vlp.models.heads import HeadConfig
 from vlp.models.model import ModelConfig
+from vlp.seeds import Draw, Draws
 from vlp.types import Batch, Encoded, Example, Question, Rows, Stream, Target, Targets
 
 
@@ -50,6 +51,10 @@ def empty_positions() -> NDArray[np.int64]:
     return np.zeros(0, np.int64)
 
 
+def _nowhere() -> NDArray[np.bool_]:
+    return np.zeros(0, np.bool_)
+
+
 @dataclass(slots=True)
 class Hidden:
     """An example of which something is hidden and guessed. Words are hidden by the objective that guesses them; regions
@@ -66,10 +71,10 @@ class Hidden:
     """Features of other images' regions, in the precision of the shard."""
     guessed_K: NDArray[np.int64] = field(default_factory=empty_positions)
     """Image tokens (regions or patches) that are to be guessed, by their places, ascending."""
-    zeroed_C: NDArray[np.int64] = field(default_factory=empty_positions)
-    """Regions whose features become zero."""
-    replaced_C: NDArray[np.int64] = field(default_factory=empty_positions)
-    """Regions that get features of other images' regions."""
+    zeroed_R: NDArray[np.bool_] = field(default_factory=_nowhere)
+    """True at regions whose features become zero."""
+    replaced_R: NDArray[np.bool_] = field(default_factory=_nowhere)
+    """True at regions that get features of other images' regions."""
 
 
 Judged = tuple[Tensor, Mapping[str, tuple[Tensor, float | Tensor]]]
@@ -139,12 +144,12 @@ class SelfSupervised(Objective):
     pairs has no target where a text stands without an image."""
 
     @abstractmethod
-    def target(self, hidden: Hidden, rng: np.random.Generator) -> Target:
-        """The targets of one example; may change the example (mask its words). Pure in (example, rng)."""
+    def target(self, hidden: Hidden, rng: Draw) -> Target:
+        """The targets of one example; may change the example (mask its words). Pure in (example, rng's key)."""
 
-    def targets(self, hidden: Sequence[Hidden], rngs: Sequence[np.random.Generator]) -> list[Target]:
+    def targets(self, hidden: Sequence[Hidden], draws: Draws) -> list[Target]:
         """The targets of each of many examples, as `target` makes them."""
-        return [self.target(each, rng) for each, rng in zip(hidden, rngs, strict=True)]
+        return [self.target(each, rng) for each, rng in zip(hidden, draws, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from vlp.objectives.objective import (
     empty_positions,
     precise,
 )
+from vlp.seeds import Draw
 from vlp.types import Batch, Encoded, FramedBatch, PixelInput, Rows, Target, Targets
 
 _SMALLEST = 1e-6
@@ -107,7 +108,7 @@ class PatchFeature(SelfSupervised):
         pixels = {"pixels": np.zeros((0, self.width), np.float32)} if self.config.of == "pixels" else {}
         return Target(empty_positions(), dict(pixels))
 
-    def target(self, hidden: Hidden, rng: np.random.Generator) -> Target:
+    def target(self, hidden: Hidden, rng: Draw) -> Target:
         image, places_K = hidden.example.image, hidden.guessed_K
         if not isinstance(image, PixelInput):
             return self.empty()

@@ -4,12 +4,15 @@ the cutting into patches or behind the backbone, as a region's feature is behind
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from pydantic import Field
 
 from vlp.config import Config
-from vlp.objectives.choice import choose
-from vlp.objectives.objective import Hidden
+from vlp.objectives.choice import NEVER, choose_each, parts, places_in_each, starts_of
+from vlp.objectives.objective import Hidden, empty_positions
+from vlp.seeds import Draws
 from vlp.types import PixelInput
 
 
@@ -26,17 +29,24 @@ class PatchHidingConfig(Config):
     (`image.parts`: `feature.hidden`); the rest keeps it and is guessed all the same."""
 
 
-def hide_patches(hidden: Hidden, config: PatchHidingConfig, prefix: int, rng: np.random.Generator) -> None:
-    """Choose image tokens of an example to be guessed and hide them; an example without pixels stays as it is.
+def hide_patches(hidden: Sequence[Hidden], config: PatchHidingConfig, prefix: int, draws: Draws) -> None:
+    """Choose image tokens of each example to be guessed and hide them; examples without pixels stay as they are.
 
     Args:
         prefix: tokens of the whole image that the source puts before its cells; they are never hidden.
     """
-    image = hidden.example.image
-    if not isinstance(image, PixelInput):
+    images = [each.example.image for each in hidden]
+    seen = [image.places_K if isinstance(image, PixelInput) else empty_positions() for image in images]
+    counts = [len(places_K) for places_K in seen]
+    if not sum(counts):
         return
-    places_K = np.flatnonzero(image.places_K >= prefix)
-    guessed_K = places_K[choose(rng.random(len(places_K)), config.probability, config.at_least_one)]
-    image.hidden_K = np.zeros(len(image), np.bool_)
-    image.hidden_K[guessed_K] = rng.random(len(guessed_K)) < config.zero
-    hidden.guessed_K = guessed_K
+    starts_B1 = starts_of(counts)
+    draw_N, fate_N = (draws.apart(purpose).uniform(counts) for purpose in ("chosen", "fate"))
+    draw_N[np.concatenate(seen) < prefix] = NEVER
+    guessed_N = choose_each(draw_N, starts_B1, config.probability, config.at_least_one)
+    zeroed = parts(guessed_N & (fate_N < config.zero), starts_B1)
+    for each, image, guessed_K, zeroed_K in zip(
+        hidden, images, places_in_each(guessed_N, starts_B1), zeroed, strict=True
+    ):
+        if isinstance(image, PixelInput):
+            each.guessed_K, image.hidden_K = guessed_K, zeroed_K

@@ -6,17 +6,20 @@ Shape suffixes: T tokens of a text, K tokens that are guessed, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vlp.errors import ConfigError
 from vlp.models.imageparts import ImagePositionConfig
 from vlp.models.model import ModelConfig
-from vlp.objectives.choice import choose
 from vlp.objectives.mlm import MaskingConfig, mask_tokens
 from vlp.objectives.objective import Facts, Hidden
 from vlp.objectives.vocabulary import WordGuessing
+from vlp.objectives.words import choose_tokens
+from vlp.seeds import Draw, Draws
 from vlp.types import Example, Target
 
 
@@ -38,18 +41,20 @@ class PrefixLanguage(WordGuessing):
         self.text = facts.text
         _check(name, facts.model)
 
-    def target(self, hidden: Hidden, rng: np.random.Generator) -> Target:
-        example = hidden.example
-        example.causal = True
-        guessed_T = ~example.special_T
-        guessed_T[-1] = True  # the end is guessed too; [CLS] never, it begins every text
+    def target(self, hidden: Hidden, rng: Draw) -> Target:
+        return self.targets([hidden], Draws([rng.key]))[0]
+
+    def targets(self, hidden: Sequence[Hidden], draws: Draws) -> list[Target]:
+        examples = [each.example for each in hidden]
+        if not examples:
+            return []
+        for example in examples:
+            example.causal = True
+        never = [_never(example.special_T) for example in examples]
         if self.config.guess == "next":
-            places_K = np.flatnonzero(guessed_T)
-            return Target(places_K - 1, {"token": example.token_ids_T[places_K]})
-        places_K = np.flatnonzero(guessed_T)
-        chosen_K = places_K[choose(rng.random(len(places_K)), self.config.probability)]
-        chosen = [(chosen_K, np.arange(len(chosen_K)))]
-        return mask_tokens([hidden], chosen, self.config, self.text.mask_id, self.text.random_ids, [rng])[0]
+            return [_next(example, ~never_T) for example, never_T in zip(examples, never, strict=True)]
+        chosen = choose_tokens(never, self.config.probability, draws)
+        return mask_tokens(hidden, chosen, self.config, self.text.mask_id, self.text.random_ids, draws)
 
     def asking(self, example: Example) -> Example:
         """The example as it is shown to learn what comes next: its one target is the token behind the last."""
@@ -66,6 +71,19 @@ class PrefixLanguage(WordGuessing):
             targets={self.name: target},
             causal=True,
         )
+
+
+def _never(special_T: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """True at tokens that are never guessed. The end is; [CLS] is not, it begins every text."""
+    never_T: NDArray[np.bool_] = special_T.copy()
+    never_T[-1] = False
+    return never_T
+
+
+def _next(example: Example, guessed_T: NDArray[np.bool_]) -> Target:
+    """Each of the tokens, guessed where the one before it stands."""
+    places_K = np.flatnonzero(guessed_T)
+    return Target(places_K - 1, {"token": example.token_ids_T[places_K]})
 
 
 def _check(name: str, model: ModelConfig) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
 from pydantic import Field
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from vlp.metrics.vqa import normalise, soft_scores
 from vlp.models.heads import HeadConfig
 from vlp.objectives.answer import Answer, AnswerConfig
 from vlp.objectives.objective import Facts, Hidden, SelfSupervised, SelfSupervisedConfig
+from vlp.seeds import Draw
 from vlp.types import Rows, Target, Targets
 
 
@@ -52,7 +52,7 @@ class QuestionAnswering(SelfSupervised):
     def empty(self) -> Target:
         return self._answer.empty()
 
-    def target(self, hidden: Hidden, rng: np.random.Generator) -> Target:
+    def target(self, hidden: Hidden, rng: Draw) -> Target:
         if hidden.question is None:
             return self.empty()
         scores = soft_scores([normalise(answer) for answer in hidden.question.answers])

@@ -7,6 +7,7 @@ Shape suffixes: K regions that are guessed, R regions of an image, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -16,9 +17,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import Self
 
+from vlp.data.image import float32
 from vlp.errors import ConfigError
 from vlp.models.heads import ClassHead, HeadConfig
 from vlp.models.image import RegionSource
+from vlp.objectives.choice import parts, rows_of
 from vlp.objectives.objective import (
     Average,
     Facts,
@@ -32,6 +35,7 @@ from vlp.objectives.objective import (
     shares,
 )
 from vlp.objectives.region_feature import region_width
+from vlp.seeds import Draw, Draws
 from vlp.types import RegionInput, Rows, Target, Targets
 
 NO_CLASS = -1
@@ -99,13 +103,21 @@ class RegionClass(SelfSupervised):
     def empty(self) -> Target:
         return self._target(empty_positions(), None)
 
-    def target(self, hidden: Hidden, rng: np.random.Generator) -> Target:
-        image = hidden.example.regions
-        if image is None or not self._labelled(image):
-            return self.empty()
-        everywhere = self.config.over == "all"
-        places_K = np.arange(int(image.whole), len(image)) if everywhere else hidden.guessed_K
-        return self._target(places_K, image)
+    def target(self, hidden: Hidden, rng: Draw) -> Target:
+        return self.targets([hidden], Draws([rng.key]))[0]
+
+    def targets(self, hidden: Sequence[Hidden], draws: Draws) -> list[Target]:
+        images = [each.example.regions for each in hidden]
+        made = [
+            self._target(self._places(each, image), image) if image and self._labelled(image) else self.empty()
+            for each, image in zip(hidden, images, strict=True)
+        ]
+        if self.config.labels == "soft":
+            self._add_probabilities(made, images)
+        return made
+
+    def _places(self, hidden: Hidden, image: RegionInput) -> NDArray[np.int64]:
+        return np.arange(int(image.whole), len(image)) if self.config.over == "all" else hidden.guessed_K
 
     def _labelled(self, image: RegionInput) -> bool:
         if self.config.of == "attribute":
@@ -117,13 +129,27 @@ class RegionClass(SelfSupervised):
         values: dict[str, NDArray[np.generic]] = dict(shares(self.config.average, len(places_K)))
         if self.config.labels == "hard":
             values["class"] = np.zeros(0, np.int64) if image is None else self._classes(image, places_K)
-        elif image is None:
-            values["probability"] = np.zeros((0, self.classes), np.float32)
         else:
-            values["probability"] = _probabilities(image, places_K)
+            values["probability"] = np.zeros((0, self.classes), np.float32)
         if self.config.by_confidence:
             values["confidence"] = np.zeros(0, np.float32) if image is None else self._confidence(image)[places_K]
         return Target(places_K, values)
+
+    def _add_probabilities(self, made: Sequence[Target], images: Sequence[RegionInput | None]) -> None:
+        """Give each target the detector's probabilities; all lie in one piece, as the batch wants them."""
+        asked = [
+            (target, image.class_probs_RC)
+            for target, image in zip(made, images, strict=True)
+            if len(target.positions) and image and image.class_probs_RC is not None
+        ]
+        if not asked:
+            return
+        found_NC, starts_B1 = rows_of([probs_RC for _, probs_RC in asked], [target.positions for target, _ in asked])
+        # Detectors store half floats: rows sum to 1 within 4e-4, which a divergence would count as error.
+        probability_NC = float32(found_NC)
+        probability_NC /= np.maximum(probability_NC.sum(axis=1, keepdims=True), 1e-6)
+        for (target, _), probability_KC in zip(asked, parts(probability_NC, starts_B1), strict=True):
+            target.values["probability"] = probability_KC
 
     def _classes(self, image: RegionInput, places_K: NDArray[np.int64]) -> NDArray[np.int64]:
         known_R = image.attributes_R if self.config.of == "attribute" else image.classes_R
@@ -157,11 +183,3 @@ class RegionClass(SelfSupervised):
         if self.config.loss == "cross_entropy":
             return -probability_KC * guess_KC
         return F.kl_div(guess_KC, probability_KC, reduction="none")
-
-
-def _probabilities(image: RegionInput, places_K: NDArray[np.int64]) -> NDArray[np.float32]:
-    assert image.class_probs_RC is not None
-    probability_KC = image.class_probs_RC[places_K].astype(np.float32, copy=False)  # indexing has made a copy
-    # Detectors store half floats: rows sum to 1 within 4e-4, which a divergence would count as error.
-    probability_KC /= np.maximum(probability_KC.sum(axis=1, keepdims=True), 1e-6)
-    return probability_KC

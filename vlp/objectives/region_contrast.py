@@ -7,6 +7,7 @@ D feature width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -19,9 +20,11 @@ from torch.nn import functional as F
 from vlp.data.image import float32
 from vlp.data.index import Block
 from vlp.models.heads import FeatureHead, HeadConfig
+from vlp.objectives.choice import parts, starts_of
 from vlp.objectives.objective import Facts, Hidden, SelfSupervised, SelfSupervisedConfig, empty_positions, precise
 from vlp.objectives.region_feature import region_width
 from vlp.objectives.regions import lending_samples
+from vlp.seeds import Draw, Draws
 from vlp.types import Loan, Rows, Target, Targets
 
 _NONE = -1
@@ -58,7 +61,7 @@ class RegionContrast(SelfSupervised):
     def head(self) -> HeadConfig:
         return FeatureHead(width=self.width, tied=self.config.tied, inner_of=self.config.inner_of)
 
-    def loans(self, sample: int, block: Block, rng: np.random.Generator) -> tuple[Loan, ...]:
+    def loans(self, sample: int, block: Block, rng: Draw) -> tuple[Loan, ...]:
         """All regions of some other samples."""
         lenders = lending_samples(sample, block, self.config.images, rng)
         return tuple(Loan(lender, 0, regions) for lender, regions in lenders)
@@ -72,17 +75,26 @@ class RegionContrast(SelfSupervised):
         }
         return Target(empty_positions(), values)
 
-    def target(self, hidden: Hidden, rng: np.random.Generator) -> Target:
+    def target(self, hidden: Hidden, rng: Draw) -> Target:
+        return self.targets([hidden], Draws([rng.key]))[0]
+
+    def targets(self, hidden: Sequence[Hidden], draws: Draws) -> list[Target]:
         """`candidate` [K, 1 + Q]: rows of the example's features, the true one first; `feature` [S, D]: those, its own
         regions' and then the lent ones; `features`, `regions` [1]: how many of both the example has."""
+        counts = [len(each.guessed_K) * self.config.negatives for each in hidden]
+        drawn = parts(draws.uniform(counts), starts_of(counts))
+        return [self._target(each, draw_N) for each, draw_N in zip(hidden, drawn, strict=True)]
+
+    def _target(self, hidden: Hidden, draw_N: NDArray[np.float64]) -> Target:
         image, places_K = hidden.example.regions, hidden.guessed_K
         if image is None or not len(places_K):
             return self.empty()
         whole = int(image.whole)
         own_RD, lent = image.features_RD[whole:], [] if hidden.lent_KD is None else [float32(hidden.lent_KD)]
         features_SD = np.concatenate([own_RD, *lent])  # a copy: the regions are hidden behind this
+        draw_KQ = draw_N.reshape(len(places_K), self.config.negatives)
         values: dict[str, NDArray[Any]] = {
-            "candidate": self._candidates(places_K - whole, len(own_RD), len(features_SD), rng),
+            "candidate": self._candidates(places_K - whole, len(own_RD), len(features_SD), draw_KQ),
             "feature": features_SD,
             "features": np.full(1, len(features_SD), np.int64),
             "regions": np.full(1, len(places_K), np.int64),
@@ -90,17 +102,16 @@ class RegionContrast(SelfSupervised):
         return Target(places_K, values)
 
     def _candidates(
-        self, true_K: NDArray[np.int64], own: int, every: int, rng: np.random.Generator
+        self, true_K: NDArray[np.int64], own: int, every: int, draw_KQ: NDArray[np.float64]
     ) -> NDArray[np.int64]:
         """The true one and the negatives of each hidden region; where one kind is lacking, the other fills in."""
-        regions, lent, others = len(true_K), every - own, own - 1
+        lent, others = every - own, own - 1
         wanted = int(self.config.negatives * self.config.across) if others else self.config.negatives
         across = wanted if lent else 0
-        inside = self.config.negatives - across
-        across_KQ = own + rng.integers(lent, size=(regions, across)) if lent else np.zeros((regions, 0), np.int64)
-        inside_KQ = np.full((regions, inside), _NONE)
+        across_KQ = own + (draw_KQ[:, :across] * lent).astype(np.int64)
+        inside_KQ = np.full((len(true_K), self.config.negatives - across), _NONE)
         if others:
-            drawn_KQ = rng.integers(others, size=(regions, inside))
+            drawn_KQ = (draw_KQ[:, across:] * others).astype(np.int64)
             inside_KQ = drawn_KQ + (drawn_KQ >= true_K[:, None])
         return np.concatenate([true_K[:, None], across_KQ, inside_KQ], axis=1)
 

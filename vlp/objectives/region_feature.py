@@ -6,6 +6,7 @@ Shape suffixes: K hidden regions, D feature width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from vlp.data.batch import WEIGHT
 from vlp.errors import ConfigError
 from vlp.models.heads import FeatureHead, HeadConfig
 from vlp.models.image import RegionSource
+from vlp.objectives.choice import parts, rows_of
 from vlp.objectives.objective import (
     Facts,
     Hidden,
@@ -26,6 +28,7 @@ from vlp.objectives.objective import (
     empty_positions,
     precise,
 )
+from vlp.seeds import Draw, Draws
 from vlp.types import Rows, Target, Targets
 
 
@@ -66,12 +69,21 @@ class RegionFeature(SelfSupervised):
         shown = np.full(min(regions, 1), regions, np.float32)
         return {WEIGHT: shown} if self.config.average == "regions" else {}
 
-    def target(self, hidden: Hidden, rng: np.random.Generator) -> Target:
-        image = hidden.example.regions
-        if image is None:
-            return self.empty()
-        features_KD = image.features_RD[hidden.guessed_K]  # a copy: the regions are hidden behind this
-        return Target(hidden.guessed_K, {"feature": features_KD, **self._count(len(image) - int(image.whole))})
+    def target(self, hidden: Hidden, rng: Draw) -> Target:
+        return self.targets([hidden], Draws([rng.key]))[0]
+
+    def targets(self, hidden: Sequence[Hidden], draws: Draws) -> list[Target]:
+        shown = [each for each in hidden if each.example.regions]
+        images = [image for each in hidden if (image := each.example.regions)]
+        if not images:
+            return [self.empty() for _ in hidden]
+        # A copy, since the regions are hidden behind this; and in one piece, as the batch wants it.
+        features = rows_of([image.features_RD for image in images], [each.guessed_K for each in shown])
+        made = {
+            id(each): Target(each.guessed_K, {"feature": features_KD, **self._count(len(image) - int(image.whole))})
+            for each, image, features_KD in zip(shown, images, parts(*features), strict=True)
+        }
+        return [made.get(id(each)) or self.empty() for each in hidden]
 
     def loss(self, scores_K: Tensor, targets: Targets) -> tuple[Tensor, dict[str, tuple[Tensor, float]]]:
         feature_KD = targets.values["feature"]

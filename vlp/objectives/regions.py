@@ -1,6 +1,9 @@
 """Hiding regions: which ones, and what stands in their place. Shared by all objectives that guess regions.
 
 The choice is made once per example, so that several objectives (features and classes) guess the same regions.
+
+Shape suffixes: B examples, N regions of all of them (whole images included), R regions of one, K chosen ones, D feature
+width, L most regions of an image.
 """
 
 from __future__ import annotations
@@ -14,10 +17,12 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from vlp.config import Config
-from vlp.data.image import float32, mean_without
+from vlp.data.image import float32, means_without
 from vlp.data.index import Block
-from vlp.objectives.choice import choose_each, places_in_each, starts_of
+from vlp.data.rows import joined
+from vlp.objectives.choice import NEVER, choose_each, parts, places_in_all, places_in_each, rows_of, starts_of
 from vlp.objectives.objective import Hidden
+from vlp.seeds import Draw, Draws
 from vlp.types import Loan
 
 _SPARE = 2
@@ -57,76 +62,79 @@ class RegionHidingConfig(Config):
         return self
 
 
-def choose_regions(hidden: Sequence[Hidden], config: RegionHidingConfig, rngs: Sequence[np.random.Generator]) -> None:
-    """Choose regions of each example to be guessed and hidden, each by its own generator; none where it has no regions.
+def choose_regions(hidden: Sequence[Hidden], config: RegionHidingConfig, draws: Draws) -> None:
+    """Choose regions of each example to be guessed and hidden; none where it has no regions.
 
     They stay as they are until `hide_regions`, so that objectives can ask for what stands there.
     """
-    if not hidden:
-        return
-    # The whole image is not counted among the N regions of all examples, since it is never chosen.
     images = [each.example.regions for each in hidden]
-    whole = [int(image is not None and image.whole) for image in images]
-    counts = [0 if image is None else len(image) - first for image, first in zip(images, whole, strict=True)]
+    counts = [0 if image is None else len(image) for image in images]
+    if not sum(counts):
+        return
     starts_B1 = starts_of(counts)
-    draws = [rng.random((2, count)) for rng, count in zip(rngs, counts, strict=True)]
-    draw_N, fate_N = np.concatenate(draws, axis=1)  # whether a region is a target, and what becomes of it
+    whole_P = starts_B1[[row for row, image in enumerate(images) if image is not None and image.whole]]
+    draw_N, fate_N = (draws.apart(purpose).uniform(counts) for purpose in ("chosen", "fate"))
+    draw_N[whole_P] = NEVER
     guessed_N = choose_each(draw_N, starts_B1, config.probability, config.at_least_one)
     lends = [each.lent_KD is not None and len(each.lent_KD) > 0 for each in hidden]
-    zero_N = np.where(lends, config.zero, config.zero + config.random).repeat(counts)
-    zeroed_N = guessed_N & (fate_N < zero_N)
-    replaced_N = guessed_N & (fate_N >= zero_N) & (fate_N < config.zero + config.random)
+    zeroed_N = guessed_N & (fate_N < np.where(lends, config.zero, config.zero + config.random).repeat(counts))
+    replaced_N = guessed_N & ~zeroed_N & (fate_N < config.zero + config.random)
     if config.overlap < 1:
-        boxes = [image.boxes_R4[first:] for image, first in zip(images, whole, strict=True) if image is not None]
-        boxes_N4 = np.concatenate([np.zeros((0, 4), np.float32), *boxes])
-        zeroed_N |= overlapped(boxes_N4, guessed_N, starts_B1, config.overlap) & ~guessed_N
-    chosen = [places_in_each(chosen_N, starts_B1) for chosen_N in (guessed_N, zeroed_N, replaced_N)]
-    for each, first, guessed_K, zeroed_C, replaced_C in zip(hidden, whole, *chosen, strict=True):
-        for places_K in (guessed_K, zeroed_C, replaced_C) if first else ():
-            places_K += first
-        each.guessed_K, each.zeroed_C, each.replaced_C = guessed_K, zeroed_C, replaced_C
+        boxes_N4 = np.concatenate([image.boxes_R4 for image in images if image is not None])
+        along_N = overlapped(boxes_N4, guessed_N, starts_B1, config.overlap) & ~guessed_N
+        along_N[whole_P] = False
+        zeroed_N |= along_N
+    chosen = places_in_each(guessed_N, starts_B1), parts(zeroed_N, starts_B1), parts(replaced_N, starts_B1)
+    for each, guessed_K, zeroed_R, replaced_R in zip(hidden, *chosen, strict=True):
+        each.guessed_K, each.zeroed_R, each.replaced_R = guessed_K, zeroed_R, replaced_R
 
 
-def hide_regions(hidden: Hidden, config: RegionHidingConfig, rng: np.random.Generator) -> None:
-    """Hide the regions that were chosen, in place: to copy all features would cost more than all else that is done
-    here."""
-    image, zeroed_C, replaced_C = hidden.example.regions, hidden.zeroed_C, hidden.replaced_C
-    if image is None or not len(image):
+def hide_regions(hidden: Sequence[Hidden], config: RegionHidingConfig, draws: Draws) -> None:
+    """Hide the regions that were chosen, where they lie: to copy all features would cost more than all else that is
+    done here."""
+    rows = [row for row, each in enumerate(hidden) if each.example.regions]
+    shown, images = [hidden[row] for row in rows], [image for each in hidden if (image := each.example.regions)]
+    if not images:
         return
-    image.hidden_R = np.zeros(len(image), np.bool_)
-    image.hidden_R[zeroed_C] = True
-    if image.whole:  # what is hidden must not show through the mean, nor what only looks as if it were seen
-        unseen_R = image.hidden_R.copy()
-        unseen_R[hidden.guessed_K if config.whole_without == "guessed" else replaced_C] = True
-        image.features_RD[0] = mean_without(image.features_RD[1:], unseen_R[1:], image.features_RD[0])
-    image.features_RD[zeroed_C] = 0
-    if len(replaced_C):
-        assert hidden.lent_KD is not None
-        image.features_RD[replaced_C] = float32(hidden.lent_KD[_picked(len(hidden.lent_KD), len(replaced_C), rng)])
+    starts_B1 = starts_of([len(image) for image in images])
+    features_ND = joined([image.features_RD for image in images])
+    zeroed_N = np.concatenate([each.zeroed_R for each in shown])
+    replaced_N = np.concatenate([each.replaced_R for each in shown])
+    if images[0].whole:  # what is hidden must not show through the mean, nor what only looks as if it were seen
+        unseen_N = zeroed_N | replaced_N
+        if config.whole_without == "guessed":
+            unseen_N[places_in_all([each.guessed_K for each in shown], starts_B1)] = True
+        features_ND[starts_B1[:-1]] = means_without(features_ND, unseen_N, starts_B1)
+    features_ND[zeroed_N] = 0
+    if replaced_N.any():
+        features_ND[replaced_N] = _lent(shown, draws.of(rows))
+    for each, image, features_RD in zip(shown, images, parts(features_ND, starts_B1), strict=True):
+        image.features_RD, image.hidden_R = features_RD, each.zeroed_R
 
 
-def _picked(number: int, wanted: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """So many of a number of things, each once if there are enough. Numpy's own `choice` takes five times as long."""
-    if wanted > number:
-        return rng.integers(number, size=wanted)
-    return rng.permutation(number)[:wanted]
+def _lent(hidden: Sequence[Hidden], draws: Draws) -> NDArray[np.float32]:
+    """Features that are lent to each example, as many as it replaces: each once before one stands in twice."""
+    rows = [row for row, each in enumerate(hidden) if each.replaced_R.any()]
+    lent = [lent_KD for row in rows if (lent_KD := hidden[row].lent_KD) is not None]
+    counts = [len(lent_KD) for lent_KD in lent]
+    orders = [draw_K.argsort() for draw_K in parts(draws.of(rows).uniform(counts), starts_of(counts))]
+    wanted = [np.arange(np.count_nonzero(hidden[row].replaced_R)) for row in rows]
+    picked = [order_K[wanted_C % len(order_K)] for order_K, wanted_C in zip(orders, wanted, strict=True)]
+    return float32(rows_of(lent, picked)[0])
 
 
-def spare_regions(sample: int, block: Block, config: RegionHidingConfig, rng: np.random.Generator) -> tuple[Loan, ...]:
+def spare_regions(sample: int, block: Block, config: RegionHidingConfig, rng: Draw) -> tuple[Loan, ...]:
     """Regions of other samples, one of each, that may stand in for hidden ones of this."""
     if not config.random:
         return ()
     lenders = lending_samples(sample, block, _SPARE, rng)
-    places = rng.random(len(lenders)).tolist()
-    return tuple(
-        Loan(lender, int(place * regions), 1) for (lender, regions), place in zip(lenders, places, strict=True)
-    )
+    return tuple(Loan(lender, rng.integers(regions), 1) for lender, regions in lenders)
 
 
-def lending_samples(sample: int, block: Block, number: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+def lending_samples(sample: int, block: Block, number: int, rng: Draw) -> list[tuple[int, int]]:
     """Other samples of the block with regions, so many at most, and how many regions each has."""
     others = len(block.regions_S) - 1
-    drawn = rng.integers(others, size=number).tolist() if others else []
+    drawn = [rng.integers(others) for _ in range(number if others else 0)]
     lenders = [other + (other >= sample) for other in drawn]
     return [(lender, regions) for lender in lenders if (regions := block.regions_S.item(lender))]
 
@@ -140,21 +148,26 @@ def overlapped(
         boxes_N4: of all images, one after the other.
         starts_B1: where each image's begin, and the end.
     """
-    some_K = some_N.nonzero()[0]
     counts_B = np.diff(starts_B1)
-    image_K = np.arange(len(counts_B)).repeat(counts_B)[some_K]
-    # Each of some boxes with each of its image, P pairs.
-    counts_K = counts_B[image_K]
-    ends_K = counts_K.cumsum()
-    other_P = np.arange(counts_K.sum()) + (starts_B1[image_K] - ends_K + counts_K).repeat(counts_K)
-    boxes_4N = np.ascontiguousarray(boxes_N4.T)
-    area_N = (boxes_4N[2] - boxes_4N[0]) * (boxes_4N[3] - boxes_4N[1])
-    (x1_P, y1_P, x2_P, y2_P), own_4P = boxes_4N[:, other_P], boxes_4N[:, some_K].repeat(counts_K, axis=1)
-    width_P = np.minimum(x2_P, own_4P[2]) - np.maximum(x1_P, own_4P[0])
-    height_P = np.minimum(y2_P, own_4P[3]) - np.maximum(y1_P, own_4P[1])
-    shared_P = np.maximum(width_P, 0) * np.maximum(height_P, 0)
+    longest = int(counts_B.max(initial=0))
+    image_N = np.arange(len(counts_B)).repeat(counts_B)
+    rows_N = np.arange(len(boxes_N4)) + (np.arange(len(counts_B)) * longest - starts_B1[:-1]).repeat(counts_B)
+    # All of an image's boxes side by side, [4, B, longest]; padding has no area, so it overlaps nothing.
+    boxes_4BL = np.zeros((4, len(counts_B), longest), np.float32)
+    boxes_4BL.reshape(4, -1)[:, rows_N] = boxes_N4.T
+    area_BL = (boxes_4BL[2] - boxes_4BL[0]) * (boxes_4BL[3] - boxes_4BL[1])
+    # Each of some boxes, K, with each of its image.
+    some_K = some_N.nonzero()[0]
+    image_K = image_N[some_K]
+    x1_KL, y1_KL, x2_KL, y2_KL = boxes_4BL[:, image_K]
+    own_K4 = boxes_N4[some_K]
+    x1_K1, y1_K1, x2_K1, y2_K1 = own_K4.T[:, :, None]
+    width_KL = np.minimum(x2_KL, x2_K1) - np.maximum(x1_KL, x1_K1)
+    height_KL = np.minimum(y2_KL, y2_K1) - np.maximum(y1_KL, y1_K1)
+    shared_KL = np.maximum(width_KL, 0) * np.maximum(height_KL, 0)
     # shared > share * union, where the union is both areas without what they share.
-    more_P = shared_P * (1 + 1 / share) > area_N[other_P] + area_N[some_K].repeat(counts_K)
-    found_N = np.zeros(len(boxes_N4), np.bool_)
-    found_N[other_P[more_P]] = True
+    more_KL = shared_KL * (1 + 1 / share) > area_BL[image_K] + (x2_K1 - x1_K1) * (y2_K1 - y1_K1)
+    found_BL = np.zeros(area_BL.shape, np.bool_)
+    np.logical_or.at(found_BL, image_K, more_KL)
+    found_N: NDArray[np.bool_] = found_BL.reshape(-1)[rows_N]
     return found_N

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from vlp.errors import ConfigError
 from vlp.models.heads import HeadConfig
 from vlp.objectives.objective import Facts, Hidden, SelfSupervised, SelfSupervisedConfig, empty_positions
+from vlp.seeds import Draw
 from vlp.types import Batch, Encoded, FramedBatch, Packing, Rows, Target, Targets
 
 LONGEST_NORM = 1e-5
@@ -70,7 +71,7 @@ class Alignment(SelfSupervised):
     def empty(self) -> Target:
         return Target(empty_positions(), {"matched": np.zeros(0, np.int64), "whole": np.zeros(0, np.int64)})
 
-    def target(self, hidden: Hidden, rng: np.random.Generator) -> Target:
+    def target(self, hidden: Hidden, rng: Draw) -> Target:
         example = hidden.example
         whole = int(example.regions is not None and example.regions.whole)
         if example.image is None or len(example.image) == whole:

@@ -31,7 +31,7 @@ from vlp.objectives.negatives import MOST
 from vlp.objectives.question import QuestionAnsweringConfig
 from vlp.objectives.registry import AnyObjectiveConfig
 from vlp.run import RunConfig
-from vlp.seeds import generator
+from vlp.seeds import draw
 from vlp.tasks.classify import ClassifyConfig
 from vlp.tasks.pretrain import PretrainConfig, PretrainTask
 from vlp.tasks.registry import AnyTaskConfig, make_task
@@ -86,7 +86,7 @@ class Ground:
         while slots is None or len(groups) < slots:
             number = len(groups)
             slot = Slot(number, number, dataset=0, epoch=0, block=0, group=0, example=number % len(block.sample_E))
-            rng = generator(0, "plan", number)
+            rng = draw(0, "plan", number)
             pairs = task.pairs(slot, block, rng)
             made = [task.example(slot, pair, sample, sample, 0, rng, 0) for pair in pairs]
             total += sum(
@@ -101,7 +101,7 @@ class Ground:
     def counted(self, task: Task, batch: Batch) -> int:
         """What a micro-batch of the task is for `batch.micro_tokens`."""
         slot = Slot(0, 0, dataset=0, epoch=0, block=0, group=0, example=0)
-        pair, *_ = task.pairs(slot, self._block(), generator(0, "plan", 0))
+        pair, *_ = task.pairs(slot, self._block(), draw(0, "plan", 0))
         return pair.tokens(batch.text.packing.tokens, batch.image.packing.tokens)
 
     def _block(self) -> Block:

@@ -10,12 +10,11 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 from vlp.data.dataset import Dataset
 from vlp.errors import DataError
 from vlp.metrics.classes import macro_f1
 from vlp.objectives.label import Label, LabelConfig
+from vlp.seeds import Draw
 from vlp.tasks.judge import Judge
 from vlp.tasks.outcomes import Judgement, Outcome, looked_up, means, place_of
 from vlp.tasks.task import Setting, Task, TaskConfig
@@ -60,7 +59,7 @@ class ClassifyTask(Task):
         return {LABEL: self.config.label.weight}
 
     def example(
-        self, slot: Slot, pair: Pair, image: Sample, text: Sample, text_number: int, rng: np.random.Generator, step: int
+        self, slot: Slot, pair: Pair, image: Sample, text: Sample, text_number: int, rng: Draw, step: int
     ) -> Example:
         question = text.questions[text_number]
         example = self.bare_example(image, question.text)

@@ -15,6 +15,7 @@ from vlp.data.text import TextEncoder
 from vlp.errors import ConfigError
 from vlp.objectives.itm import other_sample
 from vlp.objectives.mlm import MaskedLanguage
+from vlp.seeds import Draw
 from vlp.tasks.judge import Judge, Totals
 from vlp.tasks.task import Task
 from vlp.types import Batch, Example, Pair, Sample, Slot, Target
@@ -38,13 +39,13 @@ class _Probe(Task):
     def draws_pairs(self) -> bool:
         return True
 
-    def pairs(self, slot: Slot, block: Block, rng: np.random.Generator) -> tuple[Pair, ...]:
+    def pairs(self, slot: Slot, block: Block, rng: Draw) -> tuple[Pair, ...]:
         sample = int(block.sample_E[slot.example])
         other = other_sample(sample, block, rng) if self.wrong else None
         return (Pair(sample, slot.example) if other is None else Pair(other, slot.example, matched=False),)
 
     def example(
-        self, slot: Slot, pair: Pair, image: Sample, text: Sample, text_number: int, rng: np.random.Generator, step: int
+        self, slot: Slot, pair: Pair, image: Sample, text: Sample, text_number: int, rng: Draw, step: int
     ) -> Example:
         example = self.bare_example(image, self.text_of(text, text_number), pair.matched)
         places = np.flatnonzero(np.isin(example.token_ids_T, self.word_ids))[:1]

@@ -26,7 +26,7 @@ from vlp.objectives.prefix import PrefixLanguage
 from vlp.objectives.region_contrast import RegionContrast
 from vlp.objectives.regions import RegionHidingConfig, choose_regions, hide_regions, spare_regions
 from vlp.objectives.registry import AnyObjectiveConfig, make_objective
-from vlp.seeds import generator
+from vlp.seeds import Draw, Draws, generator
 from vlp.tasks.captioning import exact_matches
 from vlp.tasks.contrasting import contrast_metrics
 from vlp.tasks.grounding import probe_ids, word_accuracies
@@ -35,6 +35,7 @@ from vlp.tasks.module import TaskModule
 from vlp.tasks.task import Setting, Task, TaskConfig, check_name
 from vlp.types import Batch, Example, Loan, Losses, Origin, Pair, Sample, Slot, Stream
 
+_EITHER: tuple[frozenset[Stream], ...] = frozenset({"text"}), frozenset({"image"})
 _HIDING_WORDS = ("masked_language", "prefix_language")
 
 
@@ -142,23 +143,6 @@ class Stage:
     """Whether contrast reads texts whose words may be hidden."""
 
 
-class _Drawn:
-    """An example of a step, with what draws for it."""
-
-    __slots__ = ("hidden", "rng", "streams")
-
-    def __init__(self, example: Example, origin: Origin, stage: Stage) -> None:
-        self.hidden = Hidden(example, origin.question, origin.place, origin.image, origin.lent_KD)
-        self.rng = origin.rng
-        self.streams = stage.hiding
-        """The modalities of which something is hidden."""
-        if stage.apart and len(self.streams) > 1:
-            self.streams = frozenset({("text", "image")[int(self.rng.integers(2))]})
-        if stage.plain:
-            example.plain_T = example.token_ids_T
-        example.origin = None
-
-
 class PretrainTask(Task):
     """Hides, mismatches, guesses."""
 
@@ -212,7 +196,7 @@ class PretrainTask(Task):
     def draws_pairs(self) -> bool:
         return True
 
-    def pairs(self, slot: Slot, block: Block, rng: np.random.Generator) -> tuple[Pair, ...]:
+    def pairs(self, slot: Slot, block: Block, rng: Draw) -> tuple[Pair, ...]:
         stage = self._stage(slot.step)
         (pair,) = super().pairs(slot, block, rng)
         for name in stage.active:
@@ -233,7 +217,7 @@ class PretrainTask(Task):
         texts = 1 + MOST + int(stage.plain)
         return replace(pair, text_passes=1.0 + texts, image_passes=1 + texts * self._met)
 
-    def _loans(self, stage: Stage, pair: Pair, block: Block, rng: np.random.Generator) -> tuple[Loan, ...]:
+    def _loans(self, stage: Stage, pair: Pair, block: Block, rng: Draw) -> tuple[Loan, ...]:
         """Regions of other samples, where some are to stand in for hidden ones or to be told from them."""
         if not (self.wants_regions and block.regions_S[pair.image]) or "image" not in stage.hiding:
             return ()
@@ -245,12 +229,12 @@ class PretrainTask(Task):
         return loans
 
     def example(
-        self, slot: Slot, pair: Pair, image: Sample, text: Sample, text_number: int, rng: np.random.Generator, step: int
+        self, slot: Slot, pair: Pair, image: Sample, text: Sample, text_number: int, rng: Draw, step: int
     ) -> Example:
         """The pair as it is; `collate` hides and asks."""
         example = self.bare_example(image, self.text_of(text, text_number), pair.matched, rng, text.second)
         question = self.question_of(text, text_number)
-        example.origin = Origin(rng, slot.index, (slot.dataset, image.key), question, image.lent_KD)
+        example.origin = Origin(rng.key, slot.index, (slot.dataset, image.key), question, image.lent_KD)
         return example
 
     def collate(self, examples: list[list[Example]], step: int) -> Batch:
@@ -262,39 +246,43 @@ class PretrainTask(Task):
         return replace(batch, plain=collate([_plain(example) for example in every], self.images.form, {}))
 
     def ask(self, examples: Sequence[Example], step: int) -> None:
-        """Hide something of each example of this task and ask for it; what is drawn, its own generator draws.
+        """Hide something of each example of this task and ask for it; what is drawn, is drawn by its own key.
 
-        One thing is done for all examples before the next is: where each example had all done, a processor had to fetch
-        the code of every thing anew, and took twice as long.
+        One thing is done for all examples before the next is: numpy then goes once over the numbers of all, and a
+        processor need not fetch the code of every thing anew for each.
         """
         stage = self._stage(step)
-        drawn = [_Drawn(example, example.origin, stage) for example in examples if example.origin is not None]
-        self._choose([each for each in drawn if "image" in each.streams])
+        made = [(example, example.origin) for example in examples if example.origin is not None]
+        hidden = [Hidden(example, o.question, o.place, o.image, o.lent_KD) for example, o in made]
+        draws = Draws([origin.key for _, origin in made])
+        for example, _ in made:
+            example.origin = None
+            if stage.plain:
+                example.plain_T = example.token_ids_T
+        streams = _streams(stage, draws)
+        seen = [row for row, hiding in enumerate(streams) if "image" in hiding]
+        self._choose([hidden[row] for row in seen], draws.of(seen).apart("image"))
         for name, objective in self.objectives.items():
             # Words are hidden in mismatched pairs too, guessed there or not: a mask must not tell a match.
             hides = objective.hides == "text" and (name in stage.active or isinstance(objective, MaskedLanguage))
-            asked = [
-                (each, name in stage.active and self._asks(objective, each.hidden.example))
-                for each in drawn
-                if objective.hides is None or objective.hides in each.streams
+            asks = [name in stage.active and self._asks(objective, each.example) for each in hidden]
+            rows = [
+                row
+                for row, hiding in enumerate(streams)
+                if (asks[row] or hides) and (objective.hides is None or objective.hides in hiding)
             ]
-            asked = [(each, asks) for each, asks in asked if asks or hides]
-            targets = objective.targets([each.hidden for each, _ in asked], [each.rng for each, _ in asked])
-            for (each, asks), target in zip(asked, targets, strict=True):
-                if asks:
-                    each.hidden.example.targets[name] = target
-        for each in drawn:
-            if "image" in each.streams:
-                hide_regions(each.hidden, self.config.region_hiding, each.rng)
+            targets = objective.targets([hidden[row] for row in rows], draws.of(rows).apart(name))
+            for row, target in zip(rows, targets, strict=True):
+                if asks[row]:
+                    hidden[row].example.targets[name] = target
+        hide_regions([hidden[row] for row in seen], self.config.region_hiding, draws.of(seen).apart("lent"))
 
-    def _choose(self, drawn: Sequence[_Drawn]) -> None:
+    def _choose(self, hidden: Sequence[Hidden], draws: Draws) -> None:
         """Choose what is hidden of images; patches are hidden at once."""
         if self.images.wants_regions:
-            hidden, rngs = [each.hidden for each in drawn], [each.rng for each in drawn]
-            choose_regions(hidden, self.config.region_hiding, rngs)
+            choose_regions(hidden, self.config.region_hiding, draws)
         else:
-            for each in drawn:
-                hide_patches(each.hidden, self.config.patch_hiding, self._prefix, each.rng)
+            hide_patches(hidden, self.config.patch_hiding, self._prefix, draws)
 
     def _stage(self, step: int) -> Stage:
         """What the examples of a step have in common; kept for a step, since each of its pairs asks."""
@@ -341,6 +329,13 @@ class PretrainTask(Task):
         for metric, (value, count) in losses.metrics.items():
             if metric.startswith(f"{name}_"):
                 totals.add(metric, float(value), float(count))
+
+
+def _streams(stage: Stage, draws: Draws) -> list[frozenset[Stream]]:
+    """The modalities of which something is hidden, for each example."""
+    if not stage.apart or len(stage.hiding) < 2:
+        return [stage.hiding] * len(draws)
+    return [_EITHER[draw < 0.5] for draw in draws.apart("stream").uniform([1] * len(draws)).tolist()]
 
 
 def _plain(example: Example) -> Example:

@@ -22,6 +22,7 @@ from vlp.objectives.itc import Contrast, ContrastConfig, image_number
 from vlp.objectives.itm import other_sample, other_text
 from vlp.objectives.objective import Objective
 from vlp.objectives.ranking import Ranking, RankingConfig
+from vlp.seeds import Draw
 from vlp.tasks.candidates import Candidates, check_folds, find_candidates
 from vlp.tasks.judge import Judge
 from vlp.tasks.outcomes import Judgement, Outcome, means
@@ -91,12 +92,12 @@ class RetrievalTask(Task):
     def draws_pairs(self) -> bool:
         return True
 
-    def pairs(self, slot: Slot, block: Block, rng: np.random.Generator) -> tuple[Pair, ...]:
+    def pairs(self, slot: Slot, block: Block, rng: Draw) -> tuple[Pair, ...]:
         sample = int(block.sample_E[slot.example])
         matched = Pair(sample, slot.example)
         return (matched, *(self._negatives(matched, block, rng) if self.ranking else ()))
 
-    def _negatives(self, matched: Pair, block: Block, rng: np.random.Generator) -> list[Pair]:
+    def _negatives(self, matched: Pair, block: Block, rng: Draw) -> list[Pair]:
         images = [other_sample(matched.image, block, rng) for _ in range(self.config.negative_images)]
         texts = [other_text(matched.image, block, rng) for _ in range(self.config.negative_texts)]
         if None in images or None in texts:
@@ -108,7 +109,7 @@ class RetrievalTask(Task):
         ]
 
     def example(
-        self, slot: Slot, pair: Pair, image: Sample, text: Sample, text_number: int, rng: np.random.Generator, step: int
+        self, slot: Slot, pair: Pair, image: Sample, text: Sample, text_number: int, rng: Draw, step: int
     ) -> Example:
         example = self.bare_example(image, self.text_of(text, text_number), pair.matched)
         if self.ranking:

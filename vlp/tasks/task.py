@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-import numpy as np
 from torch import nn
 
 from vlp.config import Config
@@ -18,6 +17,7 @@ from vlp.models.heads import HeadConfig
 from vlp.models.image import images_of
 from vlp.models.model import ModelConfig
 from vlp.objectives.objective import Objective
+from vlp.seeds import Draw
 from vlp.tasks.judge import Judge
 from vlp.tasks.outcomes import Judgement
 from vlp.types import Batch, Example, Pair, Question, Sample, Slot
@@ -104,11 +104,11 @@ class Task(ABC):
         """Tokens of an image of so many regions."""
         return self.images.form.framed(0) if self.setting.without == "image" else self.images.tokens(regions)
 
-    def pairs(self, slot: Slot, block: Block, rng: np.random.Generator) -> tuple[Pair, ...]:
+    def pairs(self, slot: Slot, block: Block, rng: Draw) -> tuple[Pair, ...]:
         """The example's own image and text; tasks with negatives say otherwise."""
         return (Pair(int(block.sample_E[slot.example]), slot.example),)
 
-    def shown(self, image: Sample, rng: np.random.Generator) -> Sample:
+    def shown(self, image: Sample, rng: Draw) -> Sample:
         """The sample with its image as the model takes it, if that must be decoded. Regions need not: they are made
         with the example."""
         if self.setting.without == "image" or not self.wants_image:
@@ -117,7 +117,7 @@ class Task(ABC):
 
     @abstractmethod
     def example(
-        self, slot: Slot, pair: Pair, image: Sample, text: Sample, text_number: int, rng: np.random.Generator, step: int
+        self, slot: Slot, pair: Pair, image: Sample, text: Sample, text_number: int, rng: Draw, step: int
     ) -> Example:
         """One pair with its targets."""
 
@@ -134,10 +134,10 @@ class Task(ABC):
         image: Sample,
         text: str,
         matched: bool = True,
-        rng: np.random.Generator | None = None,
+        rng: Draw | None = None,
         second: str | None = None,
     ) -> Example:
-        """A pair without targets; a task that samples image tokens gives the generator that draws them.
+        """A pair without targets; a task that samples image tokens gives what draws them.
 
         Args:
             second: a text that follows the first.

@@ -11,6 +11,7 @@ from pydantic import Field
 from vlp.data.batch import WEIGHT
 from vlp.metrics.vqa import commonest, normalise, soft_scores
 from vlp.objectives.answer import Answer, AnswerConfig
+from vlp.seeds import Draw
 from vlp.tasks.judge import Judge
 from vlp.tasks.outcomes import Judgement, Outcome, looked_up, place_of
 from vlp.tasks.task import Setting, Task, TaskConfig
@@ -75,7 +76,7 @@ class VqaTask(Task):
         return super().image_tokens(regions) + int(self.masked)
 
     def example(
-        self, slot: Slot, pair: Pair, image: Sample, text: Sample, text_number: int, rng: np.random.Generator, step: int
+        self, slot: Slot, pair: Pair, image: Sample, text: Sample, text_number: int, rng: Draw, step: int
     ) -> Example:
         question = text.questions[text_number]
         example = self.prompted(self.bare_example(image, question.text))

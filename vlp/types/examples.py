@@ -86,8 +86,8 @@ ImageInput = RegionInput | PixelInput | BothInput
 class Origin:
     """What an example was made of, as far as it matters when something of it is hidden and asked."""
 
-    rng: np.random.Generator
-    """By which all else of the example is drawn."""
+    key: int
+    """By which all else of the example is drawn (`vlp.seeds.Draws`)."""
     place: int
     """In the global batch."""
     image: tuple[int, str]
