@@ -59,6 +59,18 @@ class _Mixed(ISeedSequence):
         return np.frombuffer(self._words, dtype, n_words)
 
 
+def derive_each(seed: int, *which: NDArray[np.integer[Any]]) -> NDArray[np.uint64]:
+    """A 64-bit seed for each of N things, all of one purpose that has this seed of 64 bits.
+
+    Args:
+        which: numbers that tell the things apart, each array [N].
+    """
+    seeds_N = np.full(len(which[0]), seed, np.uint64)
+    for number_N in which:
+        seeds_N = _hashed((seeds_N + np.uint64(_STEP)) ^ number_N.astype(np.uint64))
+    return seeds_N
+
+
 def draw(seed: int, purpose: str, *which: int) -> Draw:
     """What draws for one purpose and one thing; distinct arguments give unrelated ones, as with `derive`."""
     return Draw(derive(seed, purpose, *which))

@@ -15,6 +15,7 @@ from vlp.data.loader import StepLoader
 from vlp.data.order import Order
 from vlp.data.samples import Fault
 from vlp.data.shards import BadSample
+from vlp.seeds import Draw
 from vlp.types import Batch, Example, Pair, RegionInput, Regions, Sample, Slot, Step, Target
 
 LIMIT = 12
@@ -91,16 +92,16 @@ class FakePreparer:
     def __init__(self, negatives: int = 0, unusable: str = "", error: Exception | None = None) -> None:
         self.negatives, self.unusable, self.error = negatives, unusable, error
 
-    def pairs(self, slot: Slot, block: Block, rng: np.random.Generator) -> tuple[Pair, ...]:
-        images = rng.integers(0, len(block.row_S), self.negatives).tolist()
+    def pairs(self, slot: Slot, block: Block, rng: Draw) -> tuple[Pair, ...]:
+        images = [rng.integers(len(block.row_S)) for _ in range(self.negatives)]
         own = Pair(int(block.sample_E[slot.example]), slot.example)
         return (own, *(Pair(image, slot.example, matched=False) for image in images))
 
-    def shown(self, image: Sample, rng: np.random.Generator) -> Sample:
+    def shown(self, image: Sample, rng: Draw) -> Sample:
         return image
 
     def example(
-        self, slot: Slot, pair: Pair, image: Sample, text: Sample, number: int, rng: np.random.Generator, step: int
+        self, slot: Slot, pair: Pair, image: Sample, text: Sample, number: int, rng: Draw, step: int
     ) -> Example:
         if self.error is not None and step == 3:
             raise self.error
@@ -110,8 +111,8 @@ class FakePreparer:
         assert text.captions
         regions = RegionInput(image.regions.features_RD.astype(np.float32), image.regions.boxes_R4.astype(np.float32))
         length = 4 + (slot.dataset + number) % 3
-        ids = rng.integers(0, 1000, length)
-        target = Target(rng.integers(0, length, 1), {"token": np.array([1])})
+        ids = np.array([rng.integers(1000) for _ in range(length)])
+        target = Target(np.array([rng.integers(length)]), {"token": np.array([1])})
         if (view := image.view) is not None and view.box is not None:
             ids = np.append(ids, [round(1e6 * view.brightness), round(1e6 * view.box[0]), view.mirrored])
         return Example("", ids, np.zeros(len(ids), bool), ids, regions, pair.matched, {"mlm": target})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -16,7 +15,7 @@ from vlp.data.index import Block, Texts
 from vlp.data.recent import Recent
 from vlp.data.samples import Fault
 from vlp.data.shards import BadSample
-from vlp.seeds import Draw, draw, generator
+from vlp.seeds import Draw, derive, derive_each, generator
 from vlp.types import Batch, Example, Pair, Sample, Slot
 
 _RECENT_SAMPLES = 8
@@ -80,22 +79,23 @@ class Places(Protocol):
 
 
 class OpenBlock:
-    """The tables of a block, and what is known of its examples before any is read."""
+    """The tables of a block, and what is known of its examples before any is read.
 
-    def __init__(self, tables: Block, cut_E: NDArray[np.bool_], image_tokens_S: NDArray[np.int64]) -> None:
+    Args:
+        seed: of the dataset's epoch.
+    """
+
+    def __init__(self, tables: Block, cut_E: NDArray[np.bool_], image_tokens_S: NDArray[np.int64], seed: int) -> None:
         self.tables = tables
         self.cut_E = cut_E
         """True where the text is longer than the model takes."""
         self.image_tokens_S = image_tokens_S
         shard_E = tables.shard_S[tables.sample_E]
-        starts = np.flatnonzero(np.diff(shard_E, prepend=-1))
-        self._starts: list[int] = starts.tolist()
-        self._shards: list[int] = shard_E[starts].tolist()
-
-    def identity(self, example: int) -> tuple[int, int]:
-        """(shard, example in the shard): the same however many groups, blocks or ranks there are."""
-        place = bisect_right(self._starts, example) - 1
-        return self._shards[place], example - self._starts[place]
+        starts_P = np.flatnonzero(np.diff(shard_E, prepend=-1))
+        lengths_P = np.diff(starts_P, append=len(shard_E))
+        self.keys_E = derive_each(seed, shard_E, np.arange(len(shard_E)) - starts_P.repeat(lengths_P))
+        """What each example's numbers are drawn from (`vlp.seeds`): what it is, shard and place in the shard, not where
+        it stands. Groups, ranks and batch size do not move a mask."""
 
 
 @dataclass(slots=True)
@@ -144,7 +144,7 @@ class SlotReader:
         tables = self.block(slot).tables
         if not self._preparer.draws_pairs:
             return (Pair(tables.sample_E.item(slot.example), slot.example),)
-        return self._preparer.pairs(slot, tables, draw(*self._which("pairs", slot)))
+        return self._preparer.pairs(slot, tables, Draw(self._key(slot)))
 
     def lengths(self, slot: Slot, pairs: Sequence[Pair]) -> tuple[int, int]:
         """Tokens that the model computes for a slot's pairs, and texts among theirs that are cut at its limit; both are
@@ -210,7 +210,7 @@ class SlotReader:
             if pair.second is not None:
                 other, its_number = samples[tables.sample_E.item(pair.second)], tables.text_E.item(pair.second)
                 text = replace(text, second=numbered_text(other, dataset.texts, its_number)[0])
-            rng = draw(*self._which("example", slot, number))
+            rng = Draw(self._key(slot, number))
             found.append(ReadPair(pair, image, text, text_number, rng, f"{name}/{text.key}#{text_number}"))
         return found
 
@@ -264,14 +264,12 @@ class SlotReader:
         if self._augment is None:
             return image
         words, question = numbered_text(text, self._datasets[slot.dataset].texts, text_number)
-        rng = generator(*self._which("view", slot, pair))
+        rng = generator(self._key(slot, pair), "view")
         return replace(image, view=draw_view(self._augment, image, words, question=question, rng=rng))
 
-    def _which(self, purpose: str, slot: Slot, *more: int) -> tuple[Any, ...]:
-        """What `vlp.seeds` makes numbers of: what the example is, not where it stands. Groups, ranks and batch size do
-        not move a mask."""
-        identity = self.block(slot).identity(slot.example)
-        return self._places.seed, purpose, slot.dataset, slot.epoch, *identity, *more
+    def _key(self, slot: Slot, pair: int = 0) -> int:
+        """What the numbers of a slot's pair are drawn from."""
+        return (self.block(slot).keys_E.item(slot.example) + pair) % (1 << 64)
 
     def _read_sample(self, which: tuple[tuple[int, int, int], bool, bool]) -> Sample:
         (dataset, shard, row), image, texts = which
@@ -284,7 +282,8 @@ class SlotReader:
         dataset, epoch, group, block = which
         anywhere = Slot(0, 0, dataset, epoch, block, group, 0)
         tables, cut_E = self._datasets[dataset].open_block(self._places.block_shards(anywhere))
-        return OpenBlock(tables, cut_E, image_tokens(tables, self._preparer, self._image_tokens))
+        seed = derive(self._places.seed, "example", dataset, epoch)
+        return OpenBlock(tables, cut_E, image_tokens(tables, self._preparer, self._image_tokens), seed)
 
 
 def numbered_text(sample: Sample, texts: Texts, number: int) -> tuple[str, bool]:

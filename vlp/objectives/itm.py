@@ -84,19 +84,18 @@ class Matching(SelfSupervised):
         """The pair of an example, mismatched by chance. A block without another sample gives matched pairs only, and so
         does a text without an image."""
         sample = block.sample_E.item(example)
-        pair = Pair(sample, example)
-        if not has_image(sample, block):
-            return pair
         mismatched = rng.random() < self.config.probability
+        if not has_image(sample, block):
+            return Pair(sample, example)
         if self.config.replace == "second_text":
-            return self._with_second(pair, block, mismatched, rng)
+            return self._with_second(Pair(sample, example), block, mismatched, rng)
         if not mismatched:
-            return pair
+            return Pair(sample, example)
         if self.config.replace == "image" or (self.config.replace == "either" and rng.random() < 0.5):
             image = other_sample(sample, block, rng)
-            return pair if image is None else replace(pair, image=image, matched=False)
+            return Pair(sample, example) if image is None else Pair(image, example, matched=False)
         text = other_text(sample, block, rng)
-        return pair if text is None else replace(pair, text=text, matched=False)
+        return Pair(sample, example) if text is None else Pair(sample, text, matched=False)
 
     def _with_second(self, pair: Pair, block: Block, mismatched: bool, rng: Draw) -> Pair:
         """The pair with a second text, if its image has one: were others mismatched, one text would tell a match."""
@@ -151,12 +150,12 @@ def other_sample(sample: int, block: Block, rng: Draw) -> int | None:
 
 def other_text(sample: int, block: Block, rng: Draw) -> int | None:
     """A text of another sample of the block, uniformly over texts; None if no other sample has one."""
-    first, end = texts_of(sample, block)
-    others = len(block.sample_E) - (end - first)
-    if others < 1:
+    sample_E = block.sample_E
+    if not len(sample_E) or sample_E.item(0) == sample == sample_E.item(-1):  # a sample's texts stand together
         return None
-    drawn = rng.integers(others)
-    return drawn + (end - first if drawn >= first else 0)
+    while sample_E.item(text := rng.integers(len(sample_E))) == sample:
+        pass
+    return text
 
 
 def texts_of(sample: int, block: Block) -> tuple[int, int]:

@@ -159,15 +159,15 @@ def overlapped(
     # Each of some boxes, K, with each of its image.
     some_K = some_N.nonzero()[0]
     image_K = image_N[some_K]
-    x1_KL, y1_KL, x2_KL, y2_KL = boxes_4BL[:, image_K]
-    own_K4 = boxes_N4[some_K]
-    x1_K1, y1_K1, x2_K1, y2_K1 = own_K4.T[:, :, None]
+    x1_KL, y1_KL, x2_KL, y2_KL = (numbers_BL.take(image_K, axis=0) for numbers_BL in boxes_4BL)
+    x1_K1, y1_K1, x2_K1, y2_K1 = boxes_N4[some_K].T[:, :, None]
     width_KL = np.minimum(x2_KL, x2_K1) - np.maximum(x1_KL, x1_K1)
     height_KL = np.minimum(y2_KL, y2_K1) - np.maximum(y1_KL, y1_K1)
     shared_KL = np.maximum(width_KL, 0) * np.maximum(height_KL, 0)
     # shared > share * union, where the union is both areas without what they share.
     more_KL = shared_KL * (1 + 1 / share) > area_BL[image_K] + (x2_K1 - x1_K1) * (y2_K1 - y1_K1)
     found_BL = np.zeros(area_BL.shape, np.bool_)
-    np.logical_or.at(found_BL, image_K, more_KL)
+    firsts_I = np.diff(image_K, prepend=-1).nonzero()[0]  # of each image that has some
+    found_BL[image_K[firsts_I]] = np.logical_or.reduceat(more_KL, firsts_I) if len(firsts_I) else False
     found_N: NDArray[np.bool_] = found_BL.reshape(-1)[rows_N]
     return found_N

@@ -141,6 +141,10 @@ class Stage:
     """Whether it is of one at a time, drawn for each example."""
     plain: bool
     """Whether contrast reads texts whose words may be hidden."""
+    matching: Matching | None
+    """The one of its objectives that is about mismatched pairs."""
+    contrasting: tuple[RegionContrast, ...]
+    """Those of its objectives that read regions of other samples."""
 
 
 class PretrainTask(Task):
@@ -198,12 +202,12 @@ class PretrainTask(Task):
 
     def pairs(self, slot: Slot, block: Block, rng: Draw) -> tuple[Pair, ...]:
         stage = self._stage(slot.step)
-        (pair,) = super().pairs(slot, block, rng)
-        for name in stage.active:
-            objective = self.objectives[name]
-            if isinstance(objective, Matching) and (self._only or objective.config.negatives == "block"):
-                pair = objective.mismatch(slot.example, block, rng)
-            elif isinstance(objective, Matching) and has_image(pair.image, block):
+        matching = stage.matching
+        if matching is not None and (self._only or matching.config.negatives == "block"):
+            pair = matching.mismatch(slot.example, block, rng)
+        else:
+            (pair,) = super().pairs(slot, block, rng)
+            if matching is not None and has_image(pair.image, block):
                 pair = self._met_often(pair, stage)
         loans = self._loans(stage, pair, block, rng)
         return (replace(pair, loans=loans) if loans else pair,)
@@ -219,13 +223,11 @@ class PretrainTask(Task):
 
     def _loans(self, stage: Stage, pair: Pair, block: Block, rng: Draw) -> tuple[Loan, ...]:
         """Regions of other samples, where some are to stand in for hidden ones or to be told from them."""
-        if not (self.wants_regions and block.regions_S[pair.image]) or "image" not in stage.hiding:
+        if "image" not in stage.hiding or not (self.wants_regions and block.regions_S.item(pair.image)):
             return ()
         loans = spare_regions(pair.image, block, self.config.region_hiding, rng)
-        for name in stage.active:
-            objective = self.objectives[name]
-            if isinstance(objective, RegionContrast):
-                loans += objective.loans(pair.image, block, rng)
+        for objective in stage.contrasting:
+            loans += objective.loans(pair.image, block, rng)
         return loans
 
     def example(
@@ -296,8 +298,16 @@ class PretrainTask(Task):
         both = self.config.hides_both and self._only is None
         if hiding and both:
             hiding = {hides for objective in self.objectives.values() if (hides := objective.hides)}
-        contrasts = any(isinstance(self.objectives[name], Contrast) for name in active)
-        return Stage(active, frozenset(hiding), not both, "text" in hiding and contrasts)
+        objectives = [self.objectives[name] for name in active]
+        contrasts = any(isinstance(each, Contrast) for each in objectives)
+        return Stage(
+            active,
+            frozenset(hiding),
+            apart=not both,
+            plain="text" in hiding and contrasts,
+            matching=next((each for each in objectives if isinstance(each, Matching)), None),
+            contrasting=tuple(each for each in objectives if isinstance(each, RegionContrast)),
+        )
 
     def _asks(self, objective: SelfSupervised, example: Example) -> bool:
         """Whether an objective has a target in an example, by what pair it is."""
