@@ -116,7 +116,7 @@ class Draws:
         """For the same things, but numbers that are unrelated to these."""
         return Draws(_hashed(self._keys_B ^ np.uint64(derive(0, purpose))))
 
-    def uniform(self, counts: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:
+    def uniform(self, counts: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.float64]:
         """Uniform in [0, 1): the first numbers of each thing, so many, one thing's behind the other's, [N]."""
         counts_B = np.asarray(counts, np.int64)
         ends_B = counts_B.cumsum()

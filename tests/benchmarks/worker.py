@@ -3,8 +3,8 @@
     python -m tests.benchmarks.worker CONFIG data.train=DIR tokenizer=DIR [KEY=VALUE ...]
 
 The steps of a run are made in this process, as a worker makes them, with a clock around each part; the first steps,
-which open the block and find memory, are not counted. Masks are all that hides and asks, with the key of each
-example; negatives are the draw of its pair and of what others lend it, with theirs; what they lend is read. The clock
+which open the block and find memory, are not counted. Masks are all that hides and asks, with the key
+of each example; negatives are the draw of its pair and of what others lend it; what they lend is read. The clock
 is the wall's, which is ten times as cheap to look at as the processor's; a step that took longer than the processor
 gave it (the machine did other work) is not counted. What the clock itself takes, measured on calls of nothing in the
 same run, is taken off each part.
@@ -31,8 +31,6 @@ FIRST, STEPS = 4, 40
 _UNDISTURBED = 1.03
 """Wall time of a step, at most, for each second of the processor's."""
 _REST = "order and the rest"
-_DRAWN_FOR = {"example": "masks", "pairs": "negatives"}
-"""What draws are made for, by their purpose."""
 
 
 class Clock:
@@ -89,9 +87,8 @@ def main(config: str, *overrides: str) -> None:
     task.pairs = clock.around("negatives", task.pairs)  # type: ignore[method-assign]
     task.ask = clock.around("masks", task.ask)  # type: ignore[method-assign]
     task.collate = clock.around("collation", task.collate)  # type: ignore[method-assign]
-    makers = {purpose: clock.around(part, slots.draw) for purpose, part in _DRAWN_FOR.items()}
-    slots.draw = lambda seed, purpose, *which: makers[purpose](seed, purpose, *which)  # type: ignore[attr-defined]
-    slots.generator = clock.around("decoding", slots.generator)  # type: ignore[attr-defined]
+    for name, part in (("derive_each", "masks"), ("Draw", "masks"), ("generator", "decoding")):
+        setattr(slots, name, clock.around(part, getattr(slots, name)))
     settings = {"image_tokens": task.image_tokens, "micro_tokens": run.batch.micro_tokens, "augment": run.data.augment}
     loader = StepLoader(made.train, made.order, task, first_step=0, last_step=FIRST + STEPS, **settings)  # type: ignore[arg-type]
     examples, seconds = _measured(loader, clock)

@@ -1,5 +1,4 @@
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +125,7 @@ def test_what_a_step_makes_of_a_pair_beside_it_counts_for_the_split(monkeypatch:
     preparer, own = FakePreparer(), FakePreparer.pairs
 
     def twice(*given: Any) -> tuple[Pair, ...]:
-        return tuple(replace(pair, text_passes=2.0, image_passes=2.5) for pair in own(preparer, *given))
+        return tuple(pair._replace(text_passes=2.0, image_passes=2.5) for pair in own(preparer, *given))
 
     monkeypatch.setattr(preparer, "pairs", twice)
     datasets = [FakeDataset([9, 12, 14, 5])]

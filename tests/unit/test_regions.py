@@ -88,7 +88,7 @@ def test_spare_regions_are_of_other_samples_and_there() -> None:
     config = RegionHidingConfig(zero=0.8, random=0.1)
     for seed in range(200):
         for loan in spare_regions(0, tables, config, draw(seed, "t")):
-            assert (loan.sample, loan.count) == (2, 1)
+            assert (loan.sample, loan.regions) == (2, 1)
             assert 0 <= loan.first < 2
     assert spare_regions(0, block(4), config, draw(0, "t")) == ()
     assert spare_regions(0, tables, RegionHidingConfig(), draw(0, "t")) == ()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tests.unit.task_making import example, facts, hidden, text_encoder, within_3_sigma
 from vlp.errors import ConfigError
 from vlp.objectives.mlm import MaskedLanguage, MaskedLanguageConfig
-from vlp.objectives.words import Chosen, choose_spans, choose_words
+from vlp.objectives.words import choose_spans, choose_words
 from vlp.seeds import Draws, derive, draw, generator
 from vlp.types import Example, Target
 
@@ -31,9 +31,13 @@ def some_words(tokens: int, seed: int) -> tuple[NDArray[np.bool_], NDArray[np.in
     return words_of(lengths[np.cumsum(lengths) <= tokens])
 
 
-def spans(special_T: NDArray[np.bool_], word_T: NDArray[np.int64], seed: int, **config: float) -> Chosen:
+def spans(
+    special_T: NDArray[np.bool_], word_T: NDArray[np.int64], seed: int, **config: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Places that spans hide, and the number of each one's span."""
     settings = {"probability": 0.15, "end": 0.2, "longest": 10} | config
-    return choose_spans([special_T], [word_T], draws=Draws([derive(seed, "t")]), **settings)[0]  # type: ignore[arg-type]
+    found = choose_spans([special_T], [word_T], draws=Draws([derive(seed, "t")]), **settings)  # type: ignore[arg-type]
+    return np.flatnonzero(found.chosen_N), found.unit_K
 
 
 def made_of(text: tuple[NDArray[np.bool_], NDArray[np.int64]]) -> Example:
@@ -55,7 +59,8 @@ def masked(made: Example, seed: int = 1, **config: object) -> Target:
 
 def test_a_word_is_hidden_with_all_of_its_tokens() -> None:
     special_T, word_T = some_words(LONG, 0)
-    ((chosen_K, unit_K),) = choose_words([special_T], [word_T], 0.15, Draws([1]))
+    chosen_N, unit_K, _ = choose_words([special_T], [word_T], 0.15, Draws([1]))
+    chosen_K = np.flatnonzero(chosen_N)
     assert within_3_sigma(len(np.unique(word_T[chosen_K])), int(word_T.max()) + 1, 0.15)
     whole = np.flatnonzero(np.isin(word_T, word_T[chosen_K]))
     assert chosen_K.tolist() == whole.tolist()
@@ -79,7 +84,11 @@ def test_one_draw_decides_for_a_word() -> None:
 
 def test_a_token_without_a_word_is_one_by_itself() -> None:
     special_T, word_T = np.array([True, False, False, False, True]), np.array([-1, -1, -1, 0, -1])
-    found = {tuple(places_K.tolist()) for places_K, _ in choose_words([special_T] * 200, [word_T] * 200, 0.3, SOME)}
+    chosen = choose_words([special_T] * 200, [word_T] * 200, 0.3, SOME)
+    assert [
+        len(set(unit_K)) for unit_K in np.split(chosen.unit_K, chosen.units_B.cumsum())[:-1]
+    ] == chosen.units_B.tolist()
+    found = {tuple(np.flatnonzero(chosen_T).tolist()) for chosen_T in chosen.chosen_N.reshape(200, -1)}
     assert found == {(1,), (2,), (3,), (1, 2), (1, 3), (2, 3), (1, 2, 3)}
 
 

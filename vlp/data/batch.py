@@ -112,11 +112,15 @@ def _text(examples: Sequence[Example]) -> TextBatch:
     packing = pack([len(example.token_ids_T) for example in examples])
     causal = [example.causal for example in examples]
     ids = [example.token_ids_T for example in examples]
-    segments = [np.zeros(len(e.token_ids_T), np.int64) if e.segment_T is None else e.segment_T for e in examples]
+    segments_N = np.zeros(packing.tokens, np.int64)
+    for number, example in enumerate(examples):
+        if example.segment_T is not None:
+            first, end = packing.starts_B1[number : number + 2].tolist()
+            segments_N[first:end] = example.segment_T
     return TextBatch(
         ids_N=_tensor(_joined(ids, np.zeros(0, np.int64))),
         positions_N=within(packing),
-        segments_N=_tensor(_joined(segments, np.zeros(0, np.int64))),
+        segments_N=torch.from_numpy(segments_N),
         packing=packing,
         causal_B=torch.tensor(causal) if any(causal) else None,
     )

@@ -220,7 +220,7 @@ class SlotReader:
         return np.concatenate(
             [
                 dataset.read_features(
-                    tables.shard_S.item(loan.sample), tables.row_S.item(loan.sample), loan.first, loan.count
+                    tables.shard_S.item(loan.sample), tables.row_S.item(loan.sample), loan.first, loan.regions
                 )
                 for loan in pair.loans
             ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,7 @@ def choose_each(
     return chosen_N
 
 
-def starts_of(counts: Sequence[int]) -> NDArray[np.int64]:
+def starts_of(counts: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.int64]:
     """Where each example's things begin, and the end, [B + 1]."""
     return np.array([0, *counts], np.int64).cumsum()
 

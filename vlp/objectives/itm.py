@@ -10,7 +10,7 @@ makes of it (`vlp.objectives.negatives`): then each example gives three pairs. S
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -33,7 +33,7 @@ from vlp.objectives.objective import (
     empty_positions,
     precise,
 )
-from vlp.seeds import Draw
+from vlp.seeds import Draw, Draws
 from vlp.types import Encoded, Pair, Rows, Target, Targets
 
 REMATCHED = "rematched.pooled"
@@ -104,9 +104,9 @@ class Matching(SelfSupervised):
             return pair
         other = other_text(pair.image, block, rng) if mismatched else None
         if other is not None:
-            return replace(pair, second=other, matched=False)
+            return pair._replace(second=other, matched=False)
         own = first + rng.integers(end - first - 1)
-        return replace(pair, second=own + (own >= pair.text))
+        return pair._replace(second=own + (own >= pair.text))
 
     def head(self) -> HeadConfig:
         return ClassHead(reads="example", classes=2)
@@ -115,9 +115,17 @@ class Matching(SelfSupervised):
         return Target(empty_positions(), {"matched": np.zeros(0, np.int64)})
 
     def target(self, hidden: Hidden, rng: Draw) -> Target:
-        if self.config.replace == "second_text" and hidden.example.segment_T is None:
-            return self.empty()
-        return Target(np.zeros(1, np.int64), {"matched": np.array([hidden.example.matched], np.int64)})
+        return self.targets([hidden], Draws([rng.key]))[0]
+
+    def targets(self, hidden: Sequence[Hidden], draws: Draws) -> list[Target]:
+        matched_B, place_1 = np.array([each.example.matched for each in hidden], np.int64), np.zeros(1, np.int64)
+        always = self.config.replace != "second_text"
+        return [
+            Target(place_1, {"matched": matched_B[row : row + 1]})
+            if always or each.example.segment_T is not None
+            else self.empty()
+            for row, each in enumerate(hidden)
+        ]
 
     def scores(self, head: nn.Module | None, encoded: Encoded, targets: Targets) -> Tensor:
         if "matched" not in targets.survey:

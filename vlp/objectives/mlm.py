@@ -1,7 +1,7 @@
 """Masked language modelling: hide words, guess them. Sources: Devlin et al. 2019 (arXiv 1810.04805), section 3.1; with
 a momentum model's guesses among the targets, Li et al. 2021 (arXiv 2107.07651), section 3.3.
 
-Shape suffixes: T tokens of a text, K hidden tokens, V vocabulary.
+Shape suffixes: B texts, N tokens of all of them, T tokens of one; K hidden tokens of all, C of one; V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from vlp.objectives.choice import parts, places_in_all, starts_of
+from vlp.objectives.choice import parts, places_in_each, starts_of
 from vlp.objectives.objective import Average, Facts, Hidden, SelfSupervisedConfig, shares
 from vlp.objectives.vocabulary import WordGuessing
 from vlp.objectives.words import Chosen, choose_spans, choose_tokens, choose_words
@@ -88,7 +88,7 @@ class MaskedLanguage(WordGuessing):
         return made
 
 
-def chosen_words(examples: Sequence[Example], config: MaskedLanguageConfig, draws: Draws) -> list[Chosen]:
+def chosen_words(examples: Sequence[Example], config: MaskedLanguageConfig, draws: Draws) -> Chosen:
     """The tokens of each example to hide, by the config's unit."""
     specials, words = [example.special_T for example in examples], [example.word_T for example in examples]
     if config.unit == "token":
@@ -100,7 +100,7 @@ def chosen_words(examples: Sequence[Example], config: MaskedLanguageConfig, draw
 
 def mask_tokens(
     hidden: Sequence[Hidden],
-    chosen: Sequence[Chosen],
+    chosen: Chosen,
     config: MaskingConfig,
     mask_id: int,
     random_ids: NDArray[np.int64],
@@ -108,18 +108,17 @@ def mask_tokens(
 ) -> list[Target]:
     """Hide the chosen tokens in each example, a unit by one draw, and say what they were."""
     starts_B1 = starts_of([len(each.example.token_ids_T) for each in hidden])
-    bounds_B1 = starts_of([len(chosen_K) for chosen_K, _ in chosen])
-    counts_B = np.diff(bounds_B1)
+    places_K = chosen.chosen_N.nonzero()[0]
+    bounds_B1 = places_K.searchsorted(starts_B1)
     tokens_N = np.concatenate([each.example.token_ids_T for each in hidden])
-    places_K = places_in_all([chosen_K for chosen_K, _ in chosen], starts_B1)
     labels_K = tokens_N[places_K]
-    # What becomes of a unit, and which random token would stand there. There are no more units than tokens.
-    fate_K, which_K = (draws.apart(purpose).uniform(counts_B) for purpose in ("fate", "which"))
-    fate_K = fate_K[places_in_all([unit_K for _, unit_K in chosen], bounds_B1)]
+    # What becomes of a unit, and which random token would stand at each place.
+    fate_K = draws.apart("fate").uniform(chosen.units_B)[chosen.unit_K]
+    which_K = draws.apart("which").uniform(np.diff(bounds_B1))
     random_K = (fate_K >= config.mask) & (fate_K < config.mask + config.random)
     tokens_N[places_K[fate_K < config.mask]] = mask_id
     tokens_N[places_K[random_K]] = random_ids[(which_K[random_K] * len(random_ids)).astype(np.int64)]
     for each, tokens_T in zip(hidden, parts(tokens_N, starts_B1), strict=True):
         each.example.token_ids_T = tokens_T
-    labels = parts(labels_K, bounds_B1)
-    return [Target(chosen_K, {"token": token_K}) for (chosen_K, _), token_K in zip(chosen, labels, strict=True)]
+    positions, labels = places_in_each(chosen.chosen_N, starts_B1), parts(labels_K, bounds_B1)
+    return [Target(places_C, {"token": labels_C}) for places_C, labels_C in zip(positions, labels, strict=True)]

@@ -46,13 +46,13 @@ class SelfSupervisedConfig(ObjectiveConfig):
     """The objective whose steps it stands in as well, instead of having steps of its own (`combine: one`)."""
 
 
+_NO_POSITIONS: NDArray[np.int64] = np.zeros(0, np.int64)
+_NOWHERE: NDArray[np.bool_] = np.zeros(0, np.bool_)
+
+
 def empty_positions() -> NDArray[np.int64]:
     """No positions."""
-    return np.zeros(0, np.int64)
-
-
-def _nowhere() -> NDArray[np.bool_]:
-    return np.zeros(0, np.bool_)
+    return _NO_POSITIONS
 
 
 @dataclass(slots=True)
@@ -71,9 +71,9 @@ class Hidden:
     """Features of other images' regions, in the precision of the shard."""
     guessed_K: NDArray[np.int64] = field(default_factory=empty_positions)
     """Image tokens (regions or patches) that are to be guessed, by their places, ascending."""
-    zeroed_R: NDArray[np.bool_] = field(default_factory=_nowhere)
+    zeroed_R: NDArray[np.bool_] = field(default_factory=lambda: _NOWHERE)
     """True at regions whose features become zero."""
-    replaced_R: NDArray[np.bool_] = field(default_factory=_nowhere)
+    replaced_R: NDArray[np.bool_] = field(default_factory=lambda: _NOWHERE)
     """True at regions that get features of other images' regions."""
 
 

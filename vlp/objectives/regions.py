@@ -92,10 +92,10 @@ def choose_regions(hidden: Sequence[Hidden], config: RegionHidingConfig, draws: 
 def hide_regions(hidden: Sequence[Hidden], config: RegionHidingConfig, draws: Draws) -> None:
     """Hide the regions that were chosen, where they lie: to copy all features would cost more than all else that is
     done here."""
-    rows = [row for row, each in enumerate(hidden) if each.example.regions]
-    shown, images = [hidden[row] for row in rows], [image for each in hidden if (image := each.example.regions)]
-    if not images:
+    found = [(row, each, image) for row, each in enumerate(hidden) if (image := each.example.regions)]
+    if not found:
         return
+    rows, shown, images = zip(*found, strict=True)
     starts_B1 = starts_of([len(image) for image in images])
     features_ND = joined([image.features_RD for image in images])
     zeroed_N = np.concatenate([each.zeroed_R for each in shown])
@@ -107,7 +107,7 @@ def hide_regions(hidden: Sequence[Hidden], config: RegionHidingConfig, draws: Dr
         features_ND[starts_B1[:-1]] = means_without(features_ND, unseen_N, starts_B1)
     features_ND[zeroed_N] = 0
     if replaced_N.any():
-        features_ND[replaced_N] = _lent(shown, draws.of(rows))
+        features_ND[replaced_N] = _lent(shown, draws.of(list(rows)))
     for each, image, features_RD in zip(shown, images, parts(features_ND, starts_B1), strict=True):
         image.features_RD, image.hidden_R = features_RD, each.zeroed_R
 
@@ -116,10 +116,11 @@ def _lent(hidden: Sequence[Hidden], draws: Draws) -> NDArray[np.float32]:
     """Features that are lent to each example, as many as it replaces: each once before one stands in twice."""
     rows = [row for row, each in enumerate(hidden) if each.replaced_R.any()]
     lent = [lent_KD for row in rows if (lent_KD := hidden[row].lent_KD) is not None]
-    counts = [len(lent_KD) for lent_KD in lent]
-    orders = [draw_K.argsort() for draw_K in parts(draws.of(rows).uniform(counts), starts_of(counts))]
-    wanted = [np.arange(np.count_nonzero(hidden[row].replaced_R)) for row in rows]
-    picked = [order_K[wanted_C % len(order_K)] for order_K, wanted_C in zip(orders, wanted, strict=True)]
+    firsts = (draws.of(rows).uniform([1] * len(rows)) * [len(lent_KD) for lent_KD in lent]).astype(np.int64)
+    picked = [
+        np.arange(first, first + np.count_nonzero(hidden[row].replaced_R)) % len(lent_KD)
+        for row, first, lent_KD in zip(rows, firsts.tolist(), lent, strict=True)
+    ]
     return float32(rows_of(lent, picked)[0])
 
 

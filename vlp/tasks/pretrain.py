@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
@@ -35,7 +36,6 @@ from vlp.tasks.module import TaskModule
 from vlp.tasks.task import Setting, Task, TaskConfig, check_name
 from vlp.types import Batch, Example, Loan, Losses, Origin, Pair, Sample, Slot, Stream
 
-_EITHER: tuple[frozenset[Stream], ...] = frozenset({"text"}), frozenset({"image"})
 _HIDING_WORDS = ("masked_language", "prefix_language")
 
 
@@ -210,7 +210,7 @@ class PretrainTask(Task):
             if matching is not None and has_image(pair.image, block):
                 pair = self._met_often(pair, stage)
         loans = self._loans(stage, pair, block, rng)
-        return (replace(pair, loans=loans) if loans else pair,)
+        return (pair._replace(loans=loans) if loans else pair,)
 
     def _met_often(self, pair: Pair, stage: Stage) -> Pair:
         """A pair in a step with hard negatives, whose image meets more texts than its own.
@@ -219,7 +219,7 @@ class PretrainTask(Task):
         The model goes over each of these texts, and again over the image, from where text and image meet.
         """
         texts = 1 + MOST + int(stage.plain)
-        return replace(pair, text_passes=1.0 + texts, image_passes=1 + texts * self._met)
+        return pair._replace(text_passes=1.0 + texts, image_passes=1 + texts * self._met)
 
     def _loans(self, stage: Stage, pair: Pair, block: Block, rng: Draw) -> tuple[Loan, ...]:
         """Regions of other samples, where some are to stand in for hidden ones or to be told from them."""
@@ -261,21 +261,19 @@ class PretrainTask(Task):
             example.origin = None
             if stage.plain:
                 example.plain_T = example.token_ids_T
-        streams = _streams(stage, draws)
-        seen = [row for row, hiding in enumerate(streams) if "image" in hiding]
+        hiding, asking = _hiding(stage, draws), self._asking([example for example, _ in made])
+        seen = hiding["image"].nonzero()[0].tolist()
         self._choose([hidden[row] for row in seen], draws.of(seen).apart("image"))
         for name, objective in self.objectives.items():
             # Words are hidden in mismatched pairs too, guessed there or not: a mask must not tell a match.
+            asks_B = asking[objective.pairs] & (name in stage.active)
             hides = objective.hides == "text" and (name in stage.active or isinstance(objective, MaskedLanguage))
-            asks = [name in stage.active and self._asks(objective, each.example) for each in hidden]
-            rows = [
-                row
-                for row, hiding in enumerate(streams)
-                if (asks[row] or hides) and (objective.hides is None or objective.hides in hiding)
-            ]
+            rows = (hiding[objective.hides] & (asks_B | hides)).nonzero()[0].tolist()
+            if not rows:
+                continue
             targets = objective.targets([hidden[row] for row in rows], draws.of(rows).apart(name))
-            for row, target in zip(rows, targets, strict=True):
-                if asks[row]:
+            for row, asks, target in zip(rows, asks_B[rows].tolist(), targets, strict=True):
+                if asks:
                     hidden[row].example.targets[name] = target
         hide_regions([hidden[row] for row in seen], self.config.region_hiding, draws.of(seen).apart("lent"))
 
@@ -309,12 +307,12 @@ class PretrainTask(Task):
             contrasting=tuple(each for each in objectives if isinstance(each, RegionContrast)),
         )
 
-    def _asks(self, objective: SelfSupervised, example: Example) -> bool:
-        """Whether an objective has a target in an example, by what pair it is."""
-        if objective.pairs is None:
-            return example.matched or self.config.on_mismatched
-        alone = example.image is None and self.setting.without != "image"
-        return not alone and (example.matched or objective.pairs == "all")
+    def _asking(self, examples: Sequence[Example]) -> dict[Literal["all", "matched"] | None, NDArray[np.bool_]]:
+        """Which examples an objective has a target in, by the pairs that it is about."""
+        matched_B = np.array([example.matched for example in examples], np.bool_)
+        without = self.setting.without == "image"
+        paired_B = np.array([without or example.image is not None for example in examples], np.bool_)
+        return {None: matched_B | self.config.on_mismatched, "matched": matched_B & paired_B, "all": paired_B}
 
     def evaluate(self, judge: Judge) -> dict[str, float]:
         """Loss and metrics of each objective alone, and the grounding probe if the config names words."""
@@ -341,11 +339,14 @@ class PretrainTask(Task):
                 totals.add(metric, float(value), float(count))
 
 
-def _streams(stage: Stage, draws: Draws) -> list[frozenset[Stream]]:
-    """The modalities of which something is hidden, for each example."""
-    if not stage.apart or len(stage.hiding) < 2:
-        return [stage.hiding] * len(draws)
-    return [_EITHER[draw < 0.5] for draw in draws.apart("stream").uniform([1] * len(draws)).tolist()]
+def _hiding(stage: Stage, draws: Draws) -> dict[Stream | None, NDArray[np.bool_]]:
+    """The examples of which something of a modality may be hidden; under None, of which nothing need be."""
+    all_B = np.ones(len(draws), np.bool_)
+    text_B, image_B = all_B & ("text" in stage.hiding), all_B & ("image" in stage.hiding)
+    if stage.apart and len(stage.hiding) > 1:
+        text_B = draws.apart("stream").uniform(np.ones(len(draws), np.int64)) < 0.5
+        image_B = ~text_B
+    return {None: all_B, "text": text_B, "image": image_B}
 
 
 def _plain(example: Example) -> Example:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,19 +100,19 @@ class Slot:
     """Row of the block's tables (see `vlp.data.index.Block`)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Loan:
+class Loan(NamedTuple):
     """Neighbouring regions of a sample whose features are lent to a pair of another."""
 
     sample: int
     """Row of the block's sample tables."""
     first: int
-    count: int
+    regions: int
+    """How many."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """An image and a text of one block that go through the model together."""
+class Pair(NamedTuple):
+    """An image and a text of one block that go through the model together. A tuple, since every rank makes those of the
+    whole batch, and a frozen dataclass takes three times as long to make."""
 
     image: int
     """Row of the block's sample tables whose image is taken."""
@@ -123,7 +123,6 @@ class Pair:
     """Row of the example tables whose text follows the first, if there are two."""
     loans: tuple[Loan, ...] = ()
     """Regions of other samples, to stand in for hidden ones or to be told from them."""
-
     text_passes: float = 1.0
     """How often the model goes over its text: more than once where a step makes further pairs of it."""
     image_passes: float = 1.0
