@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -114,7 +115,7 @@ class Draws:
 
     def apart(self, purpose: str) -> Draws:
         """For the same things, but numbers that are unrelated to these."""
-        return Draws(_hashed(self._keys_B ^ np.uint64(derive(0, purpose))))
+        return Draws(_hashed(self._keys_B ^ _told(purpose)))
 
     def uniform(self, counts: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.float64]:
         """Uniform in [0, 1): the first numbers of each thing, so many, one thing's behind the other's, [N]."""
@@ -125,6 +126,12 @@ class Draws:
         count_N += (self._keys_B - (ends_B - counts_B).astype(np.uint64) * np.uint64(_STEP)).repeat(counts_B)
         draw_N: NDArray[np.float64] = (_hashed(count_N) >> np.uint64(11)) * _UNIT
         return draw_N
+
+
+@cache
+def _told(purpose: str) -> np.uint64:
+    """The bits that stand for a purpose."""
+    return np.uint64(derive(0, purpose))
 
 
 def _hashed(count_N: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -131,3 +131,13 @@ def test_a_batch_holds_the_pixels_where_they_were_decoded() -> None:
             np.testing.assert_array_equal(pixels_3HW, image.pixels_3HW)
             assert np.shares_memory(pixels_3HW, image.pixels_3HW) == bool(number)
     assert batch.pixels_P3HW.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_parts_of_any_one_array_are_joined_without_a_copy_but_never_parts_of_its_rows() -> None:
+    whole = np.arange(12.0).reshape(6, 2)
+    parts = [whole[0:1], whole[1:4], whole[4:6]]
+    assert np.shares_memory(joined(parts), whole)
+    assert joined(parts[1:]).tolist() == whole[1:].tolist()
+    assert joined([whole[:, :1]]).tolist() == whole[:, :1].tolist()
+    assert joined([whole[::2], whole[1::2]]).tolist() == [*whole[::2].tolist(), *whole[1::2].tolist()]
+    assert joined([parts[1], parts[0]]).tolist() == [*parts[1].tolist(), *parts[0].tolist()]
