@@ -30,6 +30,7 @@ from vlp.data.manifest import INDEX, MANIFEST, Manifest, ShardEntry, fingerprint
 from vlp.data.order import Order
 from vlp.data.steps import StepMaker
 from vlp.data.tables import ShardTable, make_entry, save_table
+from vlp.seeds import Draw
 from vlp.types import Pair, Slot
 
 SHARDS, FEW, SAMPLES, KINDS = 40_000, 400, 10_000, 16
@@ -89,7 +90,7 @@ class Planned:
 
     wants_image, wants_regions, draws_pairs = True, False, False
 
-    def pairs(self, slot: Slot, block: object, rng: np.random.Generator) -> tuple[Pair, ...]:
+    def pairs(self, slot: Slot, block: object, rng: Draw) -> tuple[Pair, ...]:
         return (Pair(int(block.sample_E[slot.example]), slot.example),)  # type: ignore[attr-defined]
 
 

@@ -18,6 +18,7 @@ from vlp.data.index import open_index
 from vlp.data.lengths import token_lengths
 from vlp.data.loader import StepLoader
 from vlp.data.order import Order
+from vlp.seeds import Draw
 from vlp.types import Batch, Example, Pair, RegionInput, Sample, Slot, Step
 
 SHARDS, PER_SHARD, CAPTIONS = 8, 3, 2
@@ -46,7 +47,7 @@ class Plain(OwnPairs):
     wants_image, wants_regions = False, True
 
     def example(
-        self, slot: Slot, pair: Pair, image: Sample, text: Sample, number: int, rng: np.random.Generator, step: int
+        self, slot: Slot, pair: Pair, image: Sample, text: Sample, number: int, rng: Draw, step: int
     ) -> Example:
         assert image.regions is not None
         features_RD = np.asarray(image.regions.features_RD, np.float32)

@@ -15,6 +15,7 @@ from vlp.data.index import Block, open_index
 from vlp.data.lengths import token_lengths
 from vlp.data.loader import StepLoader
 from vlp.data.order import Order
+from vlp.seeds import Draw
 from vlp.types import Batch, Example, Pair, Sample, Slot, Step
 
 OPTIONS: dict[str, Any] = {"image_tokens": int, "micro_tokens": 40}
@@ -31,10 +32,10 @@ class OwnPairs:
 
     draws_pairs = False
 
-    def pairs(self, slot: Slot, block: Block, rng: np.random.Generator) -> tuple[Pair, ...]:
+    def pairs(self, slot: Slot, block: Block, rng: Draw) -> tuple[Pair, ...]:
         return (Pair(int(block.sample_E[slot.example]), slot.example),)
 
-    def shown(self, image: Sample, rng: np.random.Generator) -> Sample:
+    def shown(self, image: Sample, rng: Draw) -> Sample:
         return image
 
 
@@ -44,7 +45,7 @@ class Looker(OwnPairs):
     wants_image = wants_regions = True
 
     def example(
-        self, slot: Slot, pair: Pair, image: Sample, text: Sample, number: int, rng: np.random.Generator, step: int
+        self, slot: Slot, pair: Pair, image: Sample, text: Sample, number: int, rng: Draw, step: int
     ) -> Example:
         PixelImages(8, 1).prepare(image)
         words = (*text.captions, *(question.text for question in text.questions))[number].split()
