@@ -115,7 +115,7 @@ class Draws:
 
     def apart(self, purpose: str) -> Draws:
         """For the same things, but numbers that are unrelated to these."""
-        return Draws(_hashed(self._keys_B ^ _told(purpose)))
+        return Draws(_hashed(self._keys_B ^ np.uint64(_bits_of(purpose))))
 
     def uniform(self, counts: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.float64]:
         """Uniform in [0, 1): the first numbers of each thing, so many, one thing's behind the other's, [N]."""
@@ -129,9 +129,9 @@ class Draws:
 
 
 @cache
-def _told(purpose: str) -> np.uint64:
-    """The bits that stand for a purpose."""
-    return np.uint64(derive(0, purpose))
+def _bits_of(purpose: str) -> int:
+    """What stands for a purpose."""
+    return derive(0, purpose)
 
 
 def _hashed(count_N: NDArray[np.uint64]) -> NDArray[np.uint64]:

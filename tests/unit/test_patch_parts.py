@@ -27,7 +27,7 @@ def patch_model(rows: int = 3, columns: int = 3, align: bool = True, **settings:
 
 def test_patches_are_convolved() -> None:
     model = model_of(FEATURE, source=PATCHES)
-    made = [example(3, pixels(12, 9, Draw(0)), 0), example(4, None, 1)]
+    made = [example(3, pixels(12, 9, np.random.default_rng(0)), 0), example(4, None, 1)]
     batch = collate(made, images_of(model.config.image).form, {})
     linear = model.image.parts["feature"].linear
     kernel = linear.weight.view(16, 3, 4, 4)  # type: ignore[operator, union-attr]
@@ -39,7 +39,7 @@ def test_bytes_are_normalised() -> None:
     source = {**PATCHES, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
     model = model_of(FEATURE, source=source)
     shown = np.random.default_rng(0).integers(0, 256, (3, 12, 12)).astype(np.uint8)
-    made = example(3, pixels(12, 9, Draw(0)), 0)
+    made = example(3, pixels(12, 9, np.random.default_rng(0)), 0)
     tokens = []
     mean, std = (np.array(source[key])[:, None, None] for key in ("mean", "std"))
     for given in (shown, ((shown / 255 - mean) / std).astype(np.float32)):
@@ -52,7 +52,7 @@ def test_bytes_are_normalised() -> None:
 @pytest.mark.parametrize("own", [(3, 3), (2, 4), (5, 1)])
 def test_positions_of_another_grid_are_interpolated(own: tuple[int, int], align: bool) -> None:
     model = patch_model(*own, align=align)
-    made = example(3, pixels(12, 9, Draw(0)), 0)
+    made = example(3, pixels(12, 9, np.random.default_rng(0)), 0)
     batch = collate([made], images_of(model.config.image).form, {})
     table = model.image.parts["grid"].table[1:].T.view(1, 16, *own)  # type: ignore[operator, index]
     wanted = F.interpolate(table, size=(3, 3), mode="bilinear", align_corners=align).flatten(2)[0].T
@@ -63,7 +63,7 @@ def test_positions_of_another_grid_are_interpolated(own: tuple[int, int], align:
 
 def test_an_image_of_another_shape_has_its_own_grid() -> None:
     model = patch_model(cls=True)
-    made = example(3, pixels(12, 9, Draw(0)), 0)
+    made = example(3, pixels(12, 9, np.random.default_rng(0)), 0)
     made.image.kept_K, made.image.grid = np.array([0, 1, 3, 4]), (2, 2)  # type: ignore[union-attr]
     batch = collate([made], images_of(model.config.image).form, {})
     assert batch.image.packing.lengths == (5,)
