@@ -23,6 +23,7 @@ from vlp.errors import ConfigError, DataError, TrainingError
 from vlp.freed import give_back, keep
 from vlp.seeds import derive
 from vlp.train.bounds import Bounds
+from vlp.train.dataparallel import DataParallel
 from vlp.train.ema import EMA, EmaConfig, Mean
 from vlp.train.forward import Forward, Metrics, Root
 from vlp.train.linear import own_linear
@@ -116,25 +117,24 @@ class Engine:
         self.stage = stage_of(zero)
         self.skipped_steps = 0
         self._weights = dict(weights)
-        # Here alone DeepSpeed puts nothing around the optimizer: it would apply a NaN, and take the norm a second time.
-        self._plain = self.stage == 0 and precision == "fp32"
         self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         self._root = Root(task)
         self._penalty = None if penalty is None else Penalty(penalty, task)
         self._optimizer = optimizer
         made = make_optimizer(task, optimizer, heights)
+        own = self.stage == 0 and precision != "fp16"
         self._engine, *_ = deepspeed.initialize(
             model=self._root,
             optimizer=made,
             config=engine_config(
-                zero, precision, None if self._plain else optimizer.clip_norm, cuda=world.device.type == "cuda"
+                zero, "fp32" if own else precision, optimizer.clip_norm, cuda=world.device.type == "cuda"
             ),
         )
-        if world.size == 1 and self.stage == 0:
-            # Alone there is nothing to add up, and DeepSpeed would copy all gradients twice to find that out.
+        self._parallel = DataParallel(self._root, made, self._dtype or torch.float32, world) if own else None
+        if own:
             self._engine.enable_backward_allreduce = False
         trained = {name: p for name, p in self._root.task.named_parameters() if p.requires_grad}
-        self.states = States(self._engine, trained)
+        self.states = States(self._engine, trained, self._parallel.masters if self._parallel else None)
         self.untrained = Untrained(task, self.stage)
         self._bounds = Bounds(task, self.states)
         self._ema = Mean(EMA, ema, self.states) if ema is not None else None
@@ -279,17 +279,8 @@ class Engine:
     def _update(self, learning_rate: float) -> tuple[float, bool]:
         """Apply the gradients unless they are not finite; returns their norm and whether they were applied."""
         set_rate(self._engine.optimizer.param_groups, self._optimizer, learning_rate, self.states.steps + 1)
-        if self._plain:
-            gradients = [p.grad for p in self._root.parameters() if p.grad is not None]
-            total, most = nn.utils.get_total_norm(gradients), self._optimizer.clip_norm
-            norm = float(total)
-            if not math.isfinite(norm):
-                self._engine.zero_grad()
-                return norm, False
-            if most is not None and norm > most:
-                nn.utils.clip_grads_with_norm_(self._root.parameters(), most, total)
-            self._engine.step()
-            return norm, True
+        if self._parallel is not None:
+            return self._parallel.step(self._optimizer.clip_norm)
         self._engine.step()
         applied = bool(self._engine.was_step_applied())
         norm = self._engine.get_global_grad_norm()  # None, a float or a tensor, depending on the stage
@@ -369,6 +360,8 @@ class Engine:
     def close(self) -> None:
         """Release DeepSpeed's hooks and buffers, and what it replaced."""
         self._engine.destroy()
+        if self._parallel is not None:
+            self._parallel.close()
         own_linear()
 
 

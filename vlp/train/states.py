@@ -33,24 +33,26 @@ class States:
     Args:
         engine: a DeepSpeed engine around torch's AdamW.
         parameters: the module's trainable parameters by the name that checkpoints use.
+        masters: the fp32 tensor behind each, where it is not DeepSpeed's.
     """
 
-    def __init__(self, engine: Any, parameters: dict[str, nn.Parameter]) -> None:
+    def __init__(
+        self, engine: Any, parameters: dict[str, nn.Parameter], masters: dict[nn.Parameter, Tensor] | None = None
+    ) -> None:
         self.stage: int = engine.zero_optimization_stage()
         self.parameters = parameters
         self._engine = engine
         self._optimizer = engine.optimizer
         self.adam = engine.basic_optimizer
-        self._masters = self._pair_masters() if self.stage == 0 else {}
+        self._masters = masters or self._pair_masters()
         self._prepare()
 
     def _pair_masters(self) -> dict[nn.Parameter, Tensor]:
-        """Stage 0: the fp32 tensor behind each parameter; in fp32 the parameter itself."""
-        pairs: dict[nn.Parameter, Tensor] = {parameter: parameter for parameter in self.parameters.values()}
-        groups = getattr(self._optimizer, "fp16_groups", []), getattr(self._optimizer, "fp32_groups", [])
-        for working, master in zip(*groups, strict=True):
-            pairs.update(zip(working, master, strict=True))
-        return pairs
+        """Stage 0 in fp16: the fp32 tensor behind each parameter."""
+        if self.stage > 0:
+            return {}
+        groups = zip(self._optimizer.fp16_groups, self._optimizer.fp32_groups, strict=True)
+        return {parameter: master for pair in groups for parameter, master in zip(*pair, strict=True)}
 
     def _prepare(self) -> None:
         """Make Adam's states before the first step, all zero, so that a checkpoint can be set at once."""
