@@ -7,26 +7,34 @@ over all gradients for a check, for the norm, for a copy and for a factor, one a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from vlp.distributed import World, sum_over_ranks
 from vlp.train.zero import BUCKET
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
-    from torch.utils.hooks import RemovableHandle
 
-    from vlp.distributed import World
+T = TypeVar("T")
+_TOGETHER = 10_000_000
+"""Numbers whose gradients are in fp32 at a time for the optimizer. As fast as all at once."""
+
+
+class _Trained(NamedTuple):
+    parameter: nn.Parameter
+    master: Tensor
+    gradient: Tensor
 
 
 class DataParallel:
     """Steps the weights of a module that every rank holds whole.
 
-    Below fp32 the module keeps rounded copies, for forward and backward; the optimizer steps fp32 masters, which get
-    the sum of the micro-batches' gradients in fp32.
+    Below fp32 the module keeps rounded copies, for forward and backward. The optimizer steps fp32 masters, and where
+    gradients of several micro-batches or ranks are added up, they are so in fp32.
 
     Args:
         module: in fp32; its parameters become `dtype`, as DeepSpeed's do at the other stages, and buffers stay.
@@ -36,30 +44,30 @@ class DataParallel:
 
     def __init__(self, module: nn.Module, optimizer: Optimizer, dtype: torch.dtype, world: World) -> None:
         self._optimizer = optimizer
-        self._world = world
+        self._ranks = world.size
+        self._rounded = dtype != torch.float32
         self.masters: dict[nn.Parameter, Tensor] = {}
         """The fp32 tensor behind each trained parameter; in fp32 the parameter itself."""
-        self._rounded = dtype != torch.float32
-        self._hooks: list[RemovableHandle] = []
         for parameter in module.parameters():
             if self._rounded and parameter.is_floating_point():
                 parameter.data = parameter.data.to(dtype)
             if parameter.requires_grad:
                 self.masters[parameter] = parameter.detach().float() if self._rounded else parameter
-        if self._rounded:
-            self._hooks = [each.register_post_accumulate_grad_hook(self._add) for each in self.masters]
         for group in optimizer.param_groups:
             group["params"] = [self.masters[parameter] for parameter in group["params"]]
 
-    def _add(self, parameter: Tensor) -> None:
-        """Move a gradient of this micro-batch to the master, while it is in the processor's cache."""
-        master, gradient = self.masters[parameter], parameter.grad  # type: ignore[index]
-        parameter.grad = None
-        assert gradient is not None
-        if master.grad is None:
-            master.grad = gradient.float()
-        else:
-            master.grad += gradient
+    def gather(self) -> None:
+        """Add the gradients of a micro-batch to those of the others before it, in fp32."""
+        if not self._rounded:
+            return  # backward has
+        for parameter, master in self.masters.items():
+            if parameter.grad is None:
+                continue
+            if master.grad is None:
+                master.grad = parameter.grad.float()
+            else:
+                master.grad += parameter.grad
+            parameter.grad = None
 
     def step(self, clip_norm: float | None) -> tuple[float, bool]:
         """Apply the gradients unless they are not finite, and let go of them; collective.
@@ -69,27 +77,36 @@ class DataParallel:
         Returns:
             Their norm before, and whether they were applied.
         """
-        if self._world.size > 1:
-            _average([_gradient(master) for master in self.masters.values()], self._world.size)
-        gradients = [master.grad for master in self.masters.values() if master.grad is not None]
-        total = nn.utils.get_total_norm(gradients)
-        norm = float(total)
+        if self._ranks > 1:
+            self.gather()
+            _average([_gradient(master) for master in self.masters.values()], self._ranks)
+        trained = self._taken()
+        norms = [torch.linalg.vector_norm(each.gradient, dtype=torch.float32) for each in trained]
+        norm = float(torch.linalg.vector_norm(torch.stack(norms)))
         applied = math.isfinite(norm)
         if applied:
-            if clip_norm is not None and norm > clip_norm:
-                nn.utils.clip_grads_with_norm_(self.masters.values(), clip_norm, total)
-            self._optimizer.step()
-            if self._rounded:
-                for parameter, master in self.masters.items():
-                    parameter.data.copy_(master)
-        for master in self.masters.values():
-            master.grad = None
+            self._apply(trained, clip_norm / norm if clip_norm is not None and norm > clip_norm else 1.0)
         return norm, applied
 
-    def close(self) -> None:
-        """Leave the module's gradients to others."""
-        for hook in self._hooks:
-            hook.remove()
+    def _taken(self) -> list[_Trained]:
+        """All that have a gradient, which is no longer theirs: the optimizer steps what has one."""
+        taken = []
+        for parameter, master in self.masters.items():
+            gradient = parameter.grad if master.grad is None else master.grad
+            parameter.grad = master.grad = None
+            if gradient is not None:
+                taken.append(_Trained(parameter, master, gradient))
+        return taken
+
+    def _apply(self, trained: Sequence[_Trained], factor: float) -> None:
+        for some in _parts(trained, [each.gradient.numel() for each in trained], _TOGETHER):
+            for each in some:
+                each.master.grad = each.gradient.float() if factor == 1 else each.gradient.float().mul_(factor)
+            self._optimizer.step()
+            for each in some:
+                each.master.grad = None
+                if self._rounded:
+                    each.parameter.data.copy_(each.master)
 
 
 def _gradient(master: Tensor) -> Tensor:
@@ -99,23 +116,24 @@ def _gradient(master: Tensor) -> Tensor:
     return master.grad
 
 
-def _average(gradients: Iterable[Tensor], ranks: int) -> None:
-    """Replace gradients by their means over ranks, a bucket at a time."""
-    for bucket in _buckets(gradients):
-        flat = torch.cat([gradient.reshape(-1) for gradient in bucket]).div_(ranks)
-        torch.distributed.all_reduce(flat)
-        parts = flat.split([gradient.numel() for gradient in bucket])
-        for gradient, part in zip(bucket, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
+def _average(gradients: Sequence[Tensor], ranks: int) -> None:
+    """Replace gradients by their means over ranks."""
+    for some in _parts(gradients, [gradient.numel() for gradient in gradients], BUCKET):
+        flat = torch.cat([gradient.flatten() for gradient in some]).div_(ranks)
+        sum_over_ranks(flat)
+        start = 0
+        for gradient in some:
+            gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
+            start += gradient.numel()
 
 
-def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Runs of tensors of up to `BUCKET` numbers, or of a single one that has more."""
-    bucket: list[Tensor] = []
-    for tensor in tensors:
-        if bucket and sum(each.numel() for each in bucket) + tensor.numel() > BUCKET:
-            yield bucket
-            bucket = []
-        bucket.append(tensor)
-    if bucket:
-        yield bucket
+def _parts(items: Sequence[T], sizes: Sequence[int], most: int) -> Iterator[Sequence[T]]:
+    """Runs of items whose sizes add up to `most` at most, or of a single one that is larger."""
+    start = total = 0
+    for index, size in enumerate(sizes):
+        if index > start and total + size > most:
+            yield items[start:index]
+            start, total = index, 0
+        total += size
+    if start < len(items):
+        yield items[start:]

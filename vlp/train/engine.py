@@ -201,12 +201,14 @@ class Engine:
         batches = step.micro_batches if self._survey is None else self._survey.look(step, agreed.counts)
         for index, batch in enumerate(batches):
             self._seed_dropout(step.number, index)
-            self._engine.set_gradient_accumulation_boundary(index == len(step.micro_batches) - 1)
             last = index == len(step.micro_batches) - 1
+            self._engine.set_gradient_accumulation_boundary(last)
             penalty = self._penalty if last else None
             forward = Forward(self.to_device(batch), list(self._weights), scales_O, penalty)
             loss, part_O, measured = self._engine(forward)
             self._engine.backward(loss)
+            if self._parallel is not None and len(step.micro_batches) > 1:
+                self._parallel.gather()
             sums_O += part_O
             metrics.add(measured)
         grad_norm, applied = self._update(learning_rate)
@@ -360,8 +362,6 @@ class Engine:
     def close(self) -> None:
         """Release DeepSpeed's hooks and buffers, and what it replaced."""
         self._engine.destroy()
-        if self._parallel is not None:
-            self._parallel.close()
         own_linear()
 
 
