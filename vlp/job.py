@@ -66,7 +66,7 @@ def _train(assembled: Assembled, directory: Path, ranks: World, resume: bool, wa
         weights=assembled.task.weights,
         optimizer=run.optimizer,
         precision=run.precision,
-        zero=read_zero(zero_file(run.deepspeed), run.precision),
+        zero=read_zero(zero_file(run.deepspeed)),
         world=ranks,
         seed=run.run.seed,
         heights={f"model.{name}": height for name, height in heights(module.model).items()},

@@ -136,7 +136,7 @@ class RunConfig(Config):
     penalty: PenaltyConfig | None = None
     """A penalty on the weights; null for none."""
     precision: Precision = "fp32"
-    """Of forward and backward; from ZeRO stage 1 on the optimizer keeps fp32 weights in either case."""
+    """Of forward and backward; the optimizer keeps fp32 weights in either case."""
     deepspeed: str | None = None
     """The name of a shipped DeepSpeed config (zero1, zero2, ...) or a JSON file: ZeRO and offload only."""
     ema: EmaConfig | None = None

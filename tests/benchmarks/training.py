@@ -5,9 +5,8 @@ of 384 x 384 pixels, 0.15 of the words hidden. Counted are forward, loss, backwa
 the optimizer (fused AdamW in both); not reading the data, and not padding them for the library. Ours is the engine of
 `vlp pretrain` with all that it does in a step. The library's class is called as its documentation shows, on one padded
 batch with masks, in a process of its own, as the engine sets malloc for its own. In bf16 its model is in bf16, and so
-are the optimizer's weights and moments. Ours is at ZeRO stage 0, where DeepSpeed keeps weights and moments in fp32
-beside the bf16 ones, which costs ours a twentieth of a step and more; `--zero1` takes stage 1, a run's default in bf16,
-where gradients add up in fp32 too. Dropout is 0.1 in both; before, their losses without dropout are compared.
+are the optimizer's weights and moments; ours keeps weights and moments in fp32 beside, as each run does. Dropout is 0.1
+in both; before, their losses without dropout are compared.
 
 `mfu` is the model's operations (three times a forward pass, on real tokens, nothing recomputed) per second, over the
 fastest matrix product of the same machine, type and number of threads, timed in the same round.
@@ -37,7 +36,7 @@ from vlp.models.flops import Arithmetic
 from vlp.tasks.module import TaskModule
 from vlp.train.engine import Engine
 from vlp.train.optimizer import OptimizerConfig, make_optimizer
-from vlp.train.zero import Precision, read_zero, zero_file
+from vlp.train.zero import Precision, read_zero
 from vlp.types import Batch, Losses, Step
 
 RATE, CLIP = 1e-4, 1.0
@@ -119,8 +118,6 @@ class Ours:
         weights: Mapping[str, float],
         precision: Precision,
         ranks: World,
-        *,
-        zero1: bool = False,
     ) -> None:
         self.weights = weights
         self.engine = Engine(
@@ -128,7 +125,7 @@ class Ours:
             weights=weights,
             optimizer=OptimizerConfig(clip_norm=CLIP),
             precision=precision,
-            zero=read_zero(zero_file(None if zero1 else "zero0"), precision),
+            zero=read_zero(None),
             world=ranks,
             seed=0,
         )
@@ -199,7 +196,6 @@ class Setting:
     dropout: float
     device: str
     folder: Path
-    zero1: bool = False
 
     def examples_of(self, case: Case) -> int:
         return self.examples or case.examples
@@ -220,9 +216,9 @@ def measure(name: str, precision: Precision, setting: Setting, ranks: World) -> 
     if against:
         theirs = Apart(TheirSteps, setting, name, precision, batches)
     weights = assembled.task.weights
-    ours = Ours(make_module(assembled), weights, precision, ranks, zero1=setting.zero1)
+    ours = Ours(make_module(assembled), weights, precision, ranks)
     size = "base" if case.model else setting.size
-    called = f"{name}_{size}/{precision}{'_zero1' if setting.zero1 else ''}"
+    called = f"{name}_{size}/{precision}"
     calls: dict[str, Callable[[], object]] = {"vlp": Turns([lambda s=step: ours.train(s) for step in steps])}
     tokens = statistics.mean(batch.tokens for batch in batches[1:])
     figures: dict[str, float | str] = {"examples": setting.examples_of(case), "real tokens": tokens}
@@ -321,7 +317,6 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: both")
     parser.add_argument("--examples", type=int, help="of a step (default: 64 for LXMERT, 8 for ViLT, 32 for others)")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--zero1", action="store_true", help="in bf16, ours at ZeRO stage 1")
     parser.add_argument("--dropout", type=float, default=0.1)
     given = parser.parse_args()
     unknown = [name for name in given.models if name not in CASES]
@@ -331,7 +326,7 @@ def main() -> None:
     results: list[Result] = []
     with tempfile.TemporaryDirectory() as folder, world() as ranks:
         device = device_of(given.device)
-        setting = Setting(given.size, given.examples, given.repeats, given.dropout, device, Path(folder), given.zero1)
+        setting = Setting(given.size, given.examples, given.repeats, given.dropout, device, Path(folder))
         for name in given.models or CASES:
             for precision in precisions:
                 results += measure(name, precision, setting, ranks)

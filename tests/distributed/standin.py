@@ -119,7 +119,7 @@ OPTIMIZER = OptimizerConfig(learning_rate=0.01, weight_decay=0.1, epsilon=EPSILO
 
 
 def _offloaded(stage: int) -> dict[str, Any]:
-    return read_zero(zero_file(f"zero{stage}_offload"), "fp32")
+    return read_zero(zero_file(f"zero{stage}_offload"))
 
 
 def engine_of(

@@ -24,7 +24,7 @@ def one_step(world: World, stage: int, parts: list[list[list[int]]]) -> dict[str
         weights=WEIGHTS,
         optimizer=OPTIMIZER,
         precision="fp32",
-        zero=read_zero(zero_file(f"zero{stage}"), "fp32"),
+        zero=read_zero(zero_file(f"zero{stage}")),
         world=world,
         seed=0,
         penalty=PENALTY,

@@ -17,19 +17,18 @@ def written(tmp_path: Path, values: object) -> Path:
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_the_shipped_files_are_right(root: Path, stage: int) -> None:
-    zero = read_zero(root / "deepspeed_configs" / f"zero{stage}.json", "fp32")
+    zero = read_zero(root / "deepspeed_configs" / f"zero{stage}.json")
     assert stage_of(zero) == stage
     engine_config(zero, "fp32", None)
 
 
 def test_every_shipped_file_is_right(root: Path) -> None:
     for path in (root / "deepspeed_configs").glob("*.json"):
-        engine_config(read_zero(path, "bf16"), "bf16", 1.0)
+        engine_config(read_zero(path), "bf16", 1.0)
 
 
 def test_without_a_file_bf16_keeps_fp32_sums() -> None:
-    assert stage_of(read_zero(None, "fp32")) == 0
-    assert stage_of(read_zero(None, "bf16")) == 1
+    assert stage_of(read_zero(None)) == 0
 
 
 @pytest.mark.parametrize(
@@ -51,12 +50,12 @@ def test_without_a_file_bf16_keeps_fp32_sums() -> None:
 )
 def test_a_file_that_conflicts_is_refused(tmp_path: Path, values: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        read_zero(written(tmp_path, values), "fp32")
+        read_zero(written(tmp_path, values))
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
-        read_zero(tmp_path / "no.json", "fp32")
+        read_zero(tmp_path / "no.json")
 
 
 @pytest.mark.parametrize(
@@ -80,7 +79,7 @@ def test_clipping_is_always_written() -> None:
 def test_offload_to_a_disk_is_refused(tmp_path: Path, key: str) -> None:
     section = {"stage": 3, key: {"device": "nvme", "nvme_path": "somewhere"}}
     with pytest.raises(ConfigError, match=f"{key}.device cannot be nvme: .*write cpu"):
-        read_zero(written(tmp_path, {"zero_optimization": section}), "bf16")
+        read_zero(written(tmp_path, {"zero_optimization": section}))
 
 
 def test_buckets_are_small_unless_the_file_says_otherwise() -> None:

@@ -105,9 +105,10 @@ def network_of(
         seconds: of a step.
     """
     item = 4 if precision == "fp32" else 2
+    added = 2 if precision == "fp16" else 4  # stage 0 adds up in fp32, but for DeepSpeed's in fp16
     part = (cluster.gpus - 1) / cluster.gpus * parameters
     found = {
-        0: 2 * item * part,
+        0: 2 * added * part,
         1: 2 * 4 * part + item * part,  # gradients in fp32, then the weights
         2: item * part * (2 * micro_batches + 1),  # gradients after every micro-batch, then the weights
         3: item * part * 3 * micro_batches,  # weights for forward and for backward, and gradients

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vlp.plan.activations import Kept
+from vlp.train.dataparallel import TOGETHER
 from vlp.train.zero import BUCKET, PREFETCH, Precision
 
 STAGES = (0, 1, 2, 3)
@@ -115,7 +116,9 @@ def _states(parameters: int, shard: int, setup: Setup) -> int:
 def _gradients(parameters: int, shard: int, setup: Setup) -> int:
     """Bytes of gradients from the end of one backward to the step."""
     if setup.stage == 0:
-        return parameters * _ITEM[setup.precision]
+        # In bf16 what is added up, over micro-batches or ranks, is so in fp32.
+        added = setup.precision == "bf16" and (setup.several or setup.ranks > 1)
+        return parameters * (4 if added else _ITEM[setup.precision])
     if setup.stage == 1 and (setup.precision != "fp32" or setup.several):
         return parameters * 4  # micro-batches add up there, in fp32
     return shard * 4
@@ -141,7 +144,12 @@ def _bucket(model: Trained, setup: Setup, item: int) -> int:
 
 
 def _beside_step(model: Trained, shard: int, setup: Setup, item: int, returned: bool) -> int:
-    """What the step takes at stage 3: its gradients as one tensor, and on a CPU what weights were gathered in."""
+    """What the step takes: at stage 0 a bucket that is added up over ranks, or gradients that become fp32; at stage 3
+    its gradients as one tensor, and on a CPU what weights were gathered in."""
+    if setup.stage == 0:
+        added = min(setup.bucket, model.parameters) if setup.ranks > 1 else 0
+        made = 0 if setup.precision == "fp32" else max(TOGETHER, model.largest)
+        return 4 * min(model.parameters, max(added, made))
     if setup.stage != 3 or setup.offload_optimizer:
         return 0
     return 4 * shard + _bucket(model, setup, item) + (0 if returned else _live(model, setup, item))
@@ -152,8 +160,9 @@ def _reduction(model: Trained, setup: Setup, item: int, returned: bool) -> int:
     numbers = min(setup.bucket, model.parameters)
     bucket, largest = _bucket(model, setup, item), 4 * model.largest
     if setup.stage == 0:
-        # In fp32 all gradients as one tensor, where there are ranks to add up over; else in fp32, for the step.
-        return 0 if setup.ranks == 1 and setup.precision == "fp32" else 4 * model.parameters
+        if setup.precision == "fp16":
+            return 4 * model.parameters  # all of them, for the step
+        return 0 if setup.precision == "fp32" or not setup.several else item * model.parameters
     if setup.stage == 3:
         # Put in order for the ranks, and the backend's copy of that; a tensor larger than a bucket goes alone. Below
         # fp32 the rank's part becomes fp32. Weights of what is in the bucket are gone, if their memory is given back.

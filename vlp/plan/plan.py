@@ -115,7 +115,7 @@ def _ways(
     device: Device,
 ) -> Iterator[Way]:
     """The stages, with and without offload, and the config's own way."""
-    zero = read_zero(zero_file(config.deepspeed), config.precision)
+    zero = read_zero(zero_file(config.deepspeed))
     section: dict[str, Any] = zero.get("zero_optimization", {})
     own = (stage_of(zero), _offloads(section, "offload_optimizer"), _offloads(section, "offload_param"))
     base = Setup(

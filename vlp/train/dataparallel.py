@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from vlp.distributed import World, sum_over_ranks
-from vlp.train.zero import BUCKET
+from vlp.distributed import sum_over_ranks
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 T = TypeVar("T")
-_TOGETHER = 10_000_000
+TOGETHER = 10_000_000
 """Numbers whose gradients are in fp32 at a time for the optimizer. As fast as all at once."""
 
 
@@ -40,11 +39,14 @@ class DataParallel:
         module: in fp32; its parameters become `dtype`, as DeepSpeed's do at the other stages, and buffers stay.
         optimizer: over the module's trained parameters, before its first step; it gets the masters in their place.
         dtype: of forward and backward.
+        ranks: of the run.
+        bucket: numbers that are added up over ranks at a time.
     """
 
-    def __init__(self, module: nn.Module, optimizer: Optimizer, dtype: torch.dtype, world: World) -> None:
+    def __init__(self, module: nn.Module, optimizer: Optimizer, dtype: torch.dtype, ranks: int, bucket: int) -> None:
         self._optimizer = optimizer
-        self._ranks = world.size
+        self._ranks = ranks
+        self._bucket = bucket
         self._rounded = dtype != torch.float32
         self.masters: dict[nn.Parameter, Tensor] = {}
         """The fp32 tensor behind each trained parameter; in fp32 the parameter itself."""
@@ -79,7 +81,7 @@ class DataParallel:
         """
         if self._ranks > 1:
             self.gather()
-            _average([_gradient(master) for master in self.masters.values()], self._ranks)
+            self._average()
         trained = self._taken()
         norms = [torch.linalg.vector_norm(each.gradient, dtype=torch.float32) for each in trained]
         norm = float(torch.linalg.vector_norm(torch.stack(norms)))
@@ -99,7 +101,7 @@ class DataParallel:
         return taken
 
     def _apply(self, trained: Sequence[_Trained], factor: float) -> None:
-        for some in _parts(trained, [each.gradient.numel() for each in trained], _TOGETHER):
+        for some in _parts(trained, [each.gradient.numel() for each in trained], TOGETHER):
             for each in some:
                 each.master.grad = each.gradient.float() if factor == 1 else each.gradient.float().mul_(factor)
             self._optimizer.step()
@@ -108,23 +110,23 @@ class DataParallel:
                 if self._rounded:
                     each.parameter.data.copy_(each.master)
 
+    def _average(self) -> None:
+        """Replace gradients by their means over ranks."""
+        gradients = [_gradient(master) for master in self.masters.values()]
+        for some in _parts(gradients, [gradient.numel() for gradient in gradients], self._bucket):
+            flat = torch.cat([gradient.flatten() for gradient in some]).div_(self._ranks)
+            sum_over_ranks(flat)
+            start = 0
+            for gradient in some:
+                gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
+                start += gradient.numel()
+
 
 def _gradient(master: Tensor) -> Tensor:
     """Zero where there is none: ranks send the same tensors, whatever each has had to do."""
     if master.grad is None:
         master.grad = torch.zeros_like(master)
     return master.grad
-
-
-def _average(gradients: Sequence[Tensor], ranks: int) -> None:
-    """Replace gradients by their means over ranks."""
-    for some in _parts(gradients, [gradient.numel() for gradient in gradients], BUCKET):
-        flat = torch.cat([gradient.flatten() for gradient in some]).div_(ranks)
-        sum_over_ranks(flat)
-        start = 0
-        for gradient in some:
-            gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
-            start += gradient.numel()
 
 
 def _parts(items: Sequence[T], sizes: Sequence[int], most: int) -> Iterator[Sequence[T]]:

@@ -123,16 +123,15 @@ class Engine:
         self._optimizer = optimizer
         made = make_optimizer(task, optimizer, heights)
         own = self.stage == 0 and precision != "fp16"
-        self._engine, *_ = deepspeed.initialize(
-            model=self._root,
-            optimizer=made,
-            config=engine_config(
-                zero, "fp32" if own else precision, optimizer.clip_norm, cuda=world.device.type == "cuda"
-            ),
+        config = engine_config(
+            zero, "fp32" if own else precision, optimizer.clip_norm, cuda=world.device.type == "cuda"
         )
-        self._parallel = DataParallel(self._root, made, self._dtype or torch.float32, world) if own else None
+        self._engine, *_ = deepspeed.initialize(model=self._root, optimizer=made, config=config)
+        self._parallel = None
         if own:
             self._engine.enable_backward_allreduce = False
+            bucket = config["zero_optimization"]["reduce_bucket_size"]
+            self._parallel = DataParallel(self._root, made, self._dtype or torch.float32, world.size, bucket)
         trained = {name: p for name, p in self._root.task.named_parameters() if p.requires_grad}
         self.states = States(self._engine, trained, self._parallel.masters if self._parallel else None)
         self.untrained = Untrained(task, self.stage)

@@ -21,9 +21,7 @@ def start_once(deepspeed: str | None, precision: Precision) -> list[str]:
     """
     before = compiled()
     with world() as ranks:
-        settings = engine_config(
-            read_zero(zero_file(deepspeed), precision), precision, None, cuda=ranks.device.type == "cuda"
-        )
+        settings = engine_config(read_zero(zero_file(deepspeed)), precision, None, cuda=ranks.device.type == "cuda")
         module = nn.Linear(8, 8)
         optimizer = make_optimizer(module, OptimizerConfig())
         engine, *_ = import_deepspeed().initialize(model=module, optimizer=optimizer, config=settings)

@@ -54,18 +54,16 @@ def zero_file(name: str | None) -> Path | None:
     return resources.shipped("deepspeed", name) if name in resources.names("deepspeed") else Path(name)
 
 
-def read_zero(path: Path | None, precision: Precision) -> dict[str, Any]:
+def read_zero(path: Path | None) -> dict[str, Any]:
     """The ZeRO part of DeepSpeed's configuration.
 
     Args:
-        path: the user's JSON; none means plain data parallelism: stage 0, and stage 1 in bf16, where DeepSpeed's
-            stage 0 would also accumulate gradients in bf16.
-        precision: of the run.
+        path: the user's JSON; none means plain data parallelism, stage 0.
     Raises:
         ConfigError: the file is missing, is not JSON, or holds keys that the run's own config decides.
     """
     if path is None:
-        return {"zero_optimization": {"stage": 1 if precision == "bf16" else 0}}
+        return {"zero_optimization": {"stage": 0}}
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
