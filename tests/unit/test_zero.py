@@ -85,7 +85,7 @@ def test_offload_to_a_disk_is_refused(tmp_path: Path, key: str) -> None:
 def test_buckets_are_small_unless_the_file_says_otherwise() -> None:
     section = {"stage": 2, "reduce_bucket_size": 7}
     assert engine_config({"zero_optimization": section}, "fp32", None)["zero_optimization"]["reduce_bucket_size"] == 7
-    for stage, cuda, bucket in ((2, False, BUCKET), (3, False, CPU_BUCKET), (3, True, BUCKET)):
+    for stage, cuda, bucket in ((0, False, CPU_BUCKET), (2, False, BUCKET), (3, False, CPU_BUCKET), (3, True, BUCKET)):
         given = engine_config({"zero_optimization": {"stage": stage}}, "fp32", None, cuda=cuda)
         assert given["zero_optimization"]["reduce_bucket_size"] == bucket
 

@@ -114,8 +114,10 @@ class DataParallel:
         """Replace gradients by their means over ranks."""
         gradients = [_gradient(master) for master in self.masters.values()]
         for some in _parts(gradients, [gradient.numel() for gradient in gradients], self._bucket):
-            flat = torch.cat([gradient.flatten() for gradient in some]).div_(self._ranks)
-            sum_over_ranks(flat)
+            if len(some) == 1:
+                sum_over_ranks(some[0].div_(self._ranks))
+                continue
+            flat = sum_over_ranks(torch.cat([gradient.flatten() for gradient in some]).div_(self._ranks))
             start = 0
             for gradient in some:
                 gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))

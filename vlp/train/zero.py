@@ -31,9 +31,10 @@ _OWNED = {
 """Keys of DeepSpeed that the run's own config decides, and where it does."""
 
 BUCKET, CPU_BUCKET = 50_000_000, 10_000_000
-"""Gradients that are reduced at a time unless the file says otherwise; the second at stage 3 on a CPU. DeepSpeed's 500
-million take up to two further copies of a model's gradients; messages of 100 MB are large enough for any network. On a
-CPU stage 3 holds up to three buckets: where gradients gather, put in order for the ranks, and gloo's own copy."""
+"""Gradients that are reduced at a time unless the file says otherwise; the second at stages 0 and 3 on a CPU.
+DeepSpeed's 500 million take up to two further copies of a model's gradients; messages of 100 MB are large enough for
+any network. On a CPU stage 3 holds up to three buckets: where gradients gather, put in order for the ranks, and gloo's
+own copy; stage 0 two."""
 PREFETCH = 50_000_000
 """Weights that stage 3 gathers ahead on GPUs unless the file says otherwise: DeepSpeed's own number. None on a CPU,
 where a gather ends before anything else begins: nothing would be won, and what arrives lies there twice."""
@@ -105,7 +106,7 @@ def stage_of(zero: dict[str, Any]) -> int:
 
 def buckets(section: dict[str, Any], stage: int, *, cuda: bool) -> dict[str, int]:
     """How many numbers are sent at a time at a stage, as keys of `zero_optimization`; those of the file come first."""
-    bucket = CPU_BUCKET if stage == 3 and not cuda else BUCKET
+    bucket = CPU_BUCKET if stage in (0, 3) and not cuda else BUCKET
     ahead = section.get(_TWIN, PREFETCH if cuda else 0)
     sizes = {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket, "stage3_prefetch_bucket_size": ahead}
     return {key: section.get(key, size) for key, size in sizes.items()}
