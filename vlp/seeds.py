@@ -137,6 +137,7 @@ def _bits_of(purpose: str) -> int:
 def _hashed(count_N: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """64 bits for each count; `Draw` does the same."""
     count_N = (count_N ^ count_N >> np.uint64(30)) * np.uint64(_FIRST)
-    count_N = (count_N ^ count_N >> np.uint64(27)) * np.uint64(_SECOND)
+    count_N ^= count_N >> np.uint64(27)
+    count_N *= np.uint64(_SECOND)
     count_N ^= count_N >> np.uint64(31)
     return count_N

@@ -173,9 +173,9 @@ def _features(images: Sequence[RegionInput], width: int) -> NDArray[np.float32]:
 
 def _aligned(images: Sequence[RegionInput]) -> Tensor | None:
     """The words that each region is aligned with, to the longest list of them."""
-    lists = [np.full((len(image), 1), -1) if image.aligned_RA is None else image.aligned_RA for image in images]
     if all(image.aligned_RA is None for image in images):
         return None
+    lists = [np.full((len(image), 1), -1) if image.aligned_RA is None else image.aligned_RA for image in images]
     longest = max(array.shape[1] for array in lists)
     padded = [np.pad(array, ((0, 0), (0, longest - array.shape[1])), constant_values=-1) for array in lists]
     return _tensor(np.concatenate(padded))
@@ -240,16 +240,16 @@ def _image_packing(images: Sequence[ImageInput | None]) -> Packing:
 
 
 def _targets(name: str, form: TargetForm, examples: Sequence[Example], starts_B1: Tensor) -> Targets:
-    found = [(row, example.targets[name]) for row, example in enumerate(examples) if name in example.targets]
-    starts = starts_B1.tolist()
-    positions = [target.positions + starts[row] for row, target in found]
-    positions_K = _tensor(_joined(positions, form.empty.positions.astype(np.int64)))
+    rows = [row for row, example in enumerate(examples) if name in example.targets]
+    found = [examples[row].targets[name] for row in rows]
+    positions_K = _joined([target.positions for target in found], form.empty.positions).astype(np.int64)
+    positions_K += starts_B1.numpy()[np.array(rows, np.int64)].repeat([len(target.positions) for target in found])
     values = {
-        key: _tensor(_joined([target.values[key] for _, target in found], empty))
+        key: _tensor(_joined([target.values[key] for target in found], empty))
         for key, empty in form.empty.values.items()
     }
     count = float(values[WEIGHT].sum(dtype=torch.float64)) if WEIGHT in values else float(len(positions_K))
-    return Targets(positions_K, values, count)
+    return Targets(torch.from_numpy(positions_K), values, count)
 
 
 def _joined(arrays: Sequence[NDArray[Any]], empty: NDArray[Any]) -> NDArray[Any]:

@@ -29,13 +29,18 @@ def choose_each(
     chosen_N = draw_N < probability
     if at_least_one:
         starts_K = starts_B1.searchsorted(chosen_N.nonzero()[0], side="right") - 1
-        bare_B = np.diff(starts_B1) > 0
+        bare_B = counts_of(starts_B1) > 0
         bare_B[starts_K] = False
         for example in bare_B.nonzero()[0].tolist():
             first, end = starts_B1[example], starts_B1[example + 1]
             least = first + draw_N[first:end].argmin()
             chosen_N[least] = draw_N[least] < NEVER
     return chosen_N
+
+
+def counts_of(starts_B1: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many things each example has, [B]: the reverse of `starts_of`."""
+    return starts_B1[1:] - starts_B1[:-1]
 
 
 def starts_of(counts: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.int64]:
@@ -47,7 +52,7 @@ def places_in_each(chosen_N: NDArray[np.bool_], starts_B1: NDArray[np.int64]) ->
     """The places of those that are chosen, counted within each example, ascending."""
     places_K = chosen_N.nonzero()[0]
     bounds_B1 = places_K.searchsorted(starts_B1)
-    places_K -= starts_B1[:-1].repeat(np.diff(bounds_B1))
+    places_K -= starts_B1[:-1].repeat(counts_of(bounds_B1))
     return parts(places_K, bounds_B1)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from vlp.objectives.choice import parts, places_in_each, starts_of
+from vlp.objectives.choice import counts_of, parts, places_in_each, starts_of
 from vlp.objectives.objective import Average, Facts, Hidden, SelfSupervisedConfig, shares
 from vlp.objectives.vocabulary import WordGuessing
 from vlp.objectives.words import Chosen, choose_spans, choose_tokens, choose_words
@@ -114,7 +114,7 @@ def mask_tokens(
     labels_K = tokens_N[places_K]
     # What becomes of a unit, and which random token would stand at each place.
     fate_K = draws.apart("fate").uniform(chosen.units_B)[chosen.unit_K]
-    which_K = draws.apart("which").uniform(np.diff(bounds_B1))
+    which_K = draws.apart("which").uniform(counts_of(bounds_B1))
     random_K = (fate_K >= config.mask) & (fate_K < config.mask + config.random)
     tokens_N[places_K[fate_K < config.mask]] = mask_id
     tokens_N[places_K[random_K]] = random_ids[(which_K[random_K] * len(random_ids)).astype(np.int64)]

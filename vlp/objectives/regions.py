@@ -9,7 +9,7 @@ width, L most regions of an image.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,16 @@ from vlp.config import Config
 from vlp.data.image import float32, means_without
 from vlp.data.index import Block
 from vlp.data.rows import joined
-from vlp.objectives.choice import NEVER, choose_each, parts, places_in_all, places_in_each, rows_of, starts_of
+from vlp.objectives.choice import (
+    NEVER,
+    choose_each,
+    counts_of,
+    parts,
+    places_in_all,
+    places_in_each,
+    rows_of,
+    starts_of,
+)
 from vlp.objectives.objective import Hidden
 from vlp.seeds import Draw, Draws
 from vlp.types import Loan
@@ -73,20 +82,25 @@ def choose_regions(hidden: Sequence[Hidden], config: RegionHidingConfig, draws: 
         return
     starts_B1 = starts_of(counts)
     whole_P = starts_B1[[row for row, image in enumerate(images) if image is not None and image.whole]]
-    draw_N, fate_N = (draws.apart(purpose).uniform(counts) for purpose in ("chosen", "fate"))
+    draw_N = draws.apart("chosen").uniform(counts)
     draw_N[whole_P] = NEVER
     guessed_N = choose_each(draw_N, starts_B1, config.probability, config.at_least_one)
+    guessed_K = guessed_N.nonzero()[0]
+    guessed_B = counts_of(guessed_K.searchsorted(starts_B1))
+    fate_K = draws.apart("fate").uniform(guessed_B)
     lends = [each.lent_KD is not None and len(each.lent_KD) > 0 for each in hidden]
-    zeroed_N = guessed_N & (fate_N < np.where(lends, config.zero, config.zero + config.random).repeat(counts))
-    replaced_N = guessed_N & ~zeroed_N & (fate_N < config.zero + config.random)
+    zero_K = fate_K < np.where(lends, config.zero, config.zero + config.random).repeat(guessed_B)
+    zeroed_N, replaced_N = np.zeros((2, len(draw_N)), np.bool_)
+    zeroed_N[guessed_K[zero_K]] = True
+    replaced_N[guessed_K[~zero_K & (fate_K < config.zero + config.random)]] = True
     if config.overlap < 1:
         boxes_N4 = np.concatenate([image.boxes_R4 for image in images if image is not None])
         along_N = overlapped(boxes_N4, guessed_N, starts_B1, config.overlap) & ~guessed_N
         along_N[whole_P] = False
         zeroed_N |= along_N
     chosen = places_in_each(guessed_N, starts_B1), parts(zeroed_N, starts_B1), parts(replaced_N, starts_B1)
-    for each, guessed_K, zeroed_R, replaced_R in zip(hidden, *chosen, strict=True):
-        each.guessed_K, each.zeroed_R, each.replaced_R = guessed_K, zeroed_R, replaced_R
+    for each, places_K, zeroed_R, replaced_R in zip(hidden, *chosen, strict=True):
+        each.guessed_K, each.zeroed_R, each.replaced_R = places_K, zeroed_R, replaced_R
 
 
 def hide_regions(hidden: Sequence[Hidden], config: RegionHidingConfig, draws: Draws) -> None:
@@ -107,21 +121,24 @@ def hide_regions(hidden: Sequence[Hidden], config: RegionHidingConfig, draws: Dr
         features_ND[starts_B1[:-1]] = means_without(features_ND, unseen_N, starts_B1)
     features_ND[zeroed_N] = 0
     if replaced_N.any():
-        features_ND[replaced_N] = _lent(shown, draws.of(list(rows)))
+        wanted_B = np.add.reduceat(replaced_N, starts_B1[:-1], dtype=np.int64)
+        features_ND[replaced_N] = _lent([each.lent_KD for each in shown], wanted_B, draws.of(list(rows)))
     for each, image, features_RD in zip(shown, images, parts(features_ND, starts_B1), strict=True):
         image.features_RD, image.hidden_R = features_RD, each.zeroed_R
 
 
-def _lent(hidden: Sequence[Hidden], draws: Draws) -> NDArray[np.float32]:
-    """Features that are lent to each example, as many as it replaces: each once before one stands in twice."""
-    rows = [row for row, each in enumerate(hidden) if each.replaced_R.any()]
-    lent = [lent_KD for row in rows if (lent_KD := hidden[row].lent_KD) is not None]
-    firsts = (draws.of(rows).uniform([1] * len(rows)) * [len(lent_KD) for lent_KD in lent]).astype(np.int64)
+def _lent(
+    lent: Sequence[NDArray[np.floating[Any]] | None], wanted_B: NDArray[np.int64], draws: Draws
+) -> NDArray[np.float32]:
+    """So many of the features that are lent to each example: each once before one stands in twice."""
+    rows = wanted_B.nonzero()[0].tolist()
+    given = [lent_KD for row in rows if (lent_KD := lent[row]) is not None]
+    firsts = (draws.of(rows).uniform([1] * len(rows)) * [len(lent_KD) for lent_KD in given]).astype(np.int64)
     picked = [
-        np.arange(first, first + np.count_nonzero(hidden[row].replaced_R)) % len(lent_KD)
-        for row, first, lent_KD in zip(rows, firsts.tolist(), lent, strict=True)
+        np.arange(first, first + wanted) % len(lent_KD)
+        for first, wanted, lent_KD in zip(firsts.tolist(), wanted_B[rows].tolist(), given, strict=True)
     ]
-    return float32(rows_of(lent, picked)[0])
+    return float32(rows_of(given, picked)[0])
 
 
 def spare_regions(sample: int, block: Block, config: RegionHidingConfig, rng: Draw) -> tuple[Loan, ...]:
@@ -149,7 +166,7 @@ def overlapped(
         boxes_N4: of all images, one after the other.
         starts_B1: where each image's begin, and the end.
     """
-    counts_B = np.diff(starts_B1)
+    counts_B = counts_of(starts_B1)
     longest = int(counts_B.max(initial=0))
     image_N = np.arange(len(counts_B)).repeat(counts_B)
     rows_N = np.arange(len(boxes_N4)) + (np.arange(len(counts_B)) * longest - starts_B1[:-1]).repeat(counts_B)
@@ -168,7 +185,9 @@ def overlapped(
     # shared > share * union, where the union is both areas without what they share.
     more_KL = shared_KL * (1 + 1 / share) > area_BL[image_K] + (x2_K1 - x1_K1) * (y2_K1 - y1_K1)
     found_BL = np.zeros(area_BL.shape, np.bool_)
-    firsts_I = np.diff(image_K, prepend=-1).nonzero()[0]  # of each image that has some
-    found_BL[image_K[firsts_I]] = np.logical_or.reduceat(more_KL, firsts_I) if len(firsts_I) else False
+    some_B = counts_of(some_K.searchsorted(starts_B1))
+    firsts_I = (some_B.cumsum() - some_B)[some_B > 0]  # of each image that has some
+    if len(firsts_I):
+        found_BL[some_B > 0] = np.logical_or.reduceat(more_KL, firsts_I)
     found_N: NDArray[np.bool_] = found_BL.reshape(-1)[rows_N]
     return found_N

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vlp.objectives.choice import NEVER, choose_each, starts_of
+from vlp.objectives.choice import NEVER, choose_each, counts_of, starts_of
 from vlp.seeds import Draw, Draws
 
 
@@ -36,7 +36,7 @@ def choose_tokens(specials: Sequence[NDArray[np.bool_]], probability: float, dra
     starts_B1, draw_N = starts_of(counts), draws.uniform(counts)
     draw_N[np.concatenate(specials)] = NEVER
     chosen_N = choose_each(draw_N, starts_B1, probability)
-    units_B = np.diff(chosen_N.nonzero()[0].searchsorted(starts_B1))
+    units_B = counts_of(chosen_N.nonzero()[0].searchsorted(starts_B1))
     return Chosen(chosen_N, np.arange(units_B.sum()), units_B)
 
 
@@ -58,7 +58,7 @@ def choose_words(
     chosen_N = free_N.copy()
     chosen_N[free_N] = taken_W[number_N[free_N]]
     unit_K = (taken_W.cumsum() - 1)[number_N[chosen_N]]
-    return Chosen(chosen_N, unit_K, np.diff(taken_W.nonzero()[0].searchsorted(starts_B1)))
+    return Chosen(chosen_N, unit_K, counts_of(taken_W.nonzero()[0].searchsorted(starts_B1)))
 
 
 def _begins(word_N: NDArray[np.int64], text_N: NDArray[np.int64], free_N: NDArray[np.bool_]) -> NDArray[np.bool_]:
