@@ -98,24 +98,33 @@ class Draw:
 
 
 class Draws:
-    """Draws for many things at once, for each by its own key: a thing's numbers are the same in any company."""
+    """Draws for many things at once, for each by its own key: a thing's numbers are the same in any company.
 
-    def __init__(self, keys: Sequence[int] | NDArray[np.uint64]) -> None:
-        self._keys_B = np.asarray(keys, np.uint64)
+    Args:
+        purpose: what `apart` has told these numbers from others by, as 64 bits.
+    """
+
+    def __init__(self, keys: Sequence[int] | NDArray[np.uint64], purpose: int = 0) -> None:
+        self._things_B = np.asarray(keys, np.uint64)
+        self._purpose = purpose
 
     def __len__(self) -> int:
-        return len(self._keys_B)
+        return len(self._things_B)
 
     def __iter__(self) -> Iterator[Draw]:
         return map(Draw, self._keys_B.tolist())
 
+    @property
+    def _keys_B(self) -> NDArray[np.uint64]:
+        return _hashed(self._things_B ^ np.uint64(self._purpose)) if self._purpose else self._things_B
+
     def of(self, which: Sequence[int]) -> Draws:
         """For some of the things."""
-        return Draws(self._keys_B[which])
+        return Draws(self._things_B[which], self._purpose)
 
     def apart(self, purpose: str) -> Draws:
         """For the same things, but numbers that are unrelated to these."""
-        return Draws(_hashed(self._keys_B ^ np.uint64(_bits_of(purpose))))
+        return Draws(self._things_B, _told(self._purpose, purpose))
 
     def uniform(self, counts: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.float64]:
         """Uniform in [0, 1): the first numbers of each thing, so many, one thing's behind the other's, [N]."""
@@ -128,10 +137,8 @@ class Draws:
         return draw_N
 
 
-@cache
-def _bits_of(purpose: str) -> int:
-    """What stands for a purpose."""
-    return derive(0, purpose)
+_told = cache(derive)
+"""Purposes are few, and told again for each micro-batch."""
 
 
 def _hashed(count_N: NDArray[np.uint64]) -> NDArray[np.uint64]:

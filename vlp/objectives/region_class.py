@@ -108,12 +108,15 @@ class RegionClass(SelfSupervised):
 
     def targets(self, hidden: Sequence[Hidden], draws: Draws) -> list[Target]:
         images = [each.example.regions for each in hidden]
-        made = [
-            self._target(self._places(each, image), image) if image and self._labelled(image) else self.empty()
-            for each, image in zip(hidden, images, strict=True)
+        asked = [
+            (row, self._places(hidden[row], image), image)
+            for row, image in enumerate(images)
+            if image and self._labelled(image)
         ]
-        if self.config.labels == "soft":
-            self._add_probabilities(made, images)
+        made = [self.empty()] * len(hidden)
+        probabilities = self._probabilities(asked) if self.config.labels == "soft" else [None] * len(asked)
+        for (row, places_K, image), probability_KC in zip(asked, probabilities, strict=True):
+            made[row] = self._target(places_K, image, probability_KC)
         return made
 
     def _places(self, hidden: Hidden, image: RegionInput) -> NDArray[np.int64]:
@@ -125,31 +128,29 @@ class RegionClass(SelfSupervised):
         hard = self.config.labels == "hard" and image.classes_R is not None
         return hard or image.class_probs_RC is not None
 
-    def _target(self, places_K: NDArray[np.int64], image: RegionInput | None) -> Target:
+    def _target(
+        self, places_K: NDArray[np.int64], image: RegionInput | None, probability_KC: NDArray[np.float32] | None = None
+    ) -> Target:
         values: dict[str, NDArray[np.generic]] = dict(shares(self.config.average, len(places_K)))
         if self.config.labels == "hard":
             values["class"] = np.zeros(0, np.int64) if image is None else self._classes(image, places_K)
         else:
-            values["probability"] = np.zeros((0, self.classes), np.float32)
+            none_0C = np.zeros((0, self.classes), np.float32)
+            values["probability"] = none_0C if probability_KC is None else probability_KC
         if self.config.by_confidence:
             values["confidence"] = np.zeros(0, np.float32) if image is None else self._confidence(image)[places_K]
         return Target(places_K, values)
 
-    def _add_probabilities(self, made: Sequence[Target], images: Sequence[RegionInput | None]) -> None:
-        """Give each target the detector's probabilities; all lie in one piece, as the batch wants them."""
-        asked = [
-            (target, image.class_probs_RC)
-            for target, image in zip(made, images, strict=True)
-            if len(target.positions) and image and image.class_probs_RC is not None
-        ]
+    def _probabilities(self, asked: Sequence[tuple[int, NDArray[np.int64], RegionInput]]) -> list[NDArray[np.float32]]:
+        """The detector's probabilities of some regions of each image; all lie in one piece, as the batch wants them."""
         if not asked:
-            return
-        found_NC, starts_B1 = rows_of([probs_RC for _, probs_RC in asked], [target.positions for target, _ in asked])
+            return []
+        arrays = [image.class_probs_RC for _, _, image in asked if image.class_probs_RC is not None]
+        found_NC, starts_B1 = rows_of(arrays, [places_K for _, places_K, _ in asked])
         # Detectors store half floats: rows sum to 1 within 4e-4, which a divergence would count as error.
         probability_NC = float32(found_NC)
         probability_NC /= np.maximum(probability_NC.sum(axis=1, keepdims=True), 1e-6)
-        for (target, _), probability_KC in zip(asked, parts(probability_NC, starts_B1), strict=True):
-            target.values["probability"] = probability_KC
+        return parts(probability_NC, starts_B1)
 
     def _classes(self, image: RegionInput, places_K: NDArray[np.int64]) -> NDArray[np.int64]:
         known_R = image.attributes_R if self.config.of == "attribute" else image.classes_R

@@ -151,10 +151,13 @@ def spare_regions(sample: int, block: Block, config: RegionHidingConfig, rng: Dr
 
 def lending_samples(sample: int, block: Block, number: int, rng: Draw) -> list[tuple[int, int]]:
     """Other samples of the block with regions, so many at most, and how many regions each has."""
-    others = len(block.regions_S) - 1
-    drawn = [rng.integers(others) for _ in range(number if others else 0)]
-    lenders = [other + (other >= sample) for other in drawn]
-    return [(lender, regions) for lender in lenders if (regions := block.regions_S.item(lender))]
+    others, found = len(block.regions_S) - 1, []
+    for _ in range(number if others else 0):
+        other = rng.integers(others)
+        lender = other + (other >= sample)
+        if regions := block.regions_S.item(lender):
+            found.append((lender, regions))
+    return found
 
 
 def overlapped(

@@ -145,6 +145,8 @@ class Stage:
     """The one of its objectives that is about mismatched pairs."""
     contrasting: tuple[RegionContrast, ...]
     """Those of its objectives that read regions of other samples."""
+    lends: bool
+    """Whether its examples are lent regions of other samples."""
 
 
 class PretrainTask(Task):
@@ -223,7 +225,7 @@ class PretrainTask(Task):
 
     def _loans(self, stage: Stage, pair: Pair, block: Block, rng: Draw) -> tuple[Loan, ...]:
         """Regions of other samples, where some are to stand in for hidden ones or to be told from them."""
-        if "image" not in stage.hiding or not (self.wants_regions and block.regions_S.item(pair.image)):
+        if not (stage.lends and block.regions_S.item(pair.image)):
             return ()
         loans = spare_regions(pair.image, block, self.config.region_hiding, rng)
         for objective in stage.contrasting:
@@ -298,13 +300,16 @@ class PretrainTask(Task):
             hiding = {hides for objective in self.objectives.values() if (hides := objective.hides)}
         objectives = [self.objectives[name] for name in active]
         contrasts = any(isinstance(each, Contrast) for each in objectives)
+        contrasting = tuple(each for each in objectives if isinstance(each, RegionContrast))
+        replaces = self.config.region_hiding.random > 0
         return Stage(
             active,
             frozenset(hiding),
             apart=not both,
             plain="text" in hiding and contrasts,
             matching=next((each for each in objectives if isinstance(each, Matching)), None),
-            contrasting=tuple(each for each in objectives if isinstance(each, RegionContrast)),
+            contrasting=contrasting,
+            lends=self.wants_regions and "image" in hiding and (replaces or len(contrasting) > 0),
         )
 
     def _asking(self, examples: Sequence[Example]) -> dict[Literal["all", "matched"] | None, NDArray[np.bool_]]:
