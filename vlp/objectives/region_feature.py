@@ -73,17 +73,16 @@ class RegionFeature(SelfSupervised):
         return self.targets([hidden], Draws([rng.key]))[0]
 
     def targets(self, hidden: Sequence[Hidden], draws: Draws) -> list[Target]:
-        shown = [each for each in hidden if each.example.regions]
-        images = [image for each in hidden if (image := each.example.regions)]
-        if not images:
-            return [self.empty() for _ in hidden]
+        images = [each.example.regions for each in hidden]
+        asked = [(row, hidden[row].guessed_K, image) for row, image in enumerate(images) if image]
+        made = [self.empty()] * len(hidden)
+        if not asked:
+            return made
         # A copy, since the regions are hidden behind this; and in one piece, as the batch wants it.
-        features = rows_of([image.features_RD for image in images], [each.guessed_K for each in shown])
-        made = {
-            id(each): Target(each.guessed_K, {"feature": features_KD, **self._count(len(image) - int(image.whole))})
-            for each, image, features_KD in zip(shown, images, parts(*features), strict=True)
-        }
-        return [made.get(id(each)) or self.empty() for each in hidden]
+        found = rows_of([image.features_RD for _, _, image in asked], [places_K for _, places_K, _ in asked])
+        for (row, places_K, image), features_KD in zip(asked, parts(*found), strict=True):
+            made[row] = Target(places_K, {"feature": features_KD, **self._count(len(image) - int(image.whole))})
+        return made
 
     def loss(self, scores_K: Tensor, targets: Targets) -> tuple[Tensor, dict[str, tuple[Tensor, float]]]:
         feature_KD = targets.values["feature"]

@@ -205,14 +205,16 @@ class PretrainTask(Task):
     def pairs(self, slot: Slot, block: Block, rng: Draw) -> tuple[Pair, ...]:
         stage = self._stage(slot.step)
         matching = stage.matching
-        if matching is not None and (self._only or matching.config.negatives == "block"):
+        drawn = matching is not None and bool(self._only or matching.config.negatives == "block")
+        if matching is not None and drawn:
             pair = matching.mismatch(slot.example, block, rng)
         else:
             (pair,) = super().pairs(slot, block, rng)
-            if matching is not None and has_image(pair.image, block):
-                pair = self._met_often(pair, stage)
-        loans = self._loans(stage, pair, block, rng)
-        return (pair._replace(loans=loans) if loans else pair,)
+        if loans := self._loans(stage, pair, block, rng):
+            pair = Pair(pair.image, pair.text, pair.matched, pair.second, loans)
+        if matching is not None and not drawn and has_image(pair.image, block):
+            pair = self._met_often(pair, stage)
+        return (pair,)
 
     def _met_often(self, pair: Pair, stage: Stage) -> Pair:
         """A pair in a step with hard negatives, whose image meets more texts than its own.

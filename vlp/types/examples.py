@@ -129,5 +129,7 @@ class Example:
     @property
     def regions(self) -> RegionInput | None:
         """The regions of the image, if it has any; an image's first tokens are theirs."""
-        image = self.image.regions if isinstance(self.image, BothInput) else self.image
-        return image if isinstance(image, RegionInput) else None
+        image = self.image
+        if isinstance(image, RegionInput):
+            return image
+        return image.regions if isinstance(image, BothInput) else None
