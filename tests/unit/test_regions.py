@@ -82,6 +82,16 @@ def test_without_a_lender_zeros_stand_for_a_random_feature() -> None:
         assert made.image.hidden_R.all()
 
 
+def test_each_lent_feature_stands_in_once_before_one_does_twice() -> None:
+    lent, firsts = np.repeat(np.arange(100, 104, dtype=np.float32), WIDTH).reshape(4, WIDTH), set()
+    for seed in range(40):
+        after, _, _ = hidden_by(example(regions=6), seed, lent, probability=1, zero=0, random=1)
+        found = after.features_RD[:, 0].tolist()
+        assert sorted(found.count(value) for value in (100, 101, 102, 103)) == [1, 1, 2, 2]
+        firsts.add(found[0])
+    assert firsts == {100, 101, 102, 103}
+
+
 def test_spare_regions_are_of_other_samples_and_there() -> None:
     tables = block(2, 1, 3)
     tables.regions_S[:] = [5, 0, 2]
