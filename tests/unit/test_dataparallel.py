@@ -85,7 +85,8 @@ def test_steps_are_torchs_on_fp32_weights(
         assert all(p.grad is None and m.grad is None for p, m in made.masters.items())
     for parameter, master, expected in zip(trained(own), made.masters.values(), wanted, strict=True):
         assert master.dtype == torch.float32
-        torch.testing.assert_close(master, expected, atol=1e-6, rtol=1e-6)
+        # In bf16 the norm that clipping divides by comes of rows' norms with three digits each.
+        torch.testing.assert_close(master, expected, atol=1e-6 if dtype == torch.float32 else 1e-5, rtol=0)
         assert torch.equal(parameter.detach(), master.to(dtype))
     assert {parameter.dtype for parameter in own.parameters()} == {dtype}
     assert own.statistic.dtype == torch.float32
@@ -115,3 +116,14 @@ def test_what_is_not_finite_changes_nothing_and_is_let_go_of(bad: float) -> None
     loss(own, 1).backward()
     assert made.step(1.0)[1]
     assert all(torch.isfinite(tensor).all() for tensor in own.state_dict().values())
+
+
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-4)])
+def test_the_norm_of_many_weights_is_exact(dtype: torch.dtype, close: float) -> None:
+    """A table of words: torch's own norm of it is off by more than a ten thousandth."""
+    own = nn.Embedding(20_000, 768)
+    made = parallel(own, dtype)
+    draw = torch.Generator().manual_seed(0)
+    own.weight.grad = torch.randn(own.weight.shape, generator=draw).to(dtype)
+    wanted = float(own.weight.grad.double().pow(2).sum().sqrt())
+    assert made.step(None)[0] == pytest.approx(wanted, rel=close)

@@ -83,8 +83,7 @@ class DataParallel:
             self.gather()
             self._average()
         trained = self._taken()
-        norms = [torch.linalg.vector_norm(each.gradient, dtype=torch.float32) for each in trained]
-        norm = float(torch.linalg.vector_norm(torch.stack(norms)))
+        norm = _norm([each.gradient for each in trained])
         applied = math.isfinite(norm)
         if applied:
             self._apply(trained, clip_norm / norm if clip_norm is not None and norm > clip_norm else 1.0)
@@ -129,6 +128,16 @@ def _gradient(master: Tensor) -> Tensor:
     if master.grad is None:
         master.grad = torch.zeros_like(master)
     return master.grad
+
+
+def _norm(gradients: Sequence[Tensor]) -> float:
+    """Of all of them together, by way of their rows' norms.
+
+    Torch adds a whole tensor's squares up one after the other in fp32, which loses the fourth digit of a table of
+    words, and makes bf16 fp32 beforehand, which takes three times as long.
+    """
+    rows = [torch.linalg.vector_norm(gradient, dim=-1).flatten().float() for gradient in gradients]
+    return float(torch.linalg.vector_norm(torch.cat(rows)))
 
 
 def _parts(items: Sequence[T], sizes: Sequence[int], most: int) -> Iterator[Sequence[T]]:
