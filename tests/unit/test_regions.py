@@ -16,7 +16,7 @@ from vlp.config import Config
 from vlp.data.image import with_whole
 from vlp.errors import ConfigError
 from vlp.objectives.objective import Hidden
-from vlp.objectives.regions import RegionHidingConfig, choose_regions, overlapped, spare_regions
+from vlp.objectives.regions import RegionHidingConfig, choose_regions, hide_regions, overlapped, spare_regions
 from vlp.seeds import Draws, draw
 from vlp.types import Example, PixelInput, RegionInput
 
@@ -90,6 +90,19 @@ def test_each_lent_feature_stands_in_once_before_one_does_twice() -> None:
         assert sorted(found.count(value) for value in (100, 101, 102, 103)) == [1, 1, 2, 2]
         firsts.add(found[0])
     assert firsts == {100, 101, 102, 103}
+
+
+def test_features_of_shards_in_other_precisions_stand_in_too() -> None:
+    third = np.float32(1 / 3)
+    config = RegionHidingConfig(probability=1, zero=0, random=1)
+    for dtypes in ((np.float32, np.float16), (np.float16, np.float32)):
+        given = [Hidden(example(regions=3), lent_KD=np.full((1, WIDTH), third, dtype)) for dtype in dtypes]
+        draws = Draws([1, 2])
+        choose_regions(given, config, draws)
+        hide_regions(given, config, draws)
+        for each, dtype in zip(given, dtypes, strict=True):
+            assert each.example.regions is not None
+            assert (each.example.regions.features_RD == np.float32(dtype(third))).all()
 
 
 def test_spare_regions_are_of_other_samples_and_there() -> None:

@@ -85,7 +85,11 @@ def collate(examples: Sequence[Example], image: ImageForm, targets: Mapping[str,
     unknown = {name for example in examples for name in example.targets} - set(targets)
     if unknown:
         raise ValueError(f"targets without a form: {sorted(unknown)}")
-    starts = {"text": text.packing.starts_B1, "image": images.packing.starts_B1 + int(image.first)}
+    starts = {
+        "text": text.packing.starts_B1,
+        "image": images.packing.starts_B1 + int(image.first),
+        "example": torch.arange(len(examples) + 1),
+    }
     return Batch(
         text=text,
         image=images,
@@ -93,8 +97,7 @@ def collate(examples: Sequence[Example], image: ImageForm, targets: Mapping[str,
         joint_rows_J=joint_rows_J,
         split_rows_J=split_rows_J,
         targets={
-            name: _targets(name, form, examples, starts.get(form.rows, torch.arange(len(examples) + 1)))
-            for name, form in targets.items()
+            name: _targets(name, form, examples, starts[form.rows]) for name, form in targets.items()
         },
         ids=tuple(example.id for example in examples),
     )

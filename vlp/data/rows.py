@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
+from ctypes import addressof, c_char
 from typing import Any
 
 import numpy as np
@@ -79,5 +80,8 @@ def joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
 
 
 def _address(array: NDArray[Any]) -> int:
+    """Where an array without gaps begins. ctypes says it in a quarter of numpy's time, but not of what is read-only."""
+    if array.flags.writeable and array.size:
+        return addressof(c_char.from_buffer(array))
     place: int = array.__array_interface__["data"][0]
     return place

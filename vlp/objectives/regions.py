@@ -132,14 +132,14 @@ def _lent(
 ) -> NDArray[np.float32]:
     """So many of the features that are lent to each example: each once before one stands in twice."""
     rows = wanted_B.nonzero()[0].tolist()
-    given = [lent_KD for row in rows if (lent_KD := lent[row]) is not None]
+    given = [float32(lent_KD) for row in rows if (lent_KD := lent[row]) is not None]  # shards differ in precision
     counts_B = np.array([len(lent_KD) for lent_KD in given])
     wanted_B = wanted_B[rows]
     starts_B1 = starts_of(wanted_B)
     # One after the other from a random one on, and around.
     first_B = (draws.of(rows).uniform([1] * len(rows)) * counts_B).astype(np.int64) - starts_B1[:-1]
     picked_C = (np.arange(starts_B1[-1]) + first_B.repeat(wanted_B)) % counts_B.repeat(wanted_B)
-    return float32(rows_of(given, parts(picked_C, starts_B1))[0])
+    return rows_of(given, parts(picked_C, starts_B1))[0]
 
 
 def spare_regions(sample: int, block: Block, config: RegionHidingConfig, rng: Draw) -> tuple[Loan, ...]:

@@ -275,7 +275,8 @@ class PretrainTask(Task):
             rows = (hiding[objective.hides] & (asks_B | hides)).nonzero()[0].tolist()
             if not rows:
                 continue
-            targets = objective.targets([hidden[row] for row in rows], draws.of(rows).apart(name))
+            # An objective may be called "image" or "lent", and draws apart from what is hidden all the same.
+            targets = objective.targets([hidden[row] for row in rows], draws.of(rows).apart(f"objective {name}"))
             for row, asks, target in zip(rows, asks_B[rows].tolist(), targets, strict=True):
                 if asks:
                     hidden[row].example.targets[name] = target
