@@ -1,7 +1,9 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,12 +19,14 @@ from tests.unit.loader_making import (
     steps_of,
 )
 from tests.unit.shard_making import write_samples
+from tests.unit.task_making import block
 from vlp.data.augment import AugmentConfig
 from vlp.data.dataset import Dataset
 from vlp.data.index import build_index, open_index
 from vlp.data.lengths import token_lengths
 from vlp.data.order import Order
 from vlp.data.samples import Fault
+from vlp.data.slots import OpenBlock
 from vlp.seeds import Draw
 from vlp.types import Batch, Example, Pair, Sample
 
@@ -61,6 +65,20 @@ def test_the_sequence_of_examples_is_the_same_on_every_cluster(
     assert all(len(step) == made[1].batch_size * (1 + negatives) for step in alone)
     for other in ((2, 2), (4, 1), cluster):
         assert sequence(made, other, first, first + 3, **options) == alone
+
+
+def test_an_example_s_key_is_of_its_place_in_its_shard_wherever_that_stands() -> None:
+    def keys(seed: int, texts: tuple[int, ...], shards: list[int]) -> list[int]:
+        tables = replace(block(*texts), shard_S=np.array(shards, np.int32))
+        none_E, none_S = np.zeros(sum(texts), np.bool_), np.zeros(len(texts), np.int64)
+        return OpenBlock(tables, none_E, none_S, seed).keys_E.tolist()
+
+    both = keys(5, (2, 1, 3), [4, 4, 9])
+    assert len(set(both)) == 6
+    assert keys(5, (3, 2, 1), [9, 4, 4]) == both[3:] + both[:3]
+    assert keys(5, (3,), [9]) == both[3:]
+    assert keys(5, (0, 0), [4, 4]) == []
+    assert not {*keys(6, (2, 1, 3), [4, 4, 9])} & {*both}
 
 
 @settings(max_examples=25)

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.unit.shard_making import WIDTH
 from tests.unit.task_making import SLOT, block, sample, setting, text_encoder, within_3_sigma
 from vlp.errors import ConfigError
-from vlp.seeds import draw
+from vlp.seeds import Draws, draw
 from vlp.tasks.pretrain import PretrainConfig, PretrainTask
-from vlp.types import Example, Pair, RegionInput, Slot
+from vlp.types import Example, Pair, RegionInput, Slot, Target
 
 ALL = {
     "mlm": {"kind": "masked_language", "ratio": 2, "weight": 0.5, "mask": 1, "random": 0},
@@ -147,6 +148,47 @@ def test_an_example_is_a_function_of_its_generator() -> None:
         assert first.targets[name].positions.tolist() == again.targets[name].positions.tolist()
     assert first.token_ids_T.tolist() == again.token_ids_T.tolist()
     assert first.token_ids_T.tolist() != other.token_ids_T.tolist()
+
+
+@pytest.mark.parametrize("masking", ["joint", "conditional"])
+def test_what_is_hidden_of_an_example_is_the_same_in_any_company(masking: str) -> None:
+    made = task(masking=masking, region_hiding={"probability": 0.4, "zero": 0.5, "random": 0.4, "overlap": 0.5})
+
+    def bare(number: int) -> Example:
+        image = sample(number, regions=(8, 3, 5)[number % 3])
+        lent = np.full((2, WIDTH), 7, np.float16 if number % 2 else np.float32)
+        image = replace(image, lent_KD=lent if number % 4 else None)
+        pair = Pair(0, 0, matched=number % 5 > 0)
+        return made.example(SLOT, pair, image, sample(1, TEXT), 0, draw(number, "t"), 0)
+
+    together = [bare(number) for number in range(12)]
+    made.ask(together, 0)
+    for number, one in enumerate(together):
+        alone = bare(number)
+        made.ask([alone], 0)
+        assert one.token_ids_T.tolist() == alone.token_ids_T.tolist()
+        assert isinstance(one.image, RegionInput)
+        assert isinstance(alone.image, RegionInput)
+        np.testing.assert_array_equal(one.image.features_RD, alone.image.features_RD)
+        np.testing.assert_equal(one.image.hidden_R, alone.image.hidden_R)
+        np.testing.assert_equal(
+            {name: (target.positions, target.values) for name, target in one.targets.items()},
+            {name: (target.positions, target.values) for name, target in alone.targets.items()},
+        )
+    made.ask([], 0)
+
+
+@pytest.mark.parametrize("name", ["image", "lent", "stream"])
+def test_an_objective_draws_numbers_of_its_own_whatever_its_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, given = task(objectives={name: {"kind": "masked_language"}}), list[Draws]()
+    monkeypatch.setattr(
+        made.objectives[name],
+        "targets",
+        lambda hidden, draws: given.append(draws) or [Target(np.zeros(0, np.int64), {})],
+    )
+    shown = example(made)
+    assert shown.targets.keys() == {name}
+    assert given[0].uniform([3]).tolist() != Draws([draw(0, "t").key]).apart(name).uniform([3]).tolist()
 
 
 def test_a_batch_has_room_for_every_objective() -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.task_making import within_3_sigma
-from vlp.seeds import Draw, Draws, derive, draw, generator
+from vlp.seeds import Draw, Draws, derive, derive_each, draw, generator
 
 _INTS = st.integers(min_value=0, max_value=2**62)
 
@@ -43,6 +43,17 @@ def test_neighbouring_generators_are_unrelated() -> None:
     correlations = np.corrcoef(draws)[~np.eye(len(draws), dtype=bool)]
     assert np.abs(correlations).max() < 0.6  # 64 numbers: one standard deviation is 0.125
     assert abs(draws.mean() - 0.5) < 0.03
+
+
+def test_seeds_of_many_things_are_each_thing_s_own() -> None:
+    assert derive_each(7, np.array([2]), np.array([3])).tolist() == [7104948020671887413]  # never changes, as above
+    shard, place = np.repeat([0, 7, 2**40], 50), np.tile(np.arange(100, 150), 3)
+    seeds = derive_each(2**64 - 1, shard, place)
+    for row in (0, 60, 149):
+        assert derive_each(2**64 - 1, shard[[row]], place[[row]]).item() == seeds[row]
+    other_seed, turned = derive_each(0, shard, place), derive_each(2**64 - 1, place, shard)
+    assert len({*seeds.tolist(), *other_seed.tolist(), *turned.tolist()}) == 3 * 150
+    assert len(derive_each(0, np.zeros(0, np.int64))) == 0
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 5)), min_size=1, max_size=9))

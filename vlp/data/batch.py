@@ -96,9 +96,7 @@ def collate(examples: Sequence[Example], image: ImageForm, targets: Mapping[str,
         joint=joint,
         joint_rows_J=joint_rows_J,
         split_rows_J=split_rows_J,
-        targets={
-            name: _targets(name, form, examples, starts[form.rows]) for name, form in targets.items()
-        },
+        targets={name: _targets(name, form, examples, starts[form.rows]) for name, form in targets.items()},
         ids=tuple(example.id for example in examples),
     )
 
