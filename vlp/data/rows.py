@@ -82,6 +82,6 @@ def joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
 def _address(array: NDArray[Any]) -> int:
     """Where an array without gaps begins. ctypes says it in a quarter of numpy's time, but not of what is read-only."""
     if array.flags.writeable and array.size:
-        return addressof(c_char.from_buffer(array))
+        return addressof(c_char.from_buffer(array.data))
     place: int = array.__array_interface__["data"][0]
     return place
