@@ -138,10 +138,20 @@ def test_a_momentum_model_gives_part_of_the_targets() -> None:
     assert metrics["mlm_accuracy"][1] == 3
 
 
+def test_what_becomes_of_a_token_has_nothing_to_do_with_its_choice() -> None:
+    many = [hidden(example(words=2)) for _ in range(4000)]
+    targets = objective(probability=0.5).targets(many, Draws(range(4000)))
+    both = [each.example for each, target in zip(many, targets, strict=True) if len(target.positions) == 2]
+    assert len(both) > 900
+    for place in (1, 2):
+        masked = sum(one.token_ids_T[place] == text_encoder().mask_id for one in both)
+        assert within_3_sigma(int(masked), len(both), 0.8)
+
+
 @pytest.mark.parametrize("unit", ["token", "word", "span"])
 def test_what_is_hidden_of_a_text_is_its_own_whatever_stands_beside_it(unit: str) -> None:
     made = MaskedLanguage("mlm", MaskedLanguageConfig.parse({"unit": unit, "probability": 0.3}), facts())
-    sizes = (6, 0, 1, 30, 2)
+    sizes = (6, 0, 1, 30, 2) * 5
     together = [hidden(example(words)) for words in sizes]
     targets = made.targets(together, Draws([draw(number, "t").key for number in range(len(sizes))]))
     for number, words in enumerate(sizes):

@@ -152,16 +152,18 @@ def test_an_example_is_a_function_of_its_generator() -> None:
 
 @pytest.mark.parametrize("masking", ["joint", "conditional"])
 def test_what_is_hidden_of_an_example_is_the_same_in_any_company(masking: str) -> None:
-    made = task(masking=masking, region_hiding={"probability": 0.4, "zero": 0.5, "random": 0.4, "overlap": 0.5})
+    objectives = {**ALL, "nce": {"kind": "region_contrast", "negatives": 10}}
+    hiding = {"probability": 0.4, "zero": 0.5, "random": 0.4, "overlap": 0.5}
+    made = task(objectives=objectives, masking=masking, region_hiding=hiding)
 
     def bare(number: int) -> Example:
-        image = sample(number, regions=(8, 3, 5)[number % 3])
-        lent = np.full((2, WIDTH), 7, np.float16 if number % 2 else np.float32)
+        image = sample(number, regions=(8, 0, 5)[number % 3])
+        lent = np.repeat([[7], [9]], WIDTH, axis=1).astype(np.float16 if number % 2 else np.float32)
         image = replace(image, lent_KD=lent if number % 4 else None)
         pair = Pair(0, 0, matched=number % 5 > 0)
         return made.example(SLOT, pair, image, sample(1, TEXT), 0, draw(number, "t"), 0)
 
-    together = [bare(number) for number in range(12)]
+    together = [bare(number) for number in range(24)]
     made.ask(together, 0)
     for number, one in enumerate(together):
         alone = bare(number)

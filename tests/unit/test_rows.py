@@ -141,3 +141,6 @@ def test_parts_of_any_one_array_are_joined_without_a_copy_but_never_parts_of_its
     assert joined([whole[:, :1]]).tolist() == whole[:, :1].tolist()
     assert joined([whole[::2], whole[1::2]]).tolist() == [*whole[::2].tolist(), *whole[1::2].tolist()]
     assert joined([parts[1], parts[0]]).tolist() == [*parts[1].tolist(), *parts[0].tolist()]
+    memory = bytearray(48)  # what adjoins by chance is of two arrays all the same
+    beside = [np.frombuffer(memory, np.float32, 6, offset).reshape(2, 3) for offset in (0, 24)]
+    assert not np.shares_memory(joined(beside), beside[0])
