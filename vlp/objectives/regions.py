@@ -27,7 +27,6 @@ from vlp.objectives.choice import (
     parts,
     places_in_all,
     places_in_each,
-    rows_of,
     starts_of,
 )
 from vlp.objectives.objective import Hidden
@@ -132,14 +131,15 @@ def _lent(
 ) -> NDArray[np.float32]:
     """So many of the features that are lent to each example: each once before one stands in twice."""
     rows = wanted_B.nonzero()[0].tolist()
-    given = [float32(lent_KD) for row in rows if (lent_KD := lent[row]) is not None]  # shards differ in precision
+    given = [lent_KD for row in rows if (lent_KD := lent[row]) is not None]
     counts_B = np.array([len(lent_KD) for lent_KD in given])
     wanted_B = wanted_B[rows]
     starts_B1 = starts_of(wanted_B)
     # One after the other from a random one on, and around.
     first_B = (draws.of(rows).uniform([1] * len(rows)) * counts_B).astype(np.int64) - starts_B1[:-1]
     picked_C = (np.arange(starts_B1[-1]) + first_B.repeat(wanted_B)) % counts_B.repeat(wanted_B)
-    return rows_of(given, parts(picked_C, starts_B1))[0]
+    found = [lent_KD[places_K] for lent_KD, places_K in zip(given, parts(picked_C, starts_B1), strict=True)]
+    return float32(np.concatenate(found))  # shards may differ in precision
 
 
 def spare_regions(sample: int, block: Block, config: RegionHidingConfig, rng: Draw) -> tuple[Loan, ...]:
