@@ -8,7 +8,7 @@ is that of resident memory above what the process had after all imports (Linux),
 measured as it is, with the blocks recomputed in backward (`model.checkpointing`), without dropout of attention weights,
 which torch's fused kernel for CPUs does not know (it then keeps the weights of every query and key), and by the plain
 formula (`model.attention=reference`). The ratio says how many times the memory of vlp the library's class takes; in
-fp32 weights, gradients and moments are 16 bytes a parameter in both. `make bench` takes the first of vlp's.
+fp32 weights, gradients and moments are 16 bytes a parameter in both.
 """
 
 from __future__ import annotations
