@@ -27,7 +27,7 @@ class Part:
     gpu: bool = False
     """Whether it has something to measure on a GPU."""
     whole: bool = True
-    """Whether it is measured where no part is named: all that compares the speed of models and loading."""
+    """Whether it is measured on a CPU where no part is named: all that compares the speed of models and loading."""
 
 
 PARTS = {
@@ -56,7 +56,7 @@ def main() -> None:
     unknown = [name for name in given.parts if name not in PARTS]
     if unknown:
         raise SystemExit(f"PART: '{unknown[0]}' is not known, it should be one of {', '.join(PARTS)}")
-    parts = given.parts or [name for name, part in PARTS.items() if part.whole and (device == "cpu" or part.gpu)]
+    parts = given.parts or [name for name, part in PARTS.items() if (part.whole if device == "cpu" else part.gpu)]
     failed = [name for name in parts if not run(name, device)]
     show_results([row for row in read_results() if row["part"] in parts and row["device"] == device])
     if failed:

@@ -78,7 +78,7 @@ def test_steps_are_torchs_on_fp32_weights(
         for number in numbers:
             loss(own, number).backward()
             if len(numbers) > 1:
-                made.gather()
+                made.accumulate()
         norm, applied = made.step(2.0)
         assert norm > 2  # so that it was clipped
         assert applied
@@ -98,7 +98,7 @@ def test_many_small_gradients_add_up() -> None:
     parameter = own[1].bias
     for size in [1.0] + [2.0**-9] * 512:  # of which bf16 would keep the first alone
         parameter.grad = torch.full_like(parameter, size)
-        made.gather()
+        made.accumulate()
     assert made.step(None)[0] == pytest.approx(2 * math.sqrt(4))
 
 

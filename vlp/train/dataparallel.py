@@ -60,7 +60,7 @@ class DataParallel:
         for group in optimizer.param_groups:
             group["params"] = [self.masters[parameter] for parameter in group["params"]]
 
-    def gather(self) -> None:
+    def accumulate(self) -> None:
         """Add the gradients of a micro-batch to those of the others before it, in fp32."""
         if not self._rounded:
             return  # backward has
@@ -82,7 +82,7 @@ class DataParallel:
             Their norm before, and whether they were applied.
         """
         if self._ranks > 1:
-            self.gather()
+            self.accumulate()
             self._average()
         trained = self._taken()
         norm = _norm([each.gradient for each in trained])

@@ -207,7 +207,7 @@ class Engine:
             loss, part_O, measured = self._engine(forward)
             self._engine.backward(loss)
             if self._parallel is not None and len(step.micro_batches) > 1:
-                self._parallel.gather()
+                self._parallel.accumulate()
             sums_O += part_O
             metrics.add(measured)
         grad_norm, applied = self._update(learning_rate)

@@ -44,7 +44,7 @@ class States:
         self._engine = engine
         self._optimizer = engine.optimizer
         self.adam = engine.basic_optimizer
-        self._masters = masters or self._pair_masters()
+        self._masters = self._pair_masters() if masters is None else masters
         self._prepare()
 
     def _pair_masters(self) -> dict[nn.Parameter, Tensor]:
