@@ -53,6 +53,23 @@ def test_gradients_hold_with_dropout(case: str) -> None:
     assert not torch.equal(seeded(*given), attend_each(*given, queries, keys, 0.0))
 
 
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+def test_every_precision_gives_the_same_under_one_mask(dtype: torch.dtype, near: float, case: str) -> None:
+    queries, keys = map(pack, CASES[case])
+    results = []
+    given = [each.detach().to(dtype) for each in inputs(case)]
+    for kind in (dtype, torch.float64):
+        rounded = [each.to(kind).requires_grad_() for each in given]
+        torch.manual_seed(1)
+        out = attend_each(*rounded, queries, keys, 0.4)
+        weights = torch.linspace(-1, 1, out.numel()).view(out.shape).to(dtype)
+        results.append((out, *torch.autograd.grad(out, rounded, weights.to(kind))))
+    for mine, exact in zip(*results, strict=True):
+        assert mine.dtype == dtype
+        torch.testing.assert_close(mine.double(), exact, atol=near, rtol=near)
+
+
 def test_dropout_keeps_the_mean() -> None:
     packing = pack([40, 30])
     draw = torch.Generator().manual_seed(0)
