@@ -1,11 +1,11 @@
-"""What a loader worker spends its time on: reading and decoding, words, masks, negatives, collation.
+"""What a loader worker spends its time on: reading and decoding, words, masks, negatives, collation, sending.
 
     python -m tests.benchmarks.worker CONFIG data.train=DIR tokenizer=DIR [KEY=VALUE ...]
 
 The steps of a run are made in this process, as a worker makes them, with a clock around each part; the first steps,
 which open the block and find memory, are not counted. Masks are all that hides and asks, with the key
-of each example; negatives are the draw of its pair and of what others lend it; what they lend is read. The clock
-is the wall's, which is ten times as cheap to look at as the processor's; a step that took longer than the processor
+of each example; negatives are the draw of its pair and of what others lend it; what they lend is read. Sending is the
+copy into shared memory, from where the trainer takes the batch. The clock is the wall's, which is ten times as cheap to look at as the processor's; a step that took longer than the processor
 gave it (the machine did other work) is not counted. What the clock itself takes, measured on calls of nothing in the
 same run, is taken off each part.
 """
@@ -18,12 +18,12 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from tests.benchmarks.results import save, show
 from vlp.assemble import assemble
 from vlp.data import slots
 from vlp.data.loader import StepLoader
+from vlp.data.parcels import Parcel, Pool
+from vlp.data.workers import begin
 from vlp.run import load_run
 from vlp.tasks import pretrain
 
@@ -74,9 +74,9 @@ class Clock:
 
 
 def main(config: str, *overrides: str) -> None:
-    torch.set_num_threads(1)
     run = load_run(config, [*overrides, "run.dir=none"], "pretrain")
     made = assemble(run)
+    begin()
     task, clock = made.task, Clock()
     assert isinstance(task, pretrain.PretrainTask)
     for dataset in made.train:
@@ -108,18 +108,20 @@ def main(config: str, *overrides: str) -> None:
 def _measured(loader: StepLoader, clock: Clock) -> tuple[int, dict[str, float]]:
     """Examples and seconds by part of the steps in which the processor did nothing else."""
     examples, seconds = 0, dict.fromkeys(("masks", "negatives", "collation", "reading", "decoding"), 0.0)
-    steps = iter(loader)
+    steps, pool, send = iter(loader), Pool(), clock.around("sending", Parcel.of)
     for number in range(FIRST + STEPS):
         clock.lap()
         clock.seconds.clear()
         began = time.perf_counter(), time.process_time()
         step = next(steps)
+        parcel = send(step, pool)
         clock.lap()
         wall, own = time.perf_counter() - began[0], time.process_time() - began[1]
         if number >= FIRST and wall < _UNDISTURBED * own:
             examples += step.examples
             for part, spent in clock.seconds.items():
                 seconds[part] = seconds.get(part, 0.0) + spent
+        parcel.open()  # and dropped: the trainer's part, after which the memory is free again
     return examples, seconds
 
 

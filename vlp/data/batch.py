@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from vlp.types import (
     BothInput,
     Example,
     FramedBatch,
+    Hidings,
     ImageBatch,
     ImageInput,
     Packing,
@@ -30,6 +32,7 @@ from vlp.types import (
     Target,
     Targets,
     TextBatch,
+    regions_of,
 )
 
 WEIGHT = "weight"
@@ -64,6 +67,9 @@ class TargetForm:
     """What positions count."""
     empty: Target
     """A target of zero rows whose arrays have the trailing shapes and types of real ones."""
+    features: bool = False
+    """Whether the features of the regions at its positions are values too (`feature`): the batch finds them among its
+    own, before any is hidden."""
 
 
 def collate(examples: Sequence[Example], image: ImageForm, targets: Mapping[str, TargetForm]) -> Batch:
@@ -96,7 +102,7 @@ def collate(examples: Sequence[Example], image: ImageForm, targets: Mapping[str,
         joint=joint,
         joint_rows_J=joint_rows_J,
         split_rows_J=split_rows_J,
-        targets={name: _targets(name, form, examples, starts[form.rows]) for name, form in targets.items()},
+        targets={name: _targets(name, form, examples, starts[form.rows], images) for name, form in targets.items()},
         ids=tuple(example.id for example in examples),
     )
 
@@ -105,7 +111,7 @@ def with_texts(batch: Batch, examples: Sequence[Example], targets: Mapping[str, 
     """The batch with the texts of other examples, whose images it holds already; targets are of words alone."""
     text = _text(examples)
     joint, joint_rows_J, split_rows_J = join(text.packing, batch.image.packing)
-    made = {name: _targets(name, form, examples, text.packing.starts_B1) for name, form in targets.items()}
+    made = {name: _targets(name, form, examples, text.packing.starts_B1, batch.image) for name, form in targets.items()}
     return replace(batch, text=text, joint=joint, joint_rows_J=joint_rows_J, split_rows_J=split_rows_J, targets=made)
 
 
@@ -159,13 +165,41 @@ def _framed(images: RegionBatch | PixelBatch | BothBatch, form: ImageForm) -> Im
 def _regions(given: Sequence[ImageInput | None], width: int) -> RegionBatch:
     images = [image for image in given if isinstance(image, RegionInput)]
     hidden = [np.zeros(len(image), np.bool_) if image.hidden_R is None else image.hidden_R for image in images]
+    hidden_M = _joined(hidden, np.zeros(0, np.bool_))
     return RegionBatch(
         features_MD=_tensor(_features(images, width)),
         boxes_M4=_tensor(_joined([image.boxes_R4 for image in images], np.zeros((0, 4), np.float32))),
-        hidden_M=_tensor(_joined(hidden, np.zeros(0, np.bool_))),
+        hidden_M=_tensor(hidden_M),
         packing=_image_packing(given),
         aligned_MA=_aligned(images),
+        hidings=_hidings(images, hidden_M, width),
     )
+
+
+def _hidings(images: Sequence[RegionInput], hidden_M: NDArray[np.bool_], width: int) -> Hidings | None:
+    """What is hidden of the images' features, counted among all of them."""
+    hidings, lengths = [image.hiding for image in images], [len(image) for image in images]
+    if all(hiding is None for hiding in hidings):
+        return None
+    said_M = np.array([hiding is not None for hiding in hidings]).repeat(lengths)
+    starts = list(accumulate(lengths, initial=0))
+    replaced, lent = [np.zeros(0, np.int64)], [np.zeros((0, width), np.float16)]
+    for first, hiding in zip(starts, hidings, strict=False):
+        if hiding is not None and hiding.replaced_P is not None and hiding.lent_PD is not None:
+            replaced.append(hiding.replaced_P + first)
+            lent.append(hiding.lent_PD)
+    made = Hidings(
+        zeroed_Z=torch.from_numpy((hidden_M & said_M).nonzero()[0]),
+        replaced_P=torch.from_numpy(np.concatenate(replaced)),
+        lent_PD=_tensor(np.concatenate(lent)),
+    )
+    seen = [hiding.seen_R for hiding in hidings if hiding is not None and hiding.seen_R is not None]
+    if seen:  # all images have one of their whole, or none has
+        seen_M, image_M = np.concatenate(seen), np.arange(len(images)).repeat(lengths)
+        share_M = seen_M / np.maximum(1, np.bincount(image_M, weights=seen_M))[image_M]
+        made.share_M = _tensor(share_M)
+        made.whole_W = torch.tensor([first for first, length in zip(starts, lengths, strict=False) if length])
+    return made
 
 
 def _features(images: Sequence[RegionInput], width: int) -> NDArray[np.float32]:
@@ -240,17 +274,22 @@ def _image_packing(images: Sequence[ImageInput | None]) -> Packing:
     return pack([0 if image is None else len(image) for image in images])
 
 
-def _targets(name: str, form: TargetForm, examples: Sequence[Example], starts_B1: Tensor) -> Targets:
-    rows = [row for row, example in enumerate(examples) if name in example.targets]
-    found = [examples[row].targets[name] for row in rows]
-    positions_K = _joined([target.positions for target in found], form.empty.positions).astype(np.int64)
-    positions_K += starts_B1.numpy()[np.array(rows, np.int64)].repeat([len(target.positions) for target in found])
+def _targets(name: str, form: TargetForm, examples: Sequence[Example], starts_B1: Tensor, image: ImageBatch) -> Targets:
+    asked = [example.targets.get(name) for example in examples]
+    found = [target for target in asked if target is not None]
+    counts = [0 if target is None else len(target.positions) for target in asked]
+    rows_K = np.arange(len(examples)).repeat(counts)
+    places_K = np.concatenate([form.empty.positions, *(target.positions for target in found)])
+    positions_K = places_K + starts_B1.numpy()[rows_K]
     values = {
         key: _tensor(_joined([target.values[key] for target in found], empty))
         for key, empty in form.empty.values.items()
     }
     count = float(values[WEIGHT].sum(dtype=torch.float64)) if WEIGHT in values else float(len(positions_K))
-    return Targets(torch.from_numpy(positions_K), values, count)
+    targets = Targets(torch.from_numpy(positions_K), values, count)
+    if form.features and (regions := regions_of(image)):
+        targets.feature_rows_K = torch.from_numpy(places_K + regions.packing.starts_B1.numpy()[rows_K])
+    return targets
 
 
 def _joined(arrays: Sequence[NDArray[Any]], empty: NDArray[Any]) -> NDArray[Any]:
@@ -261,10 +300,7 @@ def _joined(arrays: Sequence[NDArray[Any]], empty: NDArray[Any]) -> NDArray[Any]
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:
-    if array.dtype in (np.bool_, np.uint8):  # pixels stay bytes: a quarter of the memory on the way to the device
-        wanted = array
-    elif np.issubdtype(array.dtype, np.integer):
-        wanted = array.astype(np.int64, copy=False)
-    else:
-        wanted = array.astype(np.float32, copy=False)
-    return torch.from_numpy(np.ascontiguousarray(wanted if wanted.flags.writeable else wanted.copy()))
+    tensor = torch.from_numpy(np.ascontiguousarray(array if array.flags.writeable else array.copy()))
+    if tensor.dtype in (torch.bool, torch.uint8):  # pixels stay bytes: a quarter of the memory on the way to the device
+        return tensor
+    return tensor.float() if tensor.is_floating_point() else tensor.long()  # half floats take numpy 20 times as long

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch.nn.functional import embedding_bag
 
 from vlp.data.augment import seen
 from vlp.data.batch import ImageForm
@@ -52,8 +51,7 @@ class RegionImages:
         """The best regions by confidence (the first where there is none) in the order of the shard, as float32.
 
         None if the sample has no regions. Where a view shows a part of the image, regions outside it are left out and
-        boxes are of the part; features stay what the detector made. The arrays are copies: an objective may write into
-        them.
+        boxes are of the part; features stay what the detector made.
         """
         regions = sample.regions
         if regions is None:
@@ -250,32 +248,6 @@ def mean_feature(features_RD: NDArray[np.float32]) -> NDArray[np.float32]:
         max(1, len(features_RD))
     )
     return mean
-
-
-def means_without(
-    features_ND: NDArray[np.float32], unseen_N: NDArray[np.bool_], starts_B1: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """Mean of the features that are seen of each image, [B, D]; zeros where there is none.
-
-    Args:
-        features_ND: of all images. The first of each is the mean of its others; where most are seen, it is not made
-            anew of them, but the unseen are taken off it.
-        starts_B1: where each image's begin, and the end.
-    """
-    firsts_B, regions_B = starts_B1[:-1], np.diff(starts_B1) - 1
-    seen_B = regions_B - np.add.reduceat(unseen_N, firsts_B, dtype=np.int64)
-    few_B = 2 * seen_B < regions_B
-    read_N = unseen_N ^ few_B.repeat(regions_B + 1)
-    read_N[firsts_B] = ~few_B
-    factor_N = np.where(few_B, 1, -1).repeat(regions_B + 1)
-    factor_N[firsts_B] = regions_B
-    rows_K = read_N.nonzero()[0]
-    weight_K = (factor_N / np.maximum(1, seen_B).repeat(regions_B + 1))[rows_K].astype(np.float32)
-    rows, features, weights = (torch.from_numpy(array) for array in (rows_K, features_ND, weight_K))
-    starts = torch.from_numpy(rows_K.searchsorted(firsts_B))
-    # One pass over what is read, without a copy of it.
-    means: NDArray[np.float32] = embedding_bag(rows, features, starts, mode="sum", per_sample_weights=weights).numpy()
-    return means
 
 
 _WHOLE: dict[str, object] = {

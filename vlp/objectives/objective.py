@@ -47,7 +47,6 @@ class SelfSupervisedConfig(ObjectiveConfig):
 
 
 _NO_POSITIONS: NDArray[np.int64] = np.zeros(0, np.int64)
-_NOWHERE: NDArray[np.bool_] = np.zeros(0, np.bool_)
 
 
 def empty_positions() -> NDArray[np.int64]:
@@ -58,7 +57,7 @@ def empty_positions() -> NDArray[np.int64]:
 @dataclass(slots=True)
 class Hidden:
     """An example of which something is hidden and guessed. Words are hidden by the objective that guesses them; regions
-    still are as they were when objectives ask, and are hidden behind them."""
+    are as they were when objectives ask, and are hidden in the batch."""
 
     example: Example
     question: Question | None = None
@@ -71,10 +70,6 @@ class Hidden:
     """Features of other images' regions, in the precision of the shard."""
     guessed_K: NDArray[np.int64] = field(default_factory=empty_positions)
     """Image tokens (regions or patches) that are to be guessed, by their places, ascending."""
-    zeroed_R: NDArray[np.bool_] = field(default_factory=lambda: _NOWHERE)
-    """True at regions whose features become zero."""
-    replaced_R: NDArray[np.bool_] = field(default_factory=lambda: _NOWHERE)
-    """True at regions that get features of other images' regions."""
 
 
 Judged = tuple[Tensor, Mapping[str, tuple[Tensor, float | Tensor]]]
@@ -90,6 +85,8 @@ class Objective(ABC):
 
     rows: Rows
     """Which states it reads: of text tokens, image tokens, or the pooled vectors."""
+    asks_features: ClassVar[bool] = False
+    """Whether a target has the features of the regions at its positions, which the batch fills in (`TargetForm`)."""
     pooled_only: ClassVar[bool] = False
     """Whether its `scores` read nothing but the pooled vectors, so that the rest need not be worked out for them."""
 
@@ -113,7 +110,7 @@ class Objective(ABC):
         """
 
     def form(self) -> TargetForm:
-        return TargetForm(self.rows, self.empty())
+        return TargetForm(self.rows, self.empty(), self.asks_features)
 
     def reading(self, encoded: Encoded, batch: Batch) -> Encoded:
         """What `scores` reads of a batch; an objective may add states of its own making to the taps."""

@@ -101,69 +101,80 @@ class RegionClass(SelfSupervised):
         return ClassHead(reads="image", classes=self.classes, inner="same", norm=norm, inner_of=self.config.inner_of)
 
     def empty(self) -> Target:
-        return self._target(empty_positions(), None)
+        hard = self.config.labels == "hard"
+        return self._target(
+            empty_positions(),
+            np.zeros(0, np.int64) if hard else np.zeros((0, self.classes), np.float32),
+            np.zeros(0, np.float32),
+        )
 
     def target(self, hidden: Hidden, rng: Draw) -> Target:
         return self.targets([hidden], Draws([rng.key]))[0]
 
     def targets(self, hidden: Sequence[Hidden], draws: Draws) -> list[Target]:
+        made, every = [self.empty()] * len(hidden), self.config.over == "all"
         images = [each.example.regions for each in hidden]
-        asked = [
-            (row, self._places(hidden[row], image), image)
-            for row, image in enumerate(images)
-            if image and self._labelled(image)
-        ]
-        made = [self.empty()] * len(hidden)
-        probabilities = self._probabilities(asked) if self.config.labels == "soft" else [None] * len(asked)
-        for (row, places_K, image), probability_KC in zip(asked, probabilities, strict=True):
-            made[row] = self._target(places_K, image, probability_KC)
+        asked = [(row, image) for row, image in enumerate(images) if image and self._labelled(image)]
+        places = [np.arange(int(image.whole), len(image)) if every else hidden[row].guessed_K for row, image in asked]
+        labels = self._labels([image for _, image in asked], places)
+        for (row, image), places_K, label_K in zip(asked, places, labels, strict=True):
+            made[row] = self._target(places_K, label_K, self._confidence(image, places_K))
         return made
 
-    def _places(self, hidden: Hidden, image: RegionInput) -> NDArray[np.int64]:
-        return np.arange(int(image.whole), len(image)) if self.config.over == "all" else hidden.guessed_K
-
-    def _labelled(self, image: RegionInput) -> bool:
-        if self.config.of == "attribute":
-            return image.attributes_R is not None
-        hard = self.config.labels == "hard" and image.classes_R is not None
-        return hard or image.class_probs_RC is not None
-
     def _target(
-        self, places_K: NDArray[np.int64], image: RegionInput | None, probability_KC: NDArray[np.float32] | None = None
+        self, places_K: NDArray[np.int64], label_K: NDArray[np.generic], confidence_K: NDArray[np.float32] | None
     ) -> Target:
-        values: dict[str, NDArray[np.generic]] = dict(shares(self.config.average, len(places_K)))
-        if self.config.labels == "hard":
-            values["class"] = np.zeros(0, np.int64) if image is None else self._classes(image, places_K)
-        else:
-            none_0C = np.zeros((0, self.classes), np.float32)
-            values["probability"] = none_0C if probability_KC is None else probability_KC
-        if self.config.by_confidence:
-            values["confidence"] = np.zeros(0, np.float32) if image is None else self._confidence(image)[places_K]
+        values = {"class" if self.config.labels == "hard" else "probability": label_K}
+        if confidence_K is not None and self.config.by_confidence:
+            values["confidence"] = confidence_K
+        if self.config.average != "targets":
+            values |= shares(self.config.average, len(places_K))
         return Target(places_K, values)
 
-    def _probabilities(self, asked: Sequence[tuple[int, NDArray[np.int64], RegionInput]]) -> list[NDArray[np.float32]]:
-        """The detector's probabilities of some regions of each image; all lie in one piece, as the batch wants them."""
-        if not asked:
+    def _labelled(self, image: RegionInput) -> bool:
+        return self._numbers(image) is not None or (self.config.of == "class" and image.class_probs_RC is not None)
+
+    def _numbers(self, image: RegionInput) -> NDArray[np.int64] | None:
+        """The class of each region of an image, where the shards say it and hard labels are asked for."""
+        if self.config.labels == "soft":
+            return None
+        return image.attributes_R if self.config.of == "attribute" else image.classes_R
+
+    def _labels(
+        self, images: Sequence[RegionInput], places: Sequence[NDArray[np.int64]]
+    ) -> Sequence[NDArray[np.generic]]:
+        """Classes, or the detector's probabilities, of some regions of each image."""
+        if self.config.labels == "soft":
+            return self._probabilities(images, places)
+        return [self._classes(image, places_K) for image, places_K in zip(images, places, strict=True)]
+
+    def _probabilities(
+        self, images: Sequence[RegionInput], places: Sequence[NDArray[np.int64]]
+    ) -> list[NDArray[np.float32]]:
+        """They lie in one piece, as the batch wants them."""
+        if not images:
             return []
-        arrays = [image.class_probs_RC for _, _, image in asked if image.class_probs_RC is not None]
-        found_NC, starts_B1 = rows_of(arrays, [places_K for _, places_K, _ in asked])
+        arrays = [image.class_probs_RC for image in images if image.class_probs_RC is not None]
+        found_NC, starts_B1 = rows_of(arrays, places)
         # Detectors store half floats: rows sum to 1 within 4e-4, which a divergence would count as error.
         probability_NC = float32(found_NC)
         probability_NC /= np.maximum(probability_NC.sum(axis=1, keepdims=True), 1e-6)
         return parts(probability_NC, starts_B1)
 
     def _classes(self, image: RegionInput, places_K: NDArray[np.int64]) -> NDArray[np.int64]:
-        known_R = image.attributes_R if self.config.of == "attribute" else image.classes_R
+        known_R = self._numbers(image)
         if known_R is not None:
-            return known_R[places_K]
+            return known_R.take(places_K)
         assert image.class_probs_RC is not None
         first = int(self.config.background)
         chosen_K: NDArray[np.int64] = image.class_probs_RC[places_K, first:].argmax(axis=1) + first
         return chosen_K
 
-    def _confidence(self, image: RegionInput) -> NDArray[np.float32]:
-        own = image.attribute_confidence_R if self.config.of == "attribute" else image.confidence_R
-        return np.ones(len(image), np.float32) if own is None else own
+    def _confidence(self, image: RegionInput, places_K: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        if not self.config.by_confidence:
+            return None
+        own_R = image.attribute_confidence_R if self.config.of == "attribute" else image.confidence_R
+        return np.ones(len(places_K), np.float32) if own_R is None else own_R.take(places_K)
 
     def loss(self, scores_K: Tensor, targets: Targets) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
         if self.config.labels == "hard":

@@ -64,7 +64,7 @@ class RegionContrast(SelfSupervised):
     def loans(self, sample: int, block: Block, rng: Draw) -> tuple[Loan, ...]:
         """All regions of some other samples."""
         lenders = lending_samples(sample, block, self.config.images, rng)
-        return tuple(Loan(lender, 0, regions) for lender, regions in lenders)
+        return tuple(Loan(lender, 0, regions) for lender, regions, _ in lenders)
 
     def empty(self) -> Target:
         values: dict[str, NDArray[Any]] = {
@@ -91,7 +91,7 @@ class RegionContrast(SelfSupervised):
             return self.empty()
         whole = int(image.whole)
         own_RD, lent = image.features_RD[whole:], [] if hidden.lent_KD is None else [float32(hidden.lent_KD)]
-        features_SD = np.concatenate([own_RD, *lent])  # a copy: the regions are hidden behind this
+        features_SD = np.concatenate([own_RD, *lent])
         draw_KQ = draw_N.reshape(len(places_K), self.config.negatives)
         values: dict[str, NDArray[Any]] = {
             "candidate": self._candidates(places_K - whole, len(own_RD), len(features_SD), draw_KQ),

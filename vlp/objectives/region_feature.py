@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,7 +17,6 @@ from vlp.data.batch import WEIGHT
 from vlp.errors import ConfigError
 from vlp.models.heads import FeatureHead, HeadConfig
 from vlp.models.image import RegionSource
-from vlp.objectives.choice import parts, rows_of
 from vlp.objectives.objective import (
     Facts,
     Hidden,
@@ -52,6 +50,7 @@ class RegionFeature(SelfSupervised):
 
     rows: Rows = "image"
     hides = "image"
+    asks_features = True
 
     def __init__(self, name: str, config: RegionFeatureConfig, facts: Facts) -> None:
         super().__init__(name)
@@ -62,27 +61,23 @@ class RegionFeature(SelfSupervised):
         return FeatureHead(width=self.width, tied=self.config.tied, inner_of=self.config.inner_of)
 
     def empty(self) -> Target:
-        return Target(empty_positions(), {"feature": np.zeros((0, self.width), np.float32), **self._count(0)})
+        return Target(empty_positions(), {WEIGHT: np.zeros(0, np.float32)} if self._over_regions else {})
 
-    def _count(self, regions: int) -> dict[str, NDArray[np.float32]]:
-        """What an example of so many regions adds to the count, where that is not the number of its targets."""
-        shown = np.full(min(regions, 1), regions, np.float32)
-        return {WEIGHT: shown} if self.config.average == "regions" else {}
+    @property
+    def _over_regions(self) -> bool:
+        return self.config.average == "regions"
 
     def target(self, hidden: Hidden, rng: Draw) -> Target:
         return self.targets([hidden], Draws([rng.key]))[0]
 
     def targets(self, hidden: Sequence[Hidden], draws: Draws) -> list[Target]:
         images = [each.example.regions for each in hidden]
-        asked = [(row, hidden[row].guessed_K, image) for row, image in enumerate(images) if image]
-        made = [self.empty()] * len(hidden)
-        if not asked:
-            return made
-        # A copy, since the regions are hidden behind this; and in one piece, as the batch wants it.
-        found = rows_of([image.features_RD for _, _, image in asked], [places_K for _, places_K, _ in asked])
-        for (row, places_K, image), features_KD in zip(asked, parts(*found), strict=True):
-            made[row] = Target(places_K, {"feature": features_KD, **self._count(len(image) - int(image.whole))})
-        return made
+        # What an example adds to the count, where that is not the number of its targets.
+        shown_B = np.array([len(image) - image.whole if image else 0 for image in images], np.float32)
+        return [
+            Target(each.guessed_K, {WEIGHT: shown_B[row : row + 1]} if image and self._over_regions else {})
+            for row, (each, image) in enumerate(zip(hidden, images, strict=True))
+        ]
 
     def loss(self, scores_K: Tensor, targets: Targets) -> tuple[Tensor, dict[str, tuple[Tensor, float]]]:
         feature_KD = targets.values["feature"]

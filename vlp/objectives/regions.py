@@ -9,7 +9,7 @@ width, L most regions of an image.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,21 +17,11 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from vlp.config import Config
-from vlp.data.image import float32, means_without
 from vlp.data.index import Block
-from vlp.data.rows import joined
-from vlp.objectives.choice import (
-    NEVER,
-    choose_each,
-    counts_of,
-    parts,
-    places_in_all,
-    places_in_each,
-    starts_of,
-)
+from vlp.objectives.choice import NEVER, choose_each, counts_of, parts, places_in_each, starts_of
 from vlp.objectives.objective import Hidden
 from vlp.seeds import Draw, Draws
-from vlp.types import Loan
+from vlp.types import Hiding, Loan
 
 _SPARE = 2
 """Features that an example is lent to stand in for hidden ones, each 13 us to read. As published, 0.5 of 36 regions get
@@ -70,17 +60,17 @@ class RegionHidingConfig(Config):
         return self
 
 
-def choose_regions(hidden: Sequence[Hidden], config: RegionHidingConfig, draws: Draws) -> None:
-    """Choose regions of each example to be guessed and hidden; none where it has no regions.
+def hide_regions(hidden: Sequence[Hidden], config: RegionHidingConfig, draws: Draws) -> None:
+    """Choose regions of each example to be guessed and hidden, and say what becomes of them; none where it has none.
 
-    They stay as they are until `hide_regions`, so that objectives can ask for what stands there.
+    The features stay what they are: they are hidden in the batch (`vlp.types.Hidings`).
     """
     images = [each.example.regions for each in hidden]
     counts = [0 if image is None else len(image) for image in images]
     if not sum(counts):
         return
     starts_B1 = starts_of(counts)
-    whole_P = starts_B1[[row for row, image in enumerate(images) if image is not None and image.whole]]
+    whole_P = starts_B1[[row for row, image in enumerate(images) if image and image.whole]]
     draw_N = draws.apart("chosen").uniform(counts)
     draw_N[whole_P] = NEVER
     guessed_N = choose_each(draw_N, starts_B1, config.probability, config.at_least_one)
@@ -97,49 +87,31 @@ def choose_regions(hidden: Sequence[Hidden], config: RegionHidingConfig, draws: 
         along_N = overlapped(boxes_N4, guessed_N, starts_B1, config.overlap) & ~guessed_N
         along_N[whole_P] = False
         zeroed_N |= along_N
-    chosen = places_in_each(guessed_N, starts_B1), parts(zeroed_N, starts_B1), parts(replaced_N, starts_B1)
-    for each, places_K, zeroed_R, replaced_R in zip(hidden, *chosen, strict=True):
-        each.guessed_K, each.zeroed_R, each.replaced_R = places_K, zeroed_R, replaced_R
+    guessed, zeroed = places_in_each(guessed_N, starts_B1), parts(zeroed_N, starts_B1)
+    hidings = _replaced(hidden, places_in_each(replaced_N, starts_B1), draws.apart("lent"))
+    for each, image, guessed_C, zeroed_R, hiding in zip(hidden, images, guessed, zeroed, hidings, strict=True):
+        if image:
+            each.guessed_K, image.hidden_R, image.hiding = guessed_C, zeroed_R, hiding
+    if len(whole_P):
+        # What is hidden must not show through the mean, nor what only looks as if it were seen.
+        unseen_N = zeroed_N | replaced_N | guessed_N if config.whole_without == "guessed" else zeroed_N | replaced_N
+        unseen_N[whole_P] = True
+        for image, hiding, seen_R in zip(images, hidings, parts(~unseen_N, starts_B1), strict=True):
+            if image and image.whole:
+                hiding.seen_R = seen_R
 
 
-def hide_regions(hidden: Sequence[Hidden], config: RegionHidingConfig, draws: Draws) -> None:
-    """Hide the regions that were chosen, where they lie: to copy all features would cost more than all else that is
-    done here."""
-    found = [(row, each, image) for row, each in enumerate(hidden) if (image := each.example.regions)]
-    if not found:
-        return
-    rows, shown, images = zip(*found, strict=True)
-    starts_B1 = starts_of([len(image) for image in images])
-    features_ND = joined([image.features_RD for image in images])
-    zeroed_N = np.concatenate([each.zeroed_R for each in shown])
-    replaced_N = np.concatenate([each.replaced_R for each in shown])
-    if images[0].whole:  # what is hidden must not show through the mean, nor what only looks as if it were seen
-        unseen_N = zeroed_N | replaced_N
-        if config.whole_without == "guessed":
-            unseen_N[places_in_all([each.guessed_K for each in shown], starts_B1)] = True
-        features_ND[starts_B1[:-1]] = means_without(features_ND, unseen_N, starts_B1)
-    features_ND[zeroed_N] = 0
-    if replaced_N.any():
-        wanted_B = np.add.reduceat(replaced_N, starts_B1[:-1], dtype=np.int64)
-        features_ND[replaced_N] = _lent([each.lent_KD for each in shown], wanted_B, draws.of(list(rows)))
-    for each, image, features_RD in zip(shown, images, parts(features_ND, starts_B1), strict=True):
-        image.features_RD, image.hidden_R = features_RD, each.zeroed_R
-
-
-def _lent(
-    lent: Sequence[NDArray[np.floating[Any]] | None], wanted_B: NDArray[np.int64], draws: Draws
-) -> NDArray[np.float32]:
-    """So many of the features that are lent to each example: each once before one stands in twice."""
-    rows = wanted_B.nonzero()[0].tolist()
-    given = [lent_KD for row in rows if (lent_KD := lent[row]) is not None]
-    counts_B = np.array([len(lent_KD) for lent_KD in given])
-    wanted_B = wanted_B[rows]
-    starts_B1 = starts_of(wanted_B)
-    # One after the other from a random one on, and around.
-    first_B = (draws.of(rows).uniform([1] * len(rows)) * counts_B).astype(np.int64) - starts_B1[:-1]
-    picked_C = (np.arange(starts_B1[-1]) + first_B.repeat(wanted_B)) % counts_B.repeat(wanted_B)
-    found = [lent_KD[places_K] for lent_KD, places_K in zip(given, parts(picked_C, starts_B1), strict=True)]
-    return float32(np.concatenate(found))  # shards may differ in precision
+def _replaced(hidden: Sequence[Hidden], replaced: Sequence[NDArray[np.int64]], draws: Draws) -> list[Hiding]:
+    """What stands in the place of the replaced regions of each example, of the features that it is lent: each once
+    before one stands in twice."""
+    hidings = [Hiding() for _ in hidden]
+    rows = [row for row, replaced_P in enumerate(replaced) if len(replaced_P)]
+    for row, draw in zip(rows, draws.of(rows).uniform([1] * len(rows)).tolist(), strict=True):
+        lent_KD, replaced_P = hidden[row].lent_KD, replaced[row]
+        assert lent_KD is not None
+        first = int(draw * len(lent_KD))  # one after the other from a random one on, and around
+        hidings[row] = Hiding(replaced_P, lent_KD.take(range(first, first + len(replaced_P)), axis=0, mode="wrap"))
+    return hidings
 
 
 def spare_regions(sample: int, block: Block, config: RegionHidingConfig, rng: Draw) -> tuple[Loan, ...]:
@@ -147,17 +119,19 @@ def spare_regions(sample: int, block: Block, config: RegionHidingConfig, rng: Dr
     if not config.random:
         return ()
     lenders = lending_samples(sample, block, _SPARE, rng)
-    return tuple(Loan(lender, rng.integers(regions), 1) for lender, regions in lenders)
+    return tuple(Loan(lender, int(place * regions), 1) for lender, regions, place in lenders)
 
 
-def lending_samples(sample: int, block: Block, number: int, rng: Draw) -> list[tuple[int, int]]:
-    """Other samples of the block with regions, so many at most, and how many regions each has."""
+def lending_samples(sample: int, block: Block, number: int, rng: Draw) -> list[tuple[int, int, float]]:
+    """Other samples of the block with regions, so many at most; how many regions each has, and a number that is uniform
+    in [0, 1) whichever it is."""
     others, found = len(block.regions_S) - 1, []
     for _ in range(number if others else 0):
-        other = rng.integers(others)
+        drawn = rng.random() * others
+        other = int(drawn)
         lender = other + (other >= sample)
         if regions := block.regions_S.item(lender):
-            found.append((lender, regions))
+            found.append((lender, regions, drawn - other))
     return found
 
 

@@ -25,7 +25,7 @@ from vlp.objectives.patch_feature import source_grid
 from vlp.objectives.patches import PatchHidingConfig, hide_patches
 from vlp.objectives.prefix import PrefixLanguage
 from vlp.objectives.region_contrast import RegionContrast
-from vlp.objectives.regions import RegionHidingConfig, choose_regions, hide_regions, spare_regions
+from vlp.objectives.regions import RegionHidingConfig, hide_regions, spare_regions
 from vlp.objectives.registry import AnyObjectiveConfig, make_objective
 from vlp.seeds import Draw, Draws, generator
 from vlp.tasks.captioning import exact_matches
@@ -267,7 +267,7 @@ class PretrainTask(Task):
                 example.plain_T = example.token_ids_T
         hiding, asking = _hiding(stage, draws), self._asking([example for example, _ in made])
         seen = hiding["image"].nonzero()[0].tolist()
-        self._choose([hidden[row] for row in seen], draws.of(seen).apart("image"))
+        self._hide([hidden[row] for row in seen], draws.of(seen).apart("image"))
         for name, objective in self.objectives.items():
             # Words are hidden in mismatched pairs too, guessed there or not: a mask must not tell a match.
             asks_B = asking[objective.pairs] & (name in stage.active)
@@ -275,17 +275,16 @@ class PretrainTask(Task):
             rows = (hiding[objective.hides] & (asks_B | hides)).nonzero()[0].tolist()
             if not rows:
                 continue
-            # An objective may be called "image" or "lent", and draws apart from what is hidden all the same.
+            # An objective may be called "image", and draws apart from what is hidden all the same.
             targets = objective.targets([hidden[row] for row in rows], draws.of(rows).apart(f"objective {name}"))
             for row, asks, target in zip(rows, asks_B[rows].tolist(), targets, strict=True):
                 if asks:
                     hidden[row].example.targets[name] = target
-        hide_regions([hidden[row] for row in seen], self.config.region_hiding, draws.of(seen).apart("lent"))
 
-    def _choose(self, hidden: Sequence[Hidden], draws: Draws) -> None:
-        """Choose what is hidden of images; patches are hidden at once."""
+    def _hide(self, hidden: Sequence[Hidden], draws: Draws) -> None:
+        """Choose what is hidden of images."""
         if self.images.wants_regions:
-            choose_regions(hidden, self.config.region_hiding, draws)
+            hide_regions(hidden, self.config.region_hiding, draws)
         else:
             hide_patches(hidden, self.config.patch_hiding, self._prefix, draws)
 

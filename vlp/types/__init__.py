@@ -11,6 +11,7 @@ from vlp.types.batches import (
     BothBatch,
     Encoded,
     FramedBatch,
+    Hidings,
     ImageBatch,
     Losses,
     Packing,
@@ -22,10 +23,12 @@ from vlp.types.batches import (
     Stream,
     Targets,
     TextBatch,
+    regions_of,
 )
 from vlp.types.examples import (
     BothInput,
     Example,
+    Hiding,
     ImageInput,
     Origin,
     PixelInput,
@@ -49,6 +52,8 @@ __all__ = [
     "Encoded",
     "Example",
     "FramedBatch",
+    "Hiding",
+    "Hidings",
     "ImageBatch",
     "ImageInput",
     "Loan",
@@ -72,4 +77,5 @@ __all__ = [
     "Targets",
     "TextBatch",
     "View",
+    "regions_of",
 ]

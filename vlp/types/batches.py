@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from vlp.transfer import moved, pinned
@@ -27,6 +27,9 @@ class Targets:
     values: dict[str, Tensor]
     count: float
     """What the loss is divided by once it is summed over the global batch: the number of targets, or their weights."""
+    feature_rows_K: Tensor | None = None
+    """int64: rows of the regions' features, as they are before any is hidden, that are to become `values["feature"]`;
+    None where no feature is asked for, or is there (`Batch.to`)."""
     survey: dict[str, Tensor] = field(default_factory=dict)
     """What a first pass over the global batch tells these rows (`vlp.train.survey`); empty where there was none."""
 
@@ -70,13 +73,51 @@ class TextBatch:
 
 
 @dataclass(slots=True)
+class Hidings:
+    """What is hidden of the features of a batch's regions.
+
+    A worker only says so: to go over the features where they lie, and to copy out those that are to be guessed, would
+    cost it as much as all else that it hides and asks, and a device nothing.
+    """
+
+    keeps_type: ClassVar[bool] = True
+
+    zeroed_Z: Tensor
+    """int64 rows whose feature becomes zero."""
+    replaced_P: Tensor
+    """int64 rows that get a feature of another image's region."""
+    lent_PD: Tensor
+    """Those features."""
+    whole_W: Tensor | None = None
+    """int64 rows of the whole images, each the first of its image; None where there are none."""
+    share_M: Tensor | None = None
+    """What each feature is multiplied by in the sum that is the whole image's feature."""
+
+    def hide(self, features_MD: Tensor, dtype: Any = None) -> Tensor:
+        """A copy of the features with those hidden, [M, D]."""
+        import torch
+        from torch.nn import functional as F
+
+        shown_MD = features_MD.to(features_MD.dtype if dtype is None else dtype, copy=True)
+        if self.whole_W is not None:
+            rows_M = torch.arange(len(features_MD), device=features_MD.device)
+            mean_WD = F.embedding_bag(rows_M, features_MD, self.whole_W, mode="sum", per_sample_weights=self.share_M)
+            shown_MD.index_copy_(0, self.whole_W, mean_WD.to(shown_MD.dtype))
+        shown_MD.index_fill_(0, self.zeroed_Z, 0)
+        return shown_MD.index_copy_(0, self.replaced_P, self.lent_PD.to(shown_MD.dtype))
+
+
+@dataclass(slots=True)
 class RegionBatch:
     features_MD: Tensor
     boxes_M4: Tensor
     hidden_M: Tensor
+    """bool: regions where a model with a learned mask embedding puts it."""
     packing: Packing
     aligned_MA: Tensor | None = None
     """int64: places of the words that a region is aligned with, -1 for none; None where no region is aligned."""
+    hidings: Hidings | None = None
+    """What is still to be hidden of the features (`Batch.to`); None for nothing."""
     cells_M2: Tensor | None = None
     """int64: row and column of a cell of a grid; None for regions of a detector."""
     grids_M2: Tensor | None = None
@@ -160,11 +201,51 @@ class Batch:
         return len(self.joint) * self.joint.longest
 
     def to(self, where: device | str, dtype: Any = None) -> Batch:
-        """A copy on a device; floating inputs of the model (never targets) take `dtype` if one is given."""
-        return moved(self, where, dtype)
+        """A copy on a device, of which is hidden and asked what the loader has said; floating inputs of the model
+        (never targets) take `dtype` if one is given."""
+        regions = regions_of(self.image)
+        asked = any(targets.feature_rows_K is not None for targets in self.targets.values())
+        if regions is None or not (asked or regions.hidings):
+            return moved(self, where, dtype)
+        here = moved(self, where)  # features stay as exact as they are until they have been asked for
+        regions = regions_of(here.image)
+        assert regions is not None
+        targets = {name: _asked(each, regions.features_MD) for name, each in here.targets.items()}
+        image = _with_regions(here.image, _shown(regions, dtype))
+        return moved(replace(here, image=image, targets=targets), where, dtype)
 
     def pin_memory(self) -> Batch:
         return pinned(self)
+
+
+def regions_of(image: ImageBatch) -> RegionBatch | None:
+    """The regions among an image's tokens; None where there are only pixels."""
+    inner = image.tokens if isinstance(image, FramedBatch) else image
+    if isinstance(inner, BothBatch):
+        return inner.regions
+    return inner if isinstance(inner, RegionBatch) else None
+
+
+def _with_regions(image: Any, regions: RegionBatch) -> Any:
+    """The image with other regions."""
+    if isinstance(image, FramedBatch):
+        return replace(image, tokens=_with_regions(image.tokens, regions))
+    return replace(image, regions=regions) if isinstance(image, BothBatch) else regions
+
+
+def _shown(regions: RegionBatch, dtype: Any) -> RegionBatch:
+    """The regions as the model sees them."""
+    if regions.hidings is None:
+        return regions
+    return replace(regions, features_MD=regions.hidings.hide(regions.features_MD, dtype), hidings=None)
+
+
+def _asked(targets: Targets, features_MD: Tensor) -> Targets:
+    """The targets with the features that they ask for."""
+    if targets.feature_rows_K is None:
+        return targets
+    feature_KD = features_MD.index_select(0, targets.feature_rows_K)
+    return replace(targets, values={**targets.values, "feature": feature_KD}, feature_rows_K=None)
 
 
 @dataclass(slots=True)

@@ -23,15 +23,29 @@ class Target:
 
 
 @dataclass(slots=True)
+class Hiding:
+    """What becomes of an image's features: those at `hidden_R` are set to zero. It is done to the batch, where that is
+    used (`Batch.to`)."""
+
+    replaced_P: NDArray[np.int64] | None = None
+    """Regions that get the feature of another image's region; None for none."""
+    lent_PD: NDArray[np.floating[Any]] | None = None
+    """Those features, in the precision of the shard."""
+    seen_R: NDArray[np.bool_] | None = None
+    """Regions that the first one, which is the whole image, is then the mean of; None where it is none."""
+
+
+@dataclass(slots=True)
 class RegionInput:
-    """The regions of one image as the model will see them (an objective may have hidden some)."""
+    """The regions of one image, as the detector saw them, and what is hidden of them."""
 
     features_RD: NDArray[np.float32]
     boxes_R4: NDArray[np.float32]
     confidence_R: NDArray[np.float32] | None = None
     class_probs_RC: NDArray[np.float32] | None = None
     hidden_R: NDArray[np.bool_] | None = None
-    """True where the feature is zeroed; a model with a learned mask embedding puts it there."""
+    """True where a model with a learned mask embedding puts it."""
+    hiding: Hiding | None = None
     classes_R: NDArray[np.int64] | None = None
     attributes_R: NDArray[np.int64] | None = None
     attribute_confidence_R: NDArray[np.float32] | None = None
