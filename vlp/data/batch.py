@@ -15,6 +15,7 @@ from torch import Tensor
 from vlp.data.packing import join, pack, within
 from vlp.data.rows import joined
 from vlp.types import (
+    Asked,
     Batch,
     BothBatch,
     BothInput,
@@ -72,7 +73,12 @@ class TargetForm:
     own, before any is hidden."""
 
 
-def collate(examples: Sequence[Example], image: ImageForm, targets: Mapping[str, TargetForm]) -> Batch:
+def collate(
+    examples: Sequence[Example],
+    image: ImageForm,
+    targets: Mapping[str, TargetForm],
+    asked: Mapping[str, Asked] | None = None,
+) -> Batch:
     """Pack examples (zero of them is fine) into one batch.
 
     Floating arrays become float32, integers int64 (bytes of pixels stay bytes), in inputs and targets alike.
@@ -82,6 +88,7 @@ def collate(examples: Sequence[Example], image: ImageForm, targets: Mapping[str,
         image: kind and width of the image side; examples without an image give it zero tokens.
         targets: the form of each objective's targets; every objective is present in the result, with zero rows if
             no example has a target for it.
+        asked: what objectives ask of all the examples; what others ask, the examples hold.
     Raises:
         ValueError: an example has a target of an objective that `targets` does not list.
     """
@@ -102,7 +109,10 @@ def collate(examples: Sequence[Example], image: ImageForm, targets: Mapping[str,
         joint=joint,
         joint_rows_J=joint_rows_J,
         split_rows_J=split_rows_J,
-        targets={name: _targets(name, form, examples, starts[form.rows], images) for name, form in targets.items()},
+        targets={
+            name: _targets((asked or {}).get(name) or _held(name, form, examples), form, starts[form.rows], images)
+            for name, form in targets.items()
+        },
         ids=tuple(example.id for example in examples),
     )
 
@@ -111,7 +121,10 @@ def with_texts(batch: Batch, examples: Sequence[Example], targets: Mapping[str, 
     """The batch with the texts of other examples, whose images it holds already; targets are of words alone."""
     text = _text(examples)
     joint, joint_rows_J, split_rows_J = join(text.packing, batch.image.packing)
-    made = {name: _targets(name, form, examples, text.packing.starts_B1, batch.image) for name, form in targets.items()}
+    made = {
+        name: _targets(_held(name, form, examples), form, text.packing.starts_B1, batch.image)
+        for name, form in targets.items()
+    }
     return replace(batch, text=text, joint=joint, joint_rows_J=joint_rows_J, split_rows_J=split_rows_J, targets=made)
 
 
@@ -274,21 +287,33 @@ def _image_packing(images: Sequence[ImageInput | None]) -> Packing:
     return pack([0 if image is None else len(image) for image in images])
 
 
-def _targets(name: str, form: TargetForm, examples: Sequence[Example], starts_B1: Tensor, image: ImageBatch) -> Targets:
-    asked = [example.targets.get(name) for example in examples]
-    found = [target for target in asked if target is not None]
-    counts = [0 if target is None else len(target.positions) for target in asked]
-    rows_K = np.arange(len(examples)).repeat(counts)
-    places_K = np.concatenate([form.empty.positions, *(target.positions for target in found)])
-    positions_K = places_K + starts_B1.numpy()[rows_K]
-    values = {
-        key: _tensor(_joined([target.values[key] for target in found], empty))
-        for key, empty in form.empty.values.items()
-    }
+def _held(name: str, form: TargetForm, examples: Sequence[Example]) -> Asked:
+    """What the examples hold of one objective's targets."""
+    return asked_of([example.targets.get(name) for example in examples], form.empty)
+
+
+def asked_of(targets: Sequence[Target | None], empty: Target) -> Asked:
+    """The targets of each example, if it has any, one behind the other.
+
+    Args:
+        empty: a target of zero rows, whose shapes and types are those of none.
+    """
+    found = [target for target in targets if target is not None]
+    return Asked(
+        np.array([0 if target is None else len(target.positions) for target in targets], np.int64),
+        np.concatenate([empty.positions, *(target.positions for target in found)]),
+        {key: _joined([target.values[key] for target in found], none) for key, none in empty.values.items()},
+    )
+
+
+def _targets(asked: Asked, form: TargetForm, starts_B1: Tensor, image: ImageBatch) -> Targets:
+    rows_K = np.arange(len(asked.counts_B)).repeat(asked.counts_B)
+    positions_K = asked.positions_K + starts_B1.numpy()[rows_K]
+    values = {key: _tensor(asked.values[key]) for key in form.empty.values}
     count = float(values[WEIGHT].sum(dtype=torch.float64)) if WEIGHT in values else float(len(positions_K))
     targets = Targets(torch.from_numpy(positions_K), values, count)
     if form.features and (regions := regions_of(image)):
-        targets.feature_rows_K = torch.from_numpy(places_K + regions.packing.starts_B1.numpy()[rows_K])
+        targets.feature_rows_K = torch.from_numpy(asked.positions_K + regions.packing.starts_B1.numpy()[rows_K])
     return targets
 
 

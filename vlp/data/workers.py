@@ -19,8 +19,8 @@ from vlp.errors import DataError, VlpError
 
 T = TypeVar("T")
 _YOUNG = 50_000
-"""Objects that are made before a worker looks for garbage among them. A micro-batch is some thousands that refer to each
-other in no circle, and Python would look through them after each 700."""
+"""Objects that are made before a worker looks for garbage among them. A micro-batch is some thousands, none of them in
+a circle, and Python would look through them after each 700."""
 _PATIENCE = 2.0
 """Seconds that workers have to end in. Nothing is lost with the steps in their hands."""
 
@@ -72,7 +72,7 @@ def in_order(make: Callable[[int], T], numbers: range, *, workers: int, pin_memo
         sampler=numbers,
         num_workers=workers,
         collate_fn=_same,
-        worker_init_fn=lambda _: begin(),
+        worker_init_fn=begin,
         pin_memory=pin_memory,
         multiprocessing_context="fork" if forks else None,
     )
@@ -138,7 +138,7 @@ def _same(value: Any) -> Any:
     return value
 
 
-def begin() -> None:
+def begin(worker: int = 0) -> None:
     """Make this process a worker: one thread, and no search for garbage among what was imported, which takes 120 ms."""
     torch.set_num_threads(1)
     gc.freeze()

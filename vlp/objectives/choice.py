@@ -48,18 +48,15 @@ def starts_of(counts: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.in
     return np.array([0, *counts], np.int64).cumsum()
 
 
-def places_in_each(chosen_N: NDArray[np.bool_], starts_B1: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """The places of those that are chosen, counted within each example, ascending."""
+def places_in_each(
+    chosen_N: NDArray[np.bool_], starts_B1: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The places of those that are chosen, counted within each example, ascending, [K]; and where each example's begin,
+    and the end, [B + 1]."""
     places_K = chosen_N.nonzero()[0]
     bounds_B1 = places_K.searchsorted(starts_B1)
     places_K -= starts_B1[:-1].repeat(counts_of(bounds_B1))
-    return parts(places_K, bounds_B1)
-
-
-def places_in_all(places: Sequence[NDArray[np.int64]], starts_B1: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Places that are counted within each example, counted among all."""
-    counts = [len(places_K) for places_K in places]
-    return np.concatenate(places) + starts_B1[:-1].repeat(counts)
+    return places_K, bounds_B1
 
 
 def parts(array_N: NDArray[Number], starts_B1: NDArray[np.int64]) -> list[NDArray[Number]]:

@@ -34,7 +34,7 @@ from vlp.objectives.objective import (
     precise,
 )
 from vlp.seeds import Draw, Draws
-from vlp.types import Encoded, Pair, Rows, Target, Targets
+from vlp.types import Asked, Encoded, Pair, Rows, Target, Targets
 
 REMATCHED = "rematched.pooled"
 """The tap that holds the pooled vectors of pairs that a first pass over the global batch has found."""
@@ -115,17 +115,13 @@ class Matching(SelfSupervised):
         return Target(empty_positions(), {"matched": np.zeros(0, np.int64)})
 
     def target(self, hidden: Hidden, rng: Draw) -> Target:
-        return self.targets([hidden], Draws([rng.key]))[0]
+        return self.targets([hidden], Draws([rng.key])).one()
 
-    def targets(self, hidden: Sequence[Hidden], draws: Draws) -> list[Target]:
-        matched_B, place_1 = np.array([each.example.matched for each in hidden], np.int64), np.zeros(1, np.int64)
+    def targets(self, hidden: Sequence[Hidden], draws: Draws) -> Asked:
         always = self.config.replace != "second_text"
-        return [
-            Target(place_1, {"matched": matched_B[row : row + 1]})
-            if always or each.example.segment_T is not None
-            else self.empty()
-            for row, each in enumerate(hidden)
-        ]
+        counts_B = np.array([always or each.example.segment_T is not None for each in hidden], np.int64)
+        matched_B = np.array([each.example.matched for each in hidden], np.int64)
+        return Asked(counts_B, np.zeros(counts_B.sum(), np.int64), {"matched": matched_B[counts_B > 0]})
 
     def scores(self, head: nn.Module | None, encoded: Encoded, targets: Targets) -> Tensor:
         if "matched" not in targets.survey:

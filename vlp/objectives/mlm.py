@@ -1,7 +1,7 @@
 """Masked language modelling: hide words, guess them. Sources: Devlin et al. 2019 (arXiv 1810.04805), section 3.1; with
 a momentum model's guesses among the targets, Li et al. 2021 (arXiv 2107.07651), section 3.3.
 
-Shape suffixes: B texts, N tokens of all of them, T tokens of one; K hidden tokens of all, C of one; V vocabulary.
+Shape suffixes: B texts, N tokens of all of them, T tokens of one, K hidden tokens of all; V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vlp.objectives.objective import Average, Facts, Hidden, SelfSupervisedConfi
 from vlp.objectives.vocabulary import WordGuessing
 from vlp.objectives.words import Chosen, choose_spans, choose_tokens, choose_words
 from vlp.seeds import Draw, Draws
-from vlp.types import Example, Target
+from vlp.types import Asked, Example, Target
 
 _SPAN_END, _SPAN_LONGEST = 0.2, 10
 
@@ -76,16 +76,13 @@ class MaskedLanguage(WordGuessing):
         self.random_ids = facts.text.random_ids
 
     def target(self, hidden: Hidden, rng: Draw) -> Target:
-        return self.targets([hidden], Draws([rng.key]))[0]
+        return self.targets([hidden], Draws([rng.key])).one()
 
-    def targets(self, hidden: Sequence[Hidden], draws: Draws) -> list[Target]:
-        if not hidden:
-            return []
+    def targets(self, hidden: Sequence[Hidden], draws: Draws) -> Asked:
         chosen = chosen_words([each.example for each in hidden], self.config, draws)
-        made = mask_tokens(hidden, chosen, self.config, self.mask_id, self.random_ids, draws)
-        for target in made:
-            target.values |= shares(self.average, len(target.positions))
-        return made
+        asked = mask_tokens(hidden, chosen, self.config, self.mask_id, self.random_ids, draws)
+        asked.values |= shares(self.average, asked.counts_B)
+        return asked
 
 
 def chosen_words(examples: Sequence[Example], config: MaskedLanguageConfig, draws: Draws) -> Chosen:
@@ -105,20 +102,20 @@ def mask_tokens(
     mask_id: int,
     random_ids: NDArray[np.int64],
     draws: Draws,
-) -> list[Target]:
-    """Hide the chosen tokens in each example, a unit by one draw, and say what they were."""
+) -> Asked:
+    """Hide the chosen tokens in each example, a unit by one draw, and ask what they were."""
     starts_B1 = starts_of([len(each.example.token_ids_T) for each in hidden])
     places_K = chosen.chosen_N.nonzero()[0]
-    bounds_B1 = places_K.searchsorted(starts_B1)
+    positions_K, bounds_B1 = places_in_each(chosen.chosen_N, starts_B1)
+    counts_B = counts_of(bounds_B1)
     tokens_N = np.concatenate([each.example.token_ids_T for each in hidden])
     labels_K = tokens_N[places_K]
     # What becomes of a unit, and which random token would stand at each place.
     fate_K = draws.apart("fate").uniform(chosen.units_B)[chosen.unit_K]
-    which_K = draws.apart("which").uniform(counts_of(bounds_B1))
+    which_K = draws.apart("which").uniform(counts_B)
     random_K = (fate_K >= config.mask) & (fate_K < config.mask + config.random)
     tokens_N[places_K[fate_K < config.mask]] = mask_id
     tokens_N[places_K[random_K]] = random_ids[(which_K[random_K] * len(random_ids)).astype(np.int64)]
     for each, tokens_T in zip(hidden, parts(tokens_N, starts_B1), strict=True):
         each.example.token_ids_T = tokens_T
-    positions, labels = places_in_each(chosen.chosen_N, starts_B1), parts(labels_K, bounds_B1)
-    return [Target(places_C, {"token": labels_C}) for places_C, labels_C in zip(positions, labels, strict=True)]
+    return Asked(counts_B, positions_K, {"token": labels_K})

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlp.config import Config
-from vlp.data.batch import WEIGHT, TargetForm
+from vlp.data.batch import WEIGHT, TargetForm, asked_of
 from vlp.data.text import TextEncoder
 from vlp.models.heads import HeadConfig
 from vlp.models.model import ModelConfig
 from vlp.seeds import Draw, Draws
-from vlp.types import Batch, Encoded, Example, Question, Rows, Stream, Target, Targets
+from vlp.types import Asked, Batch, Encoded, Example, Question, Rows, Stream, Target, Targets
 
 
 class ObjectiveConfig(Config):
@@ -144,9 +144,9 @@ class SelfSupervised(Objective):
     def target(self, hidden: Hidden, rng: Draw) -> Target:
         """The targets of one example; may change the example (mask its words). Pure in (example, rng's key)."""
 
-    def targets(self, hidden: Sequence[Hidden], draws: Draws) -> list[Target]:
-        """The targets of each of many examples, as `target` makes them."""
-        return [self.target(each, rng) for each, rng in zip(hidden, draws, strict=True)]
+    def targets(self, hidden: Sequence[Hidden], draws: Draws) -> Asked:
+        """The targets of many examples, as `target` makes them."""
+        return asked_of([self.target(each, rng) for each, rng in zip(hidden, draws, strict=True)], self.empty())
 
 
 @dataclass(frozen=True)
@@ -164,9 +164,9 @@ _BELOW_THE_LINE = 1e-4
 """What that code adds to a count before it divides by it."""
 
 
-def shares(average: Average, targets: int) -> dict[str, NDArray[np.float32]]:
-    """What each of an example's targets adds to the count, where it is not 1."""
-    return {} if average == "targets" else {WEIGHT: np.full(targets, 1 / max(targets, 1), np.float32)}
+def shares(average: Average, counts_B: NDArray[np.int64]) -> dict[str, NDArray[np.float32]]:
+    """What each target adds to the count, where it is not 1, of examples with so many targets each."""
+    return {} if average == "targets" else {WEIGHT: (1 / counts_B.repeat(counts_B)).astype(np.float32)}
 
 
 def factors(targets: Targets, average: Average) -> Tensor | None:

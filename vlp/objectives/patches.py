@@ -46,7 +46,7 @@ def hide_patches(hidden: Sequence[Hidden], config: PatchHidingConfig, prefix: in
     guessed_N = choose_each(draw_N, starts_B1, config.probability, config.at_least_one)
     zeroed = parts(guessed_N & (fate_N < config.zero), starts_B1)
     for each, image, guessed_K, zeroed_K in zip(
-        hidden, images, places_in_each(guessed_N, starts_B1), zeroed, strict=True
+        hidden, images, parts(*places_in_each(guessed_N, starts_B1)), zeroed, strict=True
     ):
         if isinstance(image, PixelInput):
             each.guessed_K, image.hidden_K = guessed_K, zeroed_K

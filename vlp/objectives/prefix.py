@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vlp.data.batch import asked_of
 from vlp.errors import ConfigError
 from vlp.models.imageparts import ImagePositionConfig
 from vlp.models.model import ModelConfig
@@ -20,7 +21,7 @@ from vlp.objectives.objective import Facts, Hidden
 from vlp.objectives.vocabulary import WordGuessing
 from vlp.objectives.words import choose_tokens
 from vlp.seeds import Draw, Draws
-from vlp.types import Example, Target
+from vlp.types import Asked, Example, Target
 
 
 class PrefixLanguageConfig(MaskingConfig):
@@ -42,17 +43,16 @@ class PrefixLanguage(WordGuessing):
         _check(name, facts.model)
 
     def target(self, hidden: Hidden, rng: Draw) -> Target:
-        return self.targets([hidden], Draws([rng.key]))[0]
+        return self.targets([hidden], Draws([rng.key])).one()
 
-    def targets(self, hidden: Sequence[Hidden], draws: Draws) -> list[Target]:
+    def targets(self, hidden: Sequence[Hidden], draws: Draws) -> Asked:
         examples = [each.example for each in hidden]
-        if not examples:
-            return []
         for example in examples:
             example.causal = True
         never = [_never(example.special_T) for example in examples]
         if self.config.guess == "next":
-            return [_next(example, ~never_T) for example, never_T in zip(examples, never, strict=True)]
+            each = [_next(example, ~never_T) for example, never_T in zip(examples, never, strict=True)]
+            return asked_of(each, self.empty())
         chosen = choose_tokens(never, self.config.probability, draws)
         return mask_tokens(hidden, chosen, self.config, self.text.mask_id, self.text.random_ids, draws)
 

@@ -8,7 +8,7 @@ Shape suffixes: K regions that are guessed, R regions of an image, C classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import Self
 
+from vlp.data.batch import asked_of
 from vlp.data.image import float32
 from vlp.errors import ConfigError
 from vlp.models.heads import ClassHead, HeadConfig
 from vlp.models.image import RegionSource
-from vlp.objectives.choice import parts, rows_of
+from vlp.objectives.choice import counts_of, parts, places_in_each, rows_of, starts_of
 from vlp.objectives.objective import (
     Average,
     Facts,
@@ -36,7 +37,7 @@ from vlp.objectives.objective import (
 )
 from vlp.objectives.region_feature import region_width
 from vlp.seeds import Draw, Draws
-from vlp.types import RegionInput, Rows, Target, Targets
+from vlp.types import Asked, RegionInput, Rows, Target, Targets
 
 NO_CLASS = -1
 """Label of a region that has none; it adds nothing to loss and accuracy."""
@@ -101,80 +102,75 @@ class RegionClass(SelfSupervised):
         return ClassHead(reads="image", classes=self.classes, inner="same", norm=norm, inner_of=self.config.inner_of)
 
     def empty(self) -> Target:
-        hard = self.config.labels == "hard"
-        return self._target(
-            empty_positions(),
-            np.zeros(0, np.int64) if hard else np.zeros((0, self.classes), np.float32),
-            np.zeros(0, np.float32),
-        )
+        hard, none_0 = self.config.labels == "hard", empty_positions()
+        values: dict[str, NDArray[Any]] = {}
+        values |= {"class": none_0} if hard else {"probability": np.zeros((0, self.classes), np.float32)}
+        values |= {"confidence": np.zeros(0, np.float32)} if self.config.by_confidence else {}
+        return Target(none_0, values | shares(self.config.average, none_0))
 
     def target(self, hidden: Hidden, rng: Draw) -> Target:
-        return self.targets([hidden], Draws([rng.key]))[0]
+        return self.targets([hidden], Draws([rng.key])).one()
 
-    def targets(self, hidden: Sequence[Hidden], draws: Draws) -> list[Target]:
-        made, every = [self.empty()] * len(hidden), self.config.over == "all"
-        images = [each.example.regions for each in hidden]
-        asked = [(row, image) for row, image in enumerate(images) if image and self._labelled(image)]
-        places = [np.arange(int(image.whole), len(image)) if every else hidden[row].guessed_K for row, image in asked]
-        labels = self._labels([image for _, image in asked], places)
-        for (row, image), places_K, label_K in zip(asked, places, labels, strict=True):
-            made[row] = self._target(places_K, label_K, self._confidence(image, places_K))
-        return made
-
-    def _target(
-        self, places_K: NDArray[np.int64], label_K: NDArray[np.generic], confidence_K: NDArray[np.float32] | None
-    ) -> Target:
-        values = {"class" if self.config.labels == "hard" else "probability": label_K}
-        if confidence_K is not None and self.config.by_confidence:
-            values["confidence"] = confidence_K
-        if self.config.average != "targets":
-            values |= shares(self.config.average, len(places_K))
-        return Target(places_K, values)
+    def targets(self, hidden: Sequence[Hidden], draws: Draws) -> Asked:
+        found = [(row, image) for row, each in enumerate(hidden) if (image := each.example.regions)]
+        found = [(row, image) for row, image in found if self._labelled(image)]
+        if not found:
+            return asked_of([None] * len(hidden), self.empty())
+        rows, images = [row for row, _ in found], [image for _, image in found]
+        starts_B1 = starts_of([len(image) for image in images])
+        positions_K, bounds_B1 = self._positions([hidden[row] for row in rows], images, starts_B1)
+        counts_B = counts_of(bounds_B1)
+        rows_K = positions_K + starts_B1[:-1].repeat(counts_B)
+        values: dict[str, NDArray[Any]] = dict(shares(self.config.average, counts_B))
+        if self.config.labels == "hard":
+            values["class"] = self._classes(images, rows_K, parts(positions_K, bounds_B1))
+        else:
+            values["probability"] = _probabilities(images, parts(positions_K, bounds_B1))
+        if self.config.by_confidence:
+            values["confidence"] = np.concatenate([self._confidence(image) for image in images])[rows_K]
+        return Asked(counts_B, positions_K, values).among(np.array(rows), len(hidden))
 
     def _labelled(self, image: RegionInput) -> bool:
         return self._numbers(image) is not None or (self.config.of == "class" and image.class_probs_RC is not None)
 
     def _numbers(self, image: RegionInput) -> NDArray[np.int64] | None:
-        """The class of each region of an image, where the shards say it and hard labels are asked for."""
-        if self.config.labels == "soft":
-            return None
-        return image.attributes_R if self.config.of == "attribute" else image.classes_R
+        """The class of each region, where the shards say it and hard labels are asked for."""
+        if self.config.of == "attribute":
+            return image.attributes_R
+        return image.classes_R if self.config.labels == "hard" else None
 
-    def _labels(
-        self, images: Sequence[RegionInput], places: Sequence[NDArray[np.int64]]
-    ) -> Sequence[NDArray[np.generic]]:
-        """Classes, or the detector's probabilities, of some regions of each image."""
-        if self.config.labels == "soft":
-            return self._probabilities(images, places)
-        return [self._classes(image, places_K) for image, places_K in zip(images, places, strict=True)]
+    def _positions(
+        self, hidden: Sequence[Hidden], images: Sequence[RegionInput], starts_B1: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The regions that are guessed, counted within each image, and where each image's begin, and the end."""
+        if self.config.over == "hidden":
+            guessed = [each.guessed_K for each in hidden]
+            return np.concatenate(guessed), starts_of([len(guessed_K) for guessed_K in guessed])
+        own_N = np.ones(starts_B1[-1], np.bool_)
+        own_N[[start for start, image in zip(starts_B1.tolist(), images, strict=False) if image.whole]] = False
+        return places_in_each(own_N, starts_B1)
 
-    def _probabilities(
-        self, images: Sequence[RegionInput], places: Sequence[NDArray[np.int64]]
-    ) -> list[NDArray[np.float32]]:
-        """They lie in one piece, as the batch wants them."""
-        if not images:
-            return []
-        arrays = [image.class_probs_RC for image in images if image.class_probs_RC is not None]
-        found_NC, starts_B1 = rows_of(arrays, places)
-        # Detectors store half floats: rows sum to 1 within 4e-4, which a divergence would count as error.
-        probability_NC = float32(found_NC)
-        probability_NC /= np.maximum(probability_NC.sum(axis=1, keepdims=True), 1e-6)
-        return parts(probability_NC, starts_B1)
+    def _classes(
+        self, images: Sequence[RegionInput], rows_K: NDArray[np.int64], positions: Sequence[NDArray[np.int64]]
+    ) -> NDArray[np.int64]:
+        """The classes of some regions of each image, which are those rows of all."""
+        numbers = [array for image in images if (array := self._numbers(image)) is not None]
+        if len(numbers) == len(images):
+            return np.concatenate(numbers)[rows_K]
+        return np.concatenate([self._class(image, places_K) for image, places_K in zip(images, positions, strict=True)])
 
-    def _classes(self, image: RegionInput, places_K: NDArray[np.int64]) -> NDArray[np.int64]:
-        known_R = self._numbers(image)
-        if known_R is not None:
-            return known_R.take(places_K)
+    def _class(self, image: RegionInput, places_K: NDArray[np.int64]) -> NDArray[np.int64]:
+        numbers_R = self._numbers(image)
+        if numbers_R is not None:
+            return numbers_R[places_K]
         assert image.class_probs_RC is not None
         first = int(self.config.background)
         chosen_K: NDArray[np.int64] = image.class_probs_RC[places_K, first:].argmax(axis=1) + first
         return chosen_K
 
-    def _confidence(self, image: RegionInput, places_K: NDArray[np.int64]) -> NDArray[np.float32] | None:
-        if not self.config.by_confidence:
-            return None
+    def _confidence(self, image: RegionInput) -> NDArray[np.float32]:
         own_R = image.attribute_confidence_R if self.config.of == "attribute" else image.confidence_R
-        return np.ones(len(places_K), np.float32) if own_R is None else own_R.take(places_K)
+        return np.ones(len(image), np.float32) if own_R is None else own_R
 
     def loss(self, scores_K: Tensor, targets: Targets) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
         if self.config.labels == "hard":
@@ -195,3 +191,12 @@ class RegionClass(SelfSupervised):
         if self.config.loss == "cross_entropy":
             return -probability_KC * guess_KC
         return F.kl_div(guess_KC, probability_KC, reduction="none")
+
+
+def _probabilities(images: Sequence[RegionInput], positions: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+    """The detector's probabilities of some regions of each image."""
+    found_KC, _ = rows_of([image.class_probs_RC for image in images if image.class_probs_RC is not None], positions)
+    # Detectors store half floats: rows sum to 1 within 4e-4, which a divergence would count as error.
+    probability_KC = float32(found_KC)
+    probability_KC /= np.maximum(probability_KC.sum(axis=1, keepdims=True), 1e-6)
+    return probability_KC

@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from vlp.data.batch import asked_of
 from vlp.data.image import float32
 from vlp.data.index import Block
 from vlp.models.heads import FeatureHead, HeadConfig
@@ -25,7 +26,7 @@ from vlp.objectives.objective import Facts, Hidden, SelfSupervised, SelfSupervis
 from vlp.objectives.region_feature import region_width
 from vlp.objectives.regions import lending_samples
 from vlp.seeds import Draw, Draws
-from vlp.types import Loan, Rows, Target, Targets
+from vlp.types import Asked, Loan, Rows, Target, Targets
 
 _NONE = -1
 """Number of a negative that is not there."""
@@ -76,14 +77,14 @@ class RegionContrast(SelfSupervised):
         return Target(empty_positions(), values)
 
     def target(self, hidden: Hidden, rng: Draw) -> Target:
-        return self.targets([hidden], Draws([rng.key]))[0]
+        return self.targets([hidden], Draws([rng.key])).one()
 
-    def targets(self, hidden: Sequence[Hidden], draws: Draws) -> list[Target]:
+    def targets(self, hidden: Sequence[Hidden], draws: Draws) -> Asked:
         """`candidate` [K, 1 + Q]: rows of the example's features, the true one first; `feature` [S, D]: those, its own
         regions' and then the lent ones; `features`, `regions` [1]: how many of both the example has."""
         counts = [len(each.guessed_K) * self.config.negatives for each in hidden]
         drawn = parts(draws.uniform(counts), starts_of(counts))
-        return [self._target(each, draw_N) for each, draw_N in zip(hidden, drawn, strict=True)]
+        return asked_of([self._target(each, draw_N) for each, draw_N in zip(hidden, drawn, strict=True)], self.empty())
 
     def _target(self, hidden: Hidden, draw_N: NDArray[np.float64]) -> Target:
         image, places_K = hidden.example.regions, hidden.guessed_K

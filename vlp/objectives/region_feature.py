@@ -27,7 +27,7 @@ from vlp.objectives.objective import (
     precise,
 )
 from vlp.seeds import Draw, Draws
-from vlp.types import Rows, Target, Targets
+from vlp.types import Asked, Rows, Target, Targets
 
 
 class RegionFeatureConfig(SelfSupervisedConfig):
@@ -68,16 +68,15 @@ class RegionFeature(SelfSupervised):
         return self.config.average == "regions"
 
     def target(self, hidden: Hidden, rng: Draw) -> Target:
-        return self.targets([hidden], Draws([rng.key]))[0]
+        return self.targets([hidden], Draws([rng.key])).one()
 
-    def targets(self, hidden: Sequence[Hidden], draws: Draws) -> list[Target]:
-        images = [each.example.regions for each in hidden]
-        # What an example adds to the count, where that is not the number of its targets.
-        shown_B = np.array([len(image) - image.whole if image else 0 for image in images], np.float32)
-        return [
-            Target(each.guessed_K, {WEIGHT: shown_B[row : row + 1]} if image and self._over_regions else {})
-            for row, (each, image) in enumerate(zip(hidden, images, strict=True))
-        ]
+    def targets(self, hidden: Sequence[Hidden], draws: Draws) -> Asked:
+        guessed = [each.guessed_K for each in hidden]
+        asked = Asked(np.array([len(guessed_K) for guessed_K in guessed]), np.concatenate(guessed), {})
+        if self._over_regions:
+            images = [each.example.regions for each in hidden]
+            asked.values[WEIGHT] = np.array([len(image) - image.whole for image in images if image], np.float32)
+        return asked
 
     def loss(self, scores_K: Tensor, targets: Targets) -> tuple[Tensor, dict[str, tuple[Tensor, float]]]:
         feature_KD = targets.values["feature"]

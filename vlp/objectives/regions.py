@@ -87,8 +87,8 @@ def hide_regions(hidden: Sequence[Hidden], config: RegionHidingConfig, draws: Dr
         along_N = overlapped(boxes_N4, guessed_N, starts_B1, config.overlap) & ~guessed_N
         along_N[whole_P] = False
         zeroed_N |= along_N
-    guessed, zeroed = places_in_each(guessed_N, starts_B1), parts(zeroed_N, starts_B1)
-    hidings = _replaced(hidden, places_in_each(replaced_N, starts_B1), draws.apart("lent"))
+    guessed, zeroed = parts(*places_in_each(guessed_N, starts_B1)), parts(zeroed_N, starts_B1)
+    hidings = _replaced(hidden, parts(*places_in_each(replaced_N, starts_B1)), draws.apart("lent"))
     for each, image, guessed_C, zeroed_R, hiding in zip(hidden, images, guessed, zeroed, hidings, strict=True):
         if image:
             each.guessed_K, image.hidden_R, image.hiding = guessed_C, zeroed_R, hiding

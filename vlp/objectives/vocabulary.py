@@ -48,7 +48,7 @@ class WordGuessing(SelfSupervised):
         return VocabularyHead()
 
     def empty(self) -> Target:
-        return Target(empty_positions(), {"token": np.zeros(0, np.int64), **shares(self.average, 0)})
+        return Target(empty_positions(), {"token": np.zeros(0, np.int64), **shares(self.average, empty_positions())})
 
     def judged(self, head: nn.Module | None, encoded: Encoded, targets: Targets) -> Judged:
         """As `loss` of `scores`; where those would be many, a part of them at a time."""

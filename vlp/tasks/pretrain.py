@@ -34,7 +34,7 @@ from vlp.tasks.grounding import probe_ids, word_accuracies
 from vlp.tasks.judge import Judge, Totals
 from vlp.tasks.module import TaskModule
 from vlp.tasks.task import Setting, Task, TaskConfig, check_name
-from vlp.types import Batch, Example, Loan, Losses, Origin, Pair, Sample, Slot, Stream
+from vlp.types import Asked, Batch, Example, Loan, Losses, Origin, Pair, Sample, Slot, Stream
 
 _HIDING_WORDS = ("masked_language", "prefix_language")
 
@@ -245,41 +245,43 @@ class PretrainTask(Task):
 
     def collate(self, examples: list[list[Example]], step: int) -> Batch:
         every = [example for group in examples for example in group]
-        self.ask(every, step)
-        batch = super().collate(examples, step)
+        batch = self.batch_of(every, self.ask(every, step))
         if not self._stage(step).plain:
             return batch
         return replace(batch, plain=collate([_plain(example) for example in every], self.images.form, {}))
 
-    def ask(self, examples: Sequence[Example], step: int) -> None:
+    def ask(self, examples: Sequence[Example], step: int) -> dict[str, Asked]:
         """Hide something of each example of this task and ask for it; what is drawn, is drawn by its own key.
 
         One thing is done for all examples before the next is: numpy then goes once over the numbers of all, and a
         processor need not fetch the code of every thing anew for each.
         """
         stage = self._stage(step)
-        made = [(example, example.origin) for example in examples if example.origin is not None]
-        hidden = [Hidden(example, o.question, o.place, o.image, o.lent_KD) for example, o in made]
-        draws = Draws([origin.key for _, origin in made])
-        for example, _ in made:
+        made = [(row, example, example.origin) for row, example in enumerate(examples) if example.origin is not None]
+        hidden = [Hidden(example, o.question, o.place, o.image, o.lent_KD) for _, example, o in made]
+        draws, rows_B = Draws([origin.key for _, _, origin in made]), np.array([row for row, _, _ in made], np.int64)
+        for _, example, _ in made:
             example.origin = None
             if stage.plain:
                 example.plain_T = example.token_ids_T
-        hiding, asking = _hiding(stage, draws), self._asking([example for example, _ in made])
+        hiding, asking = _hiding(stage, draws), self._asking([example for _, example, _ in made])
         seen = hiding["image"].nonzero()[0].tolist()
         self._hide([hidden[row] for row in seen], draws.of(seen).apart("image"))
+        asked = {}
         for name, objective in self.objectives.items():
             # Words are hidden in mismatched pairs too, guessed there or not: a mask must not tell a match.
             asks_B = asking[objective.pairs] & (name in stage.active)
             hides = objective.hides == "text" and (name in stage.active or isinstance(objective, MaskedLanguage))
-            rows = (hiding[objective.hides] & (asks_B | hides)).nonzero()[0].tolist()
-            if not rows:
+            which = (hiding[objective.hides] & (asks_B | hides)).nonzero()[0]
+            if not len(which):
                 continue
+            rows = which.tolist()
             # An objective may be called "image", and draws apart from what is hidden all the same.
-            targets = objective.targets([hidden[row] for row in rows], draws.of(rows).apart(f"objective {name}"))
-            for row, asks, target in zip(rows, asks_B[rows].tolist(), targets, strict=True):
-                if asks:
-                    hidden[row].example.targets[name] = target
+            found = objective.targets([hidden[row] for row in rows], draws.of(rows).apart(f"objective {name}"))
+            if asks_B[which].any():
+                asks = found if asks_B[which].all() else found.only(asks_B[which])
+                asked[name] = asks.among(rows_B[which[asks_B[which]]], len(examples))
+        return asked
 
     def _hide(self, hidden: Sequence[Hidden], draws: Draws) -> None:
         """Choose what is hidden of images."""

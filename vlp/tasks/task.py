@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -20,7 +20,7 @@ from vlp.objectives.objective import Objective
 from vlp.seeds import Draw
 from vlp.tasks.judge import Judge
 from vlp.tasks.outcomes import Judgement
-from vlp.types import Batch, Example, Pair, Question, Sample, Slot
+from vlp.types import Asked, Batch, Example, Pair, Question, Sample, Slot
 
 Without = Literal["image", "text"]
 
@@ -122,8 +122,12 @@ class Task(ABC):
         """One pair with its targets."""
 
     def collate(self, examples: list[list[Example]], step: int) -> Batch:
+        return self.batch_of([example for group in examples for example in group])
+
+    def batch_of(self, examples: Sequence[Example], asked: Mapping[str, Asked] | None = None) -> Batch:
+        """A batch of examples that hold their targets, or of which all is asked at once."""
         forms: dict[str, TargetForm] = {name: objective.form() for name, objective in self.objectives.items()}
-        batch = collate([example for group in examples for example in group], self.images.form, forms)
+        batch = collate(examples, self.images.form, forms, asked)
         self.images.batch_ends()
         return batch
 

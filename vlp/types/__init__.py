@@ -26,6 +26,7 @@ from vlp.types.batches import (
     regions_of,
 )
 from vlp.types.examples import (
+    Asked,
     BothInput,
     Example,
     Hiding,
@@ -46,6 +47,7 @@ from vlp.types.samples import (
 )
 
 __all__ = [
+    "Asked",
     "Batch",
     "BothBatch",
     "BothInput",

@@ -23,6 +23,35 @@ class Target:
 
 
 @dataclass(slots=True)
+class Asked:
+    """What one objective asks of many examples: their targets, those of one behind those of the other."""
+
+    counts_B: NDArray[np.int64]
+    """Targets of each example."""
+    positions_K: NDArray[np.int64]
+    """Counted inside each example's own text or image."""
+    values: dict[str, NDArray[Any]]
+    """Each [K, ...], or with rows of its own."""
+
+    def one(self) -> Target:
+        """The target of the only example."""
+        assert len(self.counts_B) == 1
+        return Target(self.positions_K, self.values)
+
+    def only(self, kept_B: NDArray[np.bool_]) -> Asked:
+        """Of some of the examples; all values must be of single targets."""
+        kept_K = kept_B.repeat(self.counts_B)
+        values = {name: array[kept_K] for name, array in self.values.items()}
+        return Asked(self.counts_B[kept_B], self.positions_K[kept_K], values)
+
+    def among(self, rows_B: NDArray[np.int64], examples: int) -> Asked:
+        """Of so many examples, among which these have those rows; nothing is asked of the others."""
+        counts_E = np.zeros(examples, np.int64)
+        counts_E[rows_B] = self.counts_B
+        return Asked(counts_E, self.positions_K, self.values)
+
+
+@dataclass(slots=True)
 class Hiding:
     """What becomes of an image's features: those at `hidden_R` are set to zero. It is done to the batch, where that is
     used (`Batch.to`)."""
