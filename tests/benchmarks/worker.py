@@ -5,9 +5,9 @@
 The steps of a run are made in this process, as a worker makes them, with a clock around each part; the first steps,
 which open the block and find memory, are not counted. Masks are all that hides and asks, with the key
 of each example; negatives are the draw of its pair and of what others lend it; what they lend is read. Sending is the
-copy into shared memory, from where the trainer takes the batch. The clock is the wall's, which is ten times as cheap to look at as the processor's; a step that took longer than the processor
-gave it (the machine did other work) is not counted. What the clock itself takes, measured on calls of nothing in the
-same run, is taken off each part.
+copy into shared memory, from where the trainer takes the batch. The clock is the wall's, which is ten times as cheap to
+look at as the processor's; a step that took longer than the processor gave it (the machine did other work) is not
+counted. What the clock itself takes, measured on calls of nothing in the same run, is taken off each part.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +16,7 @@ from torch import Tensor
 from data_tools.tokenizer import save, train
 from data_tools.writer import ShardWriter
 from tests.unit.shard_making import CLASSES, WIDTH, some_regions
+from vlp.data.batch import ImageForm, collate
 from vlp.data.dataset import Dataset
 from vlp.data.index import Block, Texts, build_index, open_index
 from vlp.data.lengths import token_lengths
@@ -22,9 +24,10 @@ from vlp.data.text import TextEncoder
 from vlp.distributed import World
 from vlp.models.model import ModelConfig
 from vlp.objectives.objective import Facts, Hidden
-from vlp.objectives.regions import RegionHidingConfig, choose_regions, hide_regions
+from vlp.objectives.regions import RegionHidingConfig, hide_regions
 from vlp.seeds import Draw, Draws
 from vlp.tasks.judge import Judge
+from vlp.tasks.pretrain import PretrainTask
 from vlp.tasks.task import Setting
 from vlp.types import Batch, Example, Question, RegionBatch, RegionInput, Sample, Slot
 
@@ -91,16 +94,24 @@ def hidden(of: Example | None = None) -> Hidden:
     return Hidden(of or example())
 
 
-def chosen(made: Example, config: RegionHidingConfig, rng: Draw, lent: np.ndarray | None = None) -> Hidden:
-    """An example of which regions are chosen to be hidden."""
+def hide(made: Example, config: RegionHidingConfig, rng: Draw, lent: np.ndarray | None = None) -> Hidden:
+    """An example of which regions are hidden."""
     hidden = Hidden(made, lent_KD=lent)
-    choose_regions([hidden], config, Draws([rng.key]))
+    hide_regions([hidden], config, Draws([rng.key]))
     return hidden
 
 
-def hide(hidden: Hidden, config: RegionHidingConfig, rng: Draw) -> None:
-    """Hide what is chosen of an example."""
-    hide_regions([hidden], config, Draws([rng.key]))
+def shown_features(made: Example) -> np.ndarray:
+    """The features of an example's regions as the model sees them, [R, D]."""
+    image = collate([replace(made, targets={})], ImageForm("regions", WIDTH), {}).to("cpu").image
+    assert isinstance(image, RegionBatch)
+    return image.features_MD.numpy()
+
+
+def ask(task: PretrainTask, made: Example, step: int) -> Example:
+    """Hide something of an example and ask for it; the example then holds its targets."""
+    made.targets |= {name: asked.one() for name, asked in task.ask([made], step).items()}
+    return made
 
 
 def sample(number: int, *captions: str, questions: Sequence[Question] = (), regions: int = 3) -> Sample:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.unit.task_making import SLOT, block, sample, setting, text_encoder, within_3_sigma
+from tests.unit.task_making import SLOT, ask, block, sample, setting, shown_features, text_encoder, within_3_sigma
 from vlp.errors import ConfigError
 from vlp.seeds import draw
 from vlp.tasks.pretrain import PretrainConfig, PretrainTask
@@ -43,15 +43,14 @@ def at(step: int) -> Slot:
 
 def example(of: PretrainTask, seed: int = 0, slot: Slot = SLOT, **pair: Any) -> Example:
     made = of.example(slot, Pair(0, 0, **pair), sample(0, regions=8), sample(1, TEXT), 0, draw(seed, "t"), slot.step)
-    of.ask([made], slot.step)
-    return made
+    return ask(of, made, slot.step)
 
 
 def hides(made: Example) -> tuple[bool, bool]:
     """Whether words and whether regions of an example are hidden."""
     words = not np.array_equal(made.token_ids_T, text_encoder().encode(TEXT)[0])
     assert made.regions is not None
-    return words, bool((made.regions.features_RD == 0).all(axis=1).any())
+    return words, bool((shown_features(made) == 0).all(axis=1).any())
 
 
 # -------------------------------------------------------------------------------------------------- conditional masking
@@ -101,8 +100,7 @@ def asked(of: PretrainTask, number: int, matched: bool = True, regions: int = 3)
     record = sample(0, "the red circle", questions=ASKED, regions=regions)
     image = replace(record, regions=None) if not regions else record
     made = of.example(SLOT, Pair(0, number, matched), image, record, number, draw(0, "t"), 0)
-    of.ask([made], 0)
-    return made
+    return ask(of, made, 0)
 
 
 def test_a_question_of_a_matched_pair_asks_for_its_answer() -> None:

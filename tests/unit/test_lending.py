@@ -58,7 +58,7 @@ def by_example(found: list[Step]) -> dict[tuple[int, str], list[np.ndarray]]:
     """What the model and the objectives see of each example of each step."""
     seen: dict[tuple[int, str], list[np.ndarray]] = {}
     for step in found:
-        for batch in step.micro_batches:
+        for batch in (made.to("cpu") for made in step.micro_batches):
             for row, name in enumerate(batch.ids):
                 seen[step.number, name] = _example(batch, row)
     return seen

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from tests.unit.task_making import example, facts, hidden, text_encoder, within_3_sigma
 from vlp.data.batch import WEIGHT
-from vlp.objectives.choice import choose_each, places_in_each, starts_of
+from vlp.objectives.choice import choose_each, parts, places_in_each, starts_of
 from vlp.objectives.mlm import MaskedLanguage, MaskedLanguageConfig
 from vlp.seeds import Draws, draw
 from vlp.types import Targets
@@ -65,7 +65,7 @@ def test_at_least_one_is_hidden_and_a_special_never(words: int, seed: int) -> No
 def test_each_word_is_the_one_when_none_was_drawn() -> None:
     draw_N = Draws(range(60)).uniform([4] * 60)
     chosen_N = choose_each(draw_N, starts_of([4] * 60), 1e-9)
-    drawn = {int(places_K.item()) for places_K in places_in_each(chosen_N, starts_of([4] * 60))}
+    drawn = {int(places_K.item()) for places_K in parts(*places_in_each(chosen_N, starts_of([4] * 60)))}
     assert drawn == {0, 1, 2, 3}
 
 
@@ -141,7 +141,7 @@ def test_a_momentum_model_gives_part_of_the_targets() -> None:
 def test_what_becomes_of_a_token_has_nothing_to_do_with_its_choice() -> None:
     many = [hidden(example(words=2)) for _ in range(4000)]
     targets = objective(probability=0.5).targets(many, Draws(range(4000)))
-    both = [each.example for each, target in zip(many, targets, strict=True) if len(target.positions) == 2]
+    both = [each.example for each, count in zip(many, targets.counts_B.tolist(), strict=True) if count == 2]
     assert len(both) > 900
     for place in (1, 2):
         masked = sum(one.token_ids_T[place] == text_encoder().mask_id for one in both)
@@ -154,11 +154,13 @@ def test_what_is_hidden_of_a_text_is_its_own_whatever_stands_beside_it(unit: str
     sizes = (6, 0, 1, 30, 2) * 5
     together = [hidden(example(words)) for words in sizes]
     targets = made.targets(together, Draws([draw(number, "t").key for number in range(len(sizes))]))
+    ends = targets.counts_B.cumsum()
     for number, words in enumerate(sizes):
         alone = hidden(example(words))
         target = made.target(alone, draw(number, "t"))
-        assert target.positions.tolist() == targets[number].positions.tolist()
-        assert target.values["token"].tolist() == targets[number].values["token"].tolist()
+        own = slice(ends[number] - targets.counts_B[number], ends[number])
+        assert target.positions.tolist() == targets.positions_K[own].tolist()
+        assert target.values["token"].tolist() == targets.values["token"][own].tolist()
         assert alone.example.token_ids_T.tolist() == together[number].example.token_ids_T.tolist()
         assert (len(target.positions) > 0) == (words > 0)
-    assert made.targets([], Draws([])) == []
+    assert not len(made.targets([hidden(example(0))], Draws([1])).positions_K)

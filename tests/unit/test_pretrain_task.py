@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.unit.shard_making import WIDTH
-from tests.unit.task_making import SLOT, block, sample, setting, text_encoder, within_3_sigma
+from tests.unit.task_making import SLOT, ask, block, sample, setting, shown_features, text_encoder, within_3_sigma
+from vlp.data.batch import asked_of
 from vlp.errors import ConfigError
 from vlp.seeds import Draws, draw
 from vlp.tasks.pretrain import PretrainConfig, PretrainTask
@@ -36,15 +37,14 @@ def at(step: int) -> Slot:
 def example(of: PretrainTask, matched: bool = True, slot: Slot = SLOT, seed: int = 0) -> Example:
     pair = Pair(0, 0, matched)
     made = of.example(slot, pair, sample(0, regions=8), sample(1, TEXT), 0, draw(seed, "t"), slot.step)
-    of.ask([made], slot.step)
-    return made
+    return ask(of, made, slot.step)
 
 
 def hides(made: Example) -> tuple[bool, bool]:
     """Whether words and whether regions of an example are hidden."""
     words = not np.array_equal(made.token_ids_T, text_encoder().encode(TEXT)[0])
     assert isinstance(made.image, RegionInput)
-    return words, bool((made.image.features_RD == 0).all(axis=1).any())
+    return words, bool((shown_features(made) == 0).all(axis=1).any())
 
 
 # ------------------------------------------------------------------------------------------ objectives of a step
@@ -119,7 +119,7 @@ def test_a_mask_does_not_tell_a_match() -> None:
             assert torn.token_ids_T.tolist() == whole.token_ids_T.tolist()
             assert isinstance(torn.image, RegionInput)
             assert isinstance(whole.image, RegionInput)
-            np.testing.assert_array_equal(torn.image.features_RD, whole.image.features_RD)
+            np.testing.assert_array_equal(shown_features(torn), shown_features(whole))
 
 
 def test_nothing_is_guessed_in_a_mismatched_pair() -> None:
@@ -137,9 +137,8 @@ def test_unless_the_config_says_so() -> None:
 
 def test_regions_are_hidden_as_the_config_says() -> None:
     made = example(task(region_hiding={"probability": 1.0}))
-    assert isinstance(made.image, RegionInput)
-    assert not made.image.features_RD.any()
-    assert made.targets["mrfr"].values["feature"].any()
+    assert not shown_features(made).any()
+    assert made.targets["mrfr"].positions.tolist() == list(range(8))
 
 
 def test_an_example_is_a_function_of_its_generator() -> None:
@@ -163,30 +162,35 @@ def test_what_is_hidden_of_an_example_is_the_same_in_any_company(masking: str) -
         pair = Pair(0, 0, matched=number % 5 > 0)
         return made.example(SLOT, pair, image, sample(1, TEXT), 0, draw(number, "t"), 0)
 
-    together = [bare(number) for number in range(24)]
-    made.ask(together, 0)
+    together, numbers = [bare(number) for number in range(24)], np.arange(24)
+    asked = made.ask(together, 0)
+    apart: dict[str, list[Target]] = {name: [] for name in asked}
     for number, one in enumerate(together):
-        alone = bare(number)
-        made.ask([alone], 0)
+        alone = ask(made, bare(number), 0)
         assert one.token_ids_T.tolist() == alone.token_ids_T.tolist()
         assert isinstance(one.image, RegionInput)
         assert isinstance(alone.image, RegionInput)
-        np.testing.assert_array_equal(one.image.features_RD, alone.image.features_RD)
+        np.testing.assert_array_equal(shown_features(one), shown_features(alone))
         np.testing.assert_equal(one.image.hidden_R, alone.image.hidden_R)
-        np.testing.assert_equal(
-            {name: (target.positions, target.values) for name, target in one.targets.items()},
-            {name: (target.positions, target.values) for name, target in alone.targets.items()},
-        )
-    made.ask([], 0)
+        for name, targets in apart.items():
+            target = alone.targets.get(name, made.objectives[name].empty())
+            assert len(target.positions) == asked[name].counts_B[number]
+            targets.append(target)
+    assert asked.keys() == objectives.keys()
+    for name, targets in apart.items():
+        wanted = asked_of(targets, made.objectives[name].empty()).among(numbers, 24)
+        np.testing.assert_equal(asdict(asked[name]), asdict(wanted))
+    assert made.ask([], 0) == {}
 
 
 @pytest.mark.parametrize("name", ["image", "lent", "stream"])
 def test_an_objective_draws_numbers_of_its_own_whatever_its_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made, given = task(objectives={name: {"kind": "masked_language"}}), list[Draws]()
+    empty = Target(np.zeros(0, np.int64), {})
     monkeypatch.setattr(
         made.objectives[name],
         "targets",
-        lambda hidden, draws: given.append(draws) or [Target(np.zeros(0, np.int64), {})],
+        lambda hidden, draws: given.append(draws) or asked_of([Target(np.zeros(1, np.int64), {})], empty),
     )
     shown = example(made)
     assert shown.targets.keys() == {name}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.unit.shard_making import CLASSES, WIDTH
-from tests.unit.task_making import PIXELS, chosen, example, facts
+from tests.unit.task_making import PIXELS, example, facts, hide
 from vlp.data.batch import WEIGHT
 from vlp.data.image import with_whole
 from vlp.errors import ConfigError
@@ -27,7 +27,7 @@ def target_of(made: RegionInput) -> Target:
     """The target when all of these regions are hidden."""
     whole = example()
     whole.image = made
-    hidden = chosen(whole, RegionHidingConfig(probability=1), draw(0, "t"))
+    hidden = hide(whole, RegionHidingConfig(probability=1), draw(0, "t"))
     return objective().target(hidden, draw(1, "t"))
 
 
@@ -61,7 +61,7 @@ def test_half_floats_are_made_to_sum_to_1() -> None:
 
 def test_the_target_belongs_to_the_hidden_region() -> None:
     made = example(regions=9)
-    hidden = chosen(made, RegionHidingConfig(probability=0.3), draw(0, "t"))
+    hidden = hide(made, RegionHidingConfig(probability=0.3), draw(0, "t"))
     target = objective().target(hidden, draw(1, "t"))
     assert hidden.example.regions is not None
     assert hidden.example.regions.class_probs_RC is not None
@@ -119,7 +119,7 @@ def made_with(**config: object) -> RegionClass:
 def target_with(made: RegionInput, hidden: float = 0.5, **config: object) -> Target:
     whole = example()
     whole.image = made
-    return made_with(**config).target(chosen(whole, RegionHidingConfig(probability=hidden), draw(3, "t")), draw(1, "t"))
+    return made_with(**config).target(hide(whole, RegionHidingConfig(probability=hidden), draw(3, "t")), draw(1, "t"))
 
 
 def test_hard_labels_are_the_detector_s_choice_or_its_most_probable_class() -> None:
@@ -150,7 +150,7 @@ def test_all_regions_may_be_guessed_and_weighed() -> None:
 def test_the_whole_image_is_never_guessed() -> None:
     whole = example()
     whole.image = with_whole(regions_with_labels())
-    hidden = chosen(whole, RegionHidingConfig(probability=1), draw(3, "t"))
+    hidden = hide(whole, RegionHidingConfig(probability=1), draw(3, "t"))
     for over in ("all", "hidden"):
         target = made_with(labels="hard", over=over).target(hidden, draw(1, "t"))
         assert target.positions.tolist() == [1, 2, 3, 4, 5]

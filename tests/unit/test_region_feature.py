@@ -1,11 +1,10 @@
 """Guessing the feature of a hidden region."""
 
-import numpy as np
 import pytest
 import torch
 
 from tests.unit.shard_making import WIDTH
-from tests.unit.task_making import PIXELS, chosen, example, facts, hide
+from tests.unit.task_making import PIXELS, example, facts, hide
 from vlp.data.batch import ImageForm, collate
 from vlp.errors import ConfigError
 from vlp.models.heads import FeatureHead
@@ -13,7 +12,7 @@ from vlp.objectives.objective import Hidden
 from vlp.objectives.region_feature import RegionFeature, RegionFeatureConfig
 from vlp.objectives.regions import RegionHidingConfig
 from vlp.seeds import draw
-from vlp.types import Targets
+from vlp.types import RegionBatch, Targets
 
 GUESSED = torch.tensor([[0.0, 2.0, -3.0, 0.5, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]])
 TRUE = torch.tensor([[0.0, 0.0, 0.0, 0.0, 0.0, 0.0], [1.0, 1.5, 1.0, 3.0, 1.0, 1.0]])
@@ -41,21 +40,30 @@ def test_the_loss_is_a_sum_over_regions_of_means_over_numbers(distance: str, by_
 
 
 def test_the_target_is_the_feature_that_was_hidden() -> None:
-    made = example(regions=8)
-    features = made.image.features_RD.copy()  # type: ignore[union-attr]
-    config = RegionHidingConfig(probability=0.4)
-    hidden = chosen(made, config, draw(0, "t"))
-    target = objective().target(hidden, draw(1, "t"))
-    hide(hidden, config, draw(2, "t"))
-    assert 0 < len(target.positions) < 8
-    assert target.values["feature"].any()
-    np.testing.assert_array_equal(target.values["feature"], features[target.positions])
-    assert not made.image.features_RD[target.positions].any()  # type: ignore[union-attr]
+    made, asks = example(regions=8), objective()
+    hidden = hide(made, RegionHidingConfig(probability=0.4), draw(0, "t"))
+    made.targets["mrfr"] = asks.target(hidden, draw(1, "t"))
+    features = torch.from_numpy(made.image.features_RD)  # type: ignore[union-attr]
+    whole = collate([example(regions=3), made], ImageForm("regions", WIDTH), {"mrfr": asks.form()})
+    for batch, exact in ((whole.to("cpu"), True), (whole.to("cpu", torch.bfloat16), False)):
+        targets, image = batch.targets["mrfr"], batch.image
+        assert isinstance(image, RegionBatch)
+        assert 0 < len(targets.positions_K) < 8
+        # As exact as it is, whatever the model computes in.
+        torch.testing.assert_close(targets.values["feature"], features[targets.positions_K - 3], rtol=0, atol=0)
+        assert targets.values["feature"].any()
+        assert not image.features_MD[targets.positions_K].any()
+        assert (image.features_MD.dtype == torch.float32) == exact
+    # The loader's batch is as it was, so that it can be used again.
+    torch.testing.assert_close(whole.image.features_MD[3:], features, rtol=0, atol=0)  # type: ignore[union-attr]
+    torch.testing.assert_close(whole.to("cpu").to("cpu").targets["mrfr"].values, whole.to("cpu").targets["mrfr"].values)
 
 
 def test_nothing_hidden_gives_no_target() -> None:
-    target = objective().target(Hidden(example()), draw(0, "t"))
-    assert target.values["feature"].shape == (0, WIDTH)
+    made, asks = example(), objective()
+    made.targets["mrfr"] = asks.target(Hidden(made), draw(0, "t"))
+    batch = collate([made], ImageForm("regions", WIDTH), {"mrfr": asks.form()}).to("cpu")
+    assert batch.targets["mrfr"].values["feature"].shape == (0, WIDTH)
 
 
 def test_its_head() -> None:
@@ -73,12 +81,12 @@ def test_the_mean_may_be_over_all_regions() -> None:
     for regions, probability in ((8, 0.5), (3, 1e-9), (0, 0.5)):
         one = example(regions=regions)
         config = RegionHidingConfig(probability=probability, at_least_one=False)
-        case = chosen(one, config, draw(regions, "t"))
+        case = hide(one, config, draw(regions, "t"))
         one.targets["mrfr"] = made.target(case, draw(1, "t"))
         shown.append(one)
         total += regions
     assert not len(shown[1].targets["mrfr"].positions)  # none is hidden, and still it has three regions
-    batch = collate(shown, ImageForm("regions", WIDTH), {"mrfr": made.form()})
+    batch = collate(shown, ImageForm("regions", WIDTH), {"mrfr": made.form()}).to("cpu")
     assert batch.targets["mrfr"].count == total == 11
     hidden = len(shown[0].targets["mrfr"].positions)
     assert 0 < hidden == len(batch.targets["mrfr"].positions_K) == len(batch.targets["mrfr"].values["feature"])

@@ -1,6 +1,7 @@
 """Hiding regions: how many, what stands in their place, and what shows through their neighbours."""
 
-from dataclasses import replace
+from copy import copy
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -10,32 +11,30 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tests.unit.shard_making import WIDTH
-from tests.unit.task_making import block, chosen, example, within_3_sigma
-from tests.unit.task_making import hide as hide_chosen
+from tests.unit.task_making import block, example, shown_features, within_3_sigma
+from tests.unit.task_making import hide as hide_some
 from vlp.config import Config
+from vlp.data.batch import ImageForm, collate
 from vlp.data.image import with_whole
 from vlp.errors import ConfigError
 from vlp.objectives.objective import Hidden
-from vlp.objectives.regions import RegionHidingConfig, choose_regions, hide_regions, overlapped, spare_regions
+from vlp.objectives.regions import RegionHidingConfig, hide_regions, overlapped, spare_regions
 from vlp.seeds import Draws, draw
-from vlp.types import Example, PixelInput, RegionInput
+from vlp.types import Example, PixelInput, RegionBatch, RegionInput
 
 
 def hidden_by(
     made: Example, seed: int = 0, lent: np.ndarray | None = None, **config: Any
 ) -> tuple[RegionInput, RegionInput, np.ndarray]:
-    """The regions after and before hiding, and which of them are targets."""
-    settings, rng = RegionHidingConfig(**config), draw(seed, "t")
-    hidden = chosen(made, settings, rng, lent)
+    """The regions as they are shown and as they were, and which of them are targets."""
+    hidden = hide_some(made, RegionHidingConfig(**config), draw(seed, "t"), lent)
     assert hidden.example is made
     image = made.regions
     assert image is not None
-    before = replace(image, features_RD=image.features_RD.copy())
-    hide_chosen(hidden, settings, rng)
     guessed_R = np.zeros(len(image), bool)
     guessed_R[hidden.guessed_K] = True
     assert (np.flatnonzero(guessed_R) == hidden.guessed_K).all()  # each once, in ascending order
-    return image, before, guessed_R
+    return replace(image, features_RD=shown_features(made)), image, guessed_R
 
 
 def hide(made: Example, seed: int = 0, **config: Any) -> tuple[RegionInput, RegionInput, np.ndarray]:
@@ -74,12 +73,10 @@ def test_or_perhaps_none() -> None:
 
 def test_without_a_lender_zeros_stand_for_a_random_feature() -> None:
     for lent in (None, np.zeros((0, WIDTH), np.float32)):
-        made = example(regions=20)
-        hidden_by(made, 0, lent, probability=1, zero=0.2, random=0.8)
-        assert isinstance(made.image, RegionInput)
-        assert not made.image.features_RD.any()
-        assert made.image.hidden_R is not None
-        assert made.image.hidden_R.all()
+        after, _, _ = hidden_by(example(regions=20), 0, lent, probability=1, zero=0.2, random=0.8)
+        assert not after.features_RD.any()
+        assert after.hidden_R is not None
+        assert after.hidden_R.all()
 
 
 def test_each_lent_feature_stands_in_once_before_one_does_twice() -> None:
@@ -97,12 +94,11 @@ def test_features_of_shards_in_other_precisions_stand_in_too() -> None:
     config = RegionHidingConfig(probability=1, zero=0, random=1)
     for dtypes in ((np.float32, np.float16), (np.float16, np.float32)):
         given = [Hidden(example(regions=3), lent_KD=np.full((1, WIDTH), third, dtype)) for dtype in dtypes]
-        draws = Draws([1, 2])
-        choose_regions(given, config, draws)
-        hide_regions(given, config, draws)
-        for each, dtype in zip(given, dtypes, strict=True):
-            assert each.example.regions is not None
-            assert (each.example.regions.features_RD == np.float32(dtype(third))).all()
+        hide_regions(given, config, Draws([1, 2]))
+        batch = collate([each.example for each in given], ImageForm("regions", WIDTH), {}).to("cpu")
+        assert isinstance(batch.image, RegionBatch)
+        for dtype, shown in zip(dtypes, batch.image.features_MD.split(3), strict=True):
+            assert (shown.numpy() == np.float32(dtype(third))).all()
 
 
 def test_spare_regions_are_of_other_samples_and_there() -> None:
@@ -121,16 +117,10 @@ def test_features_alone_are_hidden() -> None:
     made = example(regions=6)
     assert isinstance(made.image, RegionInput)
     boxes = made.image.boxes_R4.copy()
-    after, _, _ = hide(made, probability=1.0)
+    after, was, _ = hide(made, probability=1.0)
     assert not after.features_RD.any()
     assert (after.boxes_R4 == boxes).all()  # where it is may be known
-    # Until then they are what they were, for objectives to ask.
-    made = example(regions=6)
-    hidden = chosen(made, RegionHidingConfig(probability=1), draw(0, "t"))
-    assert made.regions is not None
-    assert (made.regions.features_RD != 0).any(axis=1).all()
-    assert made.regions.hidden_R is None
-    assert hidden.zeroed_R.all()
+    assert (was.features_RD != 0).any(axis=1).all()  # the example keeps them, for objectives to ask
 
 
 def test_neighbours_are_zeroed_along_but_not_guessed() -> None:
@@ -173,8 +163,7 @@ def test_pixels_and_missing_images_stay() -> None:
     for image in (None, PixelInput(np.zeros((3, 4, 4), np.float32), 4), example(regions=0).image):
         made = example()
         made.image = image
-        result = chosen(made, RegionHidingConfig(), draw(0, "t"))
-        hide_chosen(result, RegionHidingConfig(), draw(0, "u"))
+        result = hide_some(made, RegionHidingConfig(), draw(0, "t"))
         assert made.image is image
         assert len(result.guessed_K) == 0
 
@@ -217,13 +206,19 @@ def test_what_is_chosen_of_an_example_is_its_own() -> None:
     given = [Hidden(each, lent_KD=lent if number % 2 else None) for number, each in enumerate(examples)]
     for at_least_one in (True, False):
         config = config.model_copy(update={"at_least_one": at_least_one})
-        choose_regions(given, config, Draws([draw(number, "t").key for number in range(7)]))
+        hide_regions(given, config, Draws([draw(number, "t").key for number in range(7)]))
         for number, each in enumerate(given):
-            alone = chosen(each.example, config, draw(number, "t"), each.lent_KD)
-            for name in ("guessed_K", "zeroed_R", "replaced_R"):
-                assert getattr(each, name).tolist() == getattr(alone, name).tolist()
-        assert any(each.replaced_R.any() for each in given)
-    choose_regions([], config, Draws([]))
+            alone = Hidden(replace(each.example, image=copy(each.example.image)), lent_KD=each.lent_KD)
+            hide_regions([alone], config, Draws([draw(number, "t").key]))
+            assert each.guessed_K.tolist() == alone.guessed_K.tolist()
+            if each.example.regions and alone.example.regions:
+                np.testing.assert_equal(each.example.regions.hidden_R, alone.example.regions.hidden_R)
+                np.testing.assert_equal(
+                    *(asdict(image.hiding) for image in (each.example.regions, alone.example.regions) if image.hiding)
+                )
+        hidings = [each.example.regions.hiding for each in given if each.example.regions]
+        assert any(hiding is not None and hiding.replaced_P is not None for hiding in hidings)
+    hide_regions([], config, Draws([]))
 
 
 @pytest.mark.parametrize("config", [{"zero": 0}, {"probability": 0}, {"overlap": 0}, {"random": 0.1}])

@@ -1,3 +1,4 @@
+import gc
 import multiprocessing
 import os
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.loader_making import FakeDataset, FakePreparer, many_steps, order_of, steps_of
+from vlp.data.workers import in_order
 from vlp.errors import CheckpointError, ConfigError, DataError
 from vlp.types import Batch, Example
 
@@ -52,6 +54,15 @@ def test_workers_ignore_signals_and_end_with_the_loader() -> None:
     assert children() == workers
     steps.close()
     assert not children()
+
+
+def test_a_worker_does_not_search_what_was_imported_for_garbage() -> None:
+    def looked_through(number: int) -> tuple[int, int]:
+        return len(gc.get_objects()), gc.get_threshold()[0]
+
+    (found, threshold), (here, usual) = next(in_order(looked_through, range(1), workers=1)), looked_through(0)
+    assert found < here / 10
+    assert threshold > usual
 
 
 def test_a_worker_that_is_stuck_does_not_hold_up_the_end() -> None:

@@ -27,11 +27,11 @@ class Targets:
     values: dict[str, Tensor]
     count: float
     """What the loss is divided by once it is summed over the global batch: the number of targets, or their weights."""
+    survey: dict[str, Tensor] = field(default_factory=dict)
+    """What a first pass over the global batch tells these rows (`vlp.train.survey`); empty where there was none."""
     feature_rows_K: Tensor | None = None
     """int64: rows of the regions' features, as they are before any is hidden, that are to become `values["feature"]`;
     None where no feature is asked for, or is there (`Batch.to`)."""
-    survey: dict[str, Tensor] = field(default_factory=dict)
-    """What a first pass over the global batch tells these rows (`vlp.train.survey`); empty where there was none."""
 
 
 @dataclass(slots=True)
