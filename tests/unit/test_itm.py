@@ -11,7 +11,7 @@ from vlp.errors import ConfigError
 from vlp.models.heads import ClassHead
 from vlp.objectives.itm import Matching, MatchingConfig, other_sample, other_text
 from vlp.objectives.objective import Facts
-from vlp.seeds import draw
+from vlp.seeds import Draws, draw
 from vlp.types import Pair, Targets
 
 
@@ -72,6 +72,18 @@ def test_an_image_with_one_text_has_no_second_and_tells_nothing() -> None:
     assert len(made.target(hidden(alone), draw(0, "t")).positions) == 0
     alone.segment_T = np.zeros(len(alone.token_ids_T), np.int64)
     assert len(made.target(hidden(alone), draw(0, "t")).positions) == 1
+
+
+def test_what_is_told_of_each_of_many_is_its_own() -> None:
+    made, many = objective(replace="second_text"), []
+    for matched, second in ((True, True), (True, False), (False, True), (True, True)):
+        one = example(matched=matched)
+        one.segment_T = np.zeros(len(one.token_ids_T), np.int64) if second else None
+        many.append(hidden(one))
+    asked = made.targets(many, Draws(range(4)))
+    assert asked.counts_B.tolist() == [1, 0, 1, 1]
+    assert asked.positions_K.tolist() == [0, 0, 0]
+    assert asked.values["matched"].tolist() == [1, 0, 1]
 
 
 def test_a_model_without_a_second_segment_is_refused() -> None:

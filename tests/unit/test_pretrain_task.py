@@ -183,6 +183,18 @@ def test_what_is_hidden_of_an_example_is_the_same_in_any_company(masking: str) -
     assert made.ask([], 0) == {}
 
 
+def test_what_has_been_asked_is_not_asked_again() -> None:
+    made = task()
+    done, new = example(made), made.example(SLOT, Pair(0, 0), sample(0, regions=8), sample(1, TEXT), 0, draw(0, "t"), 0)
+    words = done.token_ids_T.tolist()
+    asked = made.ask([done, new, done], 0)
+    assert done.token_ids_T.tolist() == words
+    assert asked.keys() == ALL.keys()
+    for each in asked.values():
+        assert each.counts_B.tolist() == [0, len(each.positions_K), 0]
+        assert len(each.positions_K)
+
+
 @pytest.mark.parametrize("name", ["image", "lent", "stream"])
 def test_an_objective_draws_numbers_of_its_own_whatever_its_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made, given = task(objectives={name: {"kind": "masked_language"}}), list[Draws]()

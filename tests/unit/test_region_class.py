@@ -1,6 +1,7 @@
 """Guessing what the detector saw in a hidden region."""
 
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -8,14 +9,14 @@ import torch
 
 from tests.unit.shard_making import CLASSES, WIDTH
 from tests.unit.task_making import PIXELS, example, facts, hide
-from vlp.data.batch import WEIGHT
+from vlp.data.batch import WEIGHT, asked_of
 from vlp.data.image import with_whole
 from vlp.errors import ConfigError
 from vlp.models.heads import ClassHead
 from vlp.objectives.objective import Hidden
 from vlp.objectives.region_class import RegionClass, RegionClassConfig
 from vlp.objectives.regions import RegionHidingConfig
-from vlp.seeds import draw
+from vlp.seeds import Draws, draw
 from vlp.types import RegionInput, Target, Targets
 
 
@@ -155,6 +156,29 @@ def test_the_whole_image_is_never_guessed() -> None:
         target = made_with(labels="hard", over=over).target(hidden, draw(1, "t"))
         assert target.positions.tolist() == [1, 2, 3, 4, 5]
         assert target.values["class"].tolist() == [2, -1, 0, 1, 2]
+
+
+@pytest.mark.parametrize("over", ["all", "hidden"])
+@pytest.mark.parametrize("labels", ["hard", "soft"])
+def test_what_is_asked_of_each_of_many_is_its_own(labels: str, over: str) -> None:
+    made = made_with(labels=labels, over=over, by_confidence=True, average="examples")
+    many = []
+    for number, precision in enumerate([np.float32, np.float16, None, np.float32, np.float16]):
+        one, rng = example(regions=3 + number), np.random.default_rng(number)
+        assert isinstance(one.image, RegionInput)
+        image, rows = one.image, len(one.image)
+        assert image.class_probs_RC is not None
+        image.class_probs_RC = image.class_probs_RC.astype(precision) if precision else None
+        # Some shards say the class, others its probabilities, others neither.
+        image.classes_R = rng.integers(0, CLASSES, rows) if number == 3 else None
+        image.confidence_R = rng.random(rows).astype(np.float32) if number % 2 else None
+        one.image = with_whole(image) if number > 2 else image
+        many.append(hide(one, RegionHidingConfig(probability=0.5), draw(number, "t")))
+    asked = made.targets(many, Draws(range(5)))
+    alone = asked_of([made.target(each, draw(0, "t")) for each in many], made.empty())
+    assert alone.counts_B[2] == 0
+    assert (np.delete(alone.counts_B, 2) > 0).all()
+    np.testing.assert_equal(asdict(asked), asdict(alone))
 
 
 def test_hard_loss_weighs_by_confidence_and_leaves_out_regions_without_a_class() -> None:

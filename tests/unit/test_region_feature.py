@@ -6,13 +6,14 @@ import torch
 from tests.unit.shard_making import WIDTH
 from tests.unit.task_making import PIXELS, example, facts, hide
 from vlp.data.batch import ImageForm, collate
+from vlp.data.image import with_whole
 from vlp.errors import ConfigError
 from vlp.models.heads import FeatureHead
 from vlp.objectives.objective import Hidden
 from vlp.objectives.region_feature import RegionFeature, RegionFeatureConfig
 from vlp.objectives.regions import RegionHidingConfig
 from vlp.seeds import draw
-from vlp.types import RegionBatch, Targets
+from vlp.types import RegionBatch, RegionInput, Targets
 
 GUESSED = torch.tensor([[0.0, 2.0, -3.0, 0.5, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]])
 TRUE = torch.tensor([[0.0, 0.0, 0.0, 0.0, 0.0, 0.0], [1.0, 1.5, 1.0, 3.0, 1.0, 1.0]])
@@ -80,6 +81,9 @@ def test_the_mean_may_be_over_all_regions() -> None:
     made, total, shown = objective(average="regions"), 0.0, []
     for regions, probability in ((8, 0.5), (3, 1e-9), (0, 0.5)):
         one = example(regions=regions)
+        if regions:  # the whole image before them counts for none
+            assert isinstance(one.image, RegionInput)
+            one.image = with_whole(one.image)
         config = RegionHidingConfig(probability=probability, at_least_one=False)
         case = hide(one, config, draw(regions, "t"))
         one.targets["mrfr"] = made.target(case, draw(1, "t"))

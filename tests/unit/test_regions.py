@@ -109,6 +109,9 @@ def test_spare_regions_are_of_other_samples_and_there() -> None:
         for loan in spare_regions(0, tables, config, draw(seed, "t")):
             assert (loan.sample, loan.regions) == (2, 1)
             assert 0 <= loan.first < 2
+    firsts = [loan.first for seed in range(2000) for loan in spare_regions(2, tables, config, draw(seed, "t"))]
+    for region in range(5):  # which region it is has nothing to do with whose
+        assert within_3_sigma(firsts.count(region), len(firsts), 0.2)
     assert spare_regions(0, block(4), config, draw(0, "t")) == ()
     assert spare_regions(0, tables, RegionHidingConfig(), draw(0, "t")) == ()
 

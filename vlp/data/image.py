@@ -74,7 +74,7 @@ class RegionImages:
             features_RD=features_RD[whole:],
             boxes_R4=np.clip(boxes_R4[kept].astype(np.float32, copy=False), 0, 1),
             confidence_R=taken(regions.confidence_R, np.float32),
-            class_probs_RC=None if regions.class_probs_RC is None else float32(regions.class_probs_RC[kept]),
+            class_probs_RC=None if regions.class_probs_RC is None else regions.class_probs_RC[kept],
             classes_R=taken(regions.classes_R, np.int64),
             attributes_R=taken(regions.attributes_R, np.int64),
             attribute_confidence_R=taken(regions.attribute_confidence_R, np.float32),

@@ -62,18 +62,3 @@ def places_in_each(
 def parts(array_N: NDArray[Number], starts_B1: NDArray[np.int64]) -> list[NDArray[Number]]:
     """Each example's part of an array; views."""
     return [array_N[first:end] for first, end in pairwise(starts_B1.tolist())]
-
-
-def rows_of(
-    arrays: Sequence[NDArray[Number]], places: Sequence[NDArray[np.int64]]
-) -> tuple[NDArray[Number], NDArray[np.int64]]:
-    """Some rows of each example's array, copied into one piece of memory, [N, ...], and where each example's begin.
-
-    Args:
-        arrays: at least one; of one type and width.
-    """
-    starts_B1 = starts_of([len(places_K) for places_K in places])
-    rows_N: NDArray[Number] = np.empty((starts_B1[-1], *arrays[0].shape[1:]), arrays[0].dtype)
-    for array, places_K, out in zip(arrays, places, parts(rows_N, starts_B1), strict=True):
-        array.take(places_K, axis=0, out=out, mode="clip")  # checking each place would need a copy
-    return rows_N, starts_B1

@@ -22,7 +22,7 @@ from vlp.data.image import float32
 from vlp.errors import ConfigError
 from vlp.models.heads import ClassHead, HeadConfig
 from vlp.models.image import RegionSource
-from vlp.objectives.choice import counts_of, parts, places_in_each, rows_of, starts_of
+from vlp.objectives.choice import counts_of, parts, places_in_each, starts_of
 from vlp.objectives.objective import (
     Average,
     Facts,
@@ -165,7 +165,7 @@ class RegionClass(SelfSupervised):
             return numbers_R[places_K]
         assert image.class_probs_RC is not None
         first = int(self.config.background)
-        chosen_K: NDArray[np.int64] = image.class_probs_RC[places_K, first:].argmax(axis=1) + first
+        chosen_K: NDArray[np.int64] = float32(image.class_probs_RC[places_K])[:, first:].argmax(axis=1) + first
         return chosen_K
 
     def _confidence(self, image: RegionInput) -> NDArray[np.float32]:
@@ -195,8 +195,8 @@ class RegionClass(SelfSupervised):
 
 def _probabilities(images: Sequence[RegionInput], positions: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
     """The detector's probabilities of some regions of each image."""
-    found_KC, _ = rows_of([image.class_probs_RC for image in images if image.class_probs_RC is not None], positions)
+    arrays = [image.class_probs_RC for image in images if image.class_probs_RC is not None]
+    probability_KC = np.concatenate([float32(array[places]) for array, places in zip(arrays, positions, strict=True)])
     # Detectors store half floats: rows sum to 1 within 4e-4, which a divergence would count as error.
-    probability_KC = float32(found_KC)
     probability_KC /= np.maximum(probability_KC.sum(axis=1, keepdims=True), 1e-6)
     return probability_KC

@@ -71,7 +71,8 @@ class RegionInput:
     features_RD: NDArray[np.float32]
     boxes_R4: NDArray[np.float32]
     confidence_R: NDArray[np.float32] | None = None
-    class_probs_RC: NDArray[np.float32] | None = None
+    class_probs_RC: NDArray[np.floating[Any]] | None = None
+    """In the precision of the shard: of few regions they are asked."""
     hidden_R: NDArray[np.bool_] | None = None
     """True where a model with a learned mask embedding puts it."""
     hiding: Hiding | None = None
