@@ -150,6 +150,7 @@ class Theirs:
             group["lr"] = RATE
 
     def given(self, batch: Batch) -> Inputs:
+        batch = batch.to("cpu")  # where regions are hidden
         return self.peer.inputs(batch) | self.peer.labels(batch)
 
     def train(self, given: Inputs) -> None:

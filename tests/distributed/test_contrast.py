@@ -112,11 +112,11 @@ class Plain:
 
     def loss(self, number: int) -> tuple[Tensor, list[tuple[Tensor, Tensor]] | None]:
         examples = [example_of(self.task, number, index) for index in range(BATCH)]
-        self.task.ask(examples, number)
+        asked = self.task.ask(examples, number)
         active = self.task.active(number)
         total, vectors = torch.zeros(()), None
         if "mlm" in active:
-            total = total + self.words(self.batch(examples), number)
+            total = total + self.words(self.task.batch_of(examples, asked).to("cpu"), number)
         if "itc" in active:
             plain = [replace(e, token_ids_T=e.token_ids_T if e.plain_T is None else e.plain_T) for e in examples]
             contrast, scores_GG, vectors = self.contrast(plain, number)
@@ -139,7 +139,7 @@ class Plain:
         return ((1 - alpha) * own_K + alpha * slow_K).mean()
 
     def batch(self, examples: list[Example]) -> Batch:
-        return self.task.collate([[example] for example in examples], 0)
+        return self.task.collate([[example] for example in examples], 0).to("cpu")
 
     def vectors(self, module: TaskModule, examples: list[Example]) -> tuple[Tensor, Tensor, Tensor]:
         """Unit vectors of texts and images, and one over the temperature."""

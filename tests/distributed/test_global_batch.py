@@ -134,7 +134,7 @@ def plain_step(family: str) -> tuple[float, float]:
 
 def plain_loss(task: PretrainTask, module: TaskModule, batch: Batch) -> Tensor:
     """Weighted sum of the objectives' mean losses."""
-    losses, targets = module(batch).sums, batch.targets
+    losses, targets = module(batch.to("cpu")).sums, batch.targets
     means = [w * losses[name] / targets[name].count for name, w in task.weights.items() if targets[name].count]
     return torch.stack(means).sum()
 
