@@ -118,9 +118,9 @@ class Draws:
     def _keys_B(self) -> NDArray[np.uint64]:
         return _hashed(self._things_B ^ np.uint64(self._purpose)) if self._purpose else self._things_B
 
-    def of(self, which: Sequence[int]) -> Draws:
-        """For some of the things."""
-        return Draws(self._things_B[which], self._purpose)
+    def of(self, which: NDArray[np.int64]) -> Draws:
+        """For some of the things, ascending."""
+        return self if len(which) == len(self) else Draws(self._things_B[which], self._purpose)
 
     def apart(self, purpose: str) -> Draws:
         """For the same things, but numbers that are unrelated to these."""

@@ -37,7 +37,8 @@ def really_kept(given: Ground, batch: Batch) -> int:
 
     module = TaskModule(Network(given.config.model), given.task.objectives).train()
     if given.config.precision == "bf16":
-        module, batch = module.bfloat16(), batch.to("cpu", torch.bfloat16)
+        module = module.bfloat16()
+    batch = batch.to("cpu", torch.bfloat16 if given.config.precision == "bf16" else None)
     known = {parameter.data_ptr() for parameter in module.parameters()} | {t.data_ptr() for t in tensors_of(batch)}
     kept: dict[int, Any] = {}
 

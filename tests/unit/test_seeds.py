@@ -64,9 +64,9 @@ def test_a_thing_draws_the_same_alone_and_in_any_company(things: list[tuple[int,
     for rng, count in zip(Draws(keys), counts, strict=True):
         one_by_one += [rng.random() for _ in range(count)]
     assert together == one_by_one
-    some = Draws(keys).of([len(keys) - 1, 0]).apart("fate").uniform([2, 2]).tolist()
-    assert some == [*Draws(keys[-1:]).apart("fate").uniform([2]), *Draws(keys[:1]).apart("fate").uniform([2])]
-    assert Draws(keys).apart("fate").of([len(keys) - 1, 0]).uniform([2, 2]).tolist() == some
+    some = Draws(keys).of(np.array([0, len(keys) - 1])).apart("fate").uniform([2, 2]).tolist()
+    assert some == [*Draws(keys[:1]).apart("fate").uniform([2]), *Draws(keys[-1:]).apart("fate").uniform([2])]
+    assert Draws(keys).apart("fate").of(np.array([0, len(keys) - 1])).uniform([2, 2]).tolist() == some
 
 
 def test_draws_are_uniform_and_unrelated_between_things_purposes_and_numbers() -> None:

@@ -44,7 +44,7 @@ def batch_of(task: PretrainTask, numbers: Sequence[int]) -> Batch:
         slot = Slot(0, number, dataset=0, epoch=0, block=0, group=0, example=number)
         rng = draw(0, "example", number)
         examples.append([task.example(slot, Pair(number, number), record, record, 0, rng, 0)])
-    return task.collate(examples, 0)
+    return task.collate(examples, 0).to("cpu")
 
 
 @pytest.mark.parametrize("numbers", [[3, 0, 4], [0], []], ids=["mixed", "no region", "no example"])

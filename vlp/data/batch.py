@@ -36,6 +36,8 @@ from vlp.types import (
     regions_of,
 )
 
+_AS_THEY_ARE = tuple(map(np.dtype, (np.float32, np.int64, np.bool_, np.uint8)))
+"""Types that stay; pixels as bytes are a quarter of the memory on the way to the device."""
 WEIGHT = "weight"
 """Name of the target value that, where present, is summed into the count (a soft answer counts by its score). A single
 number per example is what the example counts as a whole."""
@@ -310,7 +312,7 @@ def _targets(asked: Asked, form: TargetForm, starts_B1: Tensor, image: ImageBatc
     rows_K = np.arange(len(asked.counts_B)).repeat(asked.counts_B)
     positions_K = asked.positions_K + starts_B1.numpy()[rows_K]
     values = {key: _tensor(asked.values[key]) for key in form.empty.values}
-    count = float(values[WEIGHT].sum(dtype=torch.float64)) if WEIGHT in values else float(len(positions_K))
+    count = float(asked.values[WEIGHT].sum(dtype=np.float64)) if WEIGHT in values else float(len(positions_K))
     targets = Targets(torch.from_numpy(positions_K), values, count)
     if form.features and (regions := regions_of(image)):
         targets.feature_rows_K = torch.from_numpy(asked.positions_K + regions.packing.starts_B1.numpy()[rows_K])
@@ -325,7 +327,9 @@ def _joined(arrays: Sequence[NDArray[Any]], empty: NDArray[Any]) -> NDArray[Any]
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:
-    tensor = torch.from_numpy(np.ascontiguousarray(array if array.flags.writeable else array.copy()))
-    if tensor.dtype in (torch.bool, torch.uint8):  # pixels stay bytes: a quarter of the memory on the way to the device
+    if not (array.flags.c_contiguous and array.flags.writeable):
+        array = array.copy()
+    tensor = torch.from_numpy(array)
+    if array.dtype in _AS_THEY_ARE:
         return tensor
     return tensor.float() if tensor.is_floating_point() else tensor.long()  # half floats take numpy 20 times as long

@@ -161,7 +161,9 @@ class Tokens(nn.Module):
         """Packed tokens [M, H]; their feature vectors before any norm, [M, H]; the source's own features, [M, D]."""
         regions = self._as_regions(image) if isinstance(image, PixelBatch) else image
         if regions.hidings is not None:
-            raise ValueError("the regions of this batch are still to be hidden; give the model what Batch.to makes of it")
+            raise ValueError(
+                "the regions of this batch are still to be hidden; give the model what Batch.to makes of it"
+            )
         source_MD = regions.features_MD
         if isinstance(image, PixelBatch) and image.hidden_M is not None:
             shown_MD = source_MD.masked_fill(image.hidden_M[:, None], 0)

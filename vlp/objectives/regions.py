@@ -106,7 +106,8 @@ def _replaced(hidden: Sequence[Hidden], replaced: Sequence[NDArray[np.int64]], d
     before one stands in twice."""
     hidings = [Hiding() for _ in hidden]
     rows = [row for row, replaced_P in enumerate(replaced) if len(replaced_P)]
-    for row, draw in zip(rows, draws.of(rows).uniform([1] * len(rows)).tolist(), strict=True):
+    first_P = draws.of(np.array(rows, np.int64)).uniform([1] * len(rows))
+    for row, draw in zip(rows, first_P.tolist(), strict=True):
         lent_KD, replaced_P = hidden[row].lent_KD, replaced[row]
         assert lent_KD is not None
         first = int(draw * len(lent_KD))  # one after the other from a random one on, and around

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar, Literal
 
 from torch import nn
@@ -71,6 +72,11 @@ class Task(ABC):
         """Weight of each objective in the loss."""
         return dict.fromkeys(self.objectives, 1.0)
 
+    @cached_property
+    def forms(self) -> dict[str, TargetForm]:
+        """What each objective's targets look like."""
+        return {name: objective.form() for name, objective in self.objectives.items()}
+
     @property
     def heads(self) -> dict[str, HeadConfig]:
         """The heads that the model must have."""
@@ -126,8 +132,7 @@ class Task(ABC):
 
     def batch_of(self, examples: Sequence[Example], asked: Mapping[str, Asked] | None = None) -> Batch:
         """A batch of examples that hold their targets, or of which all is asked at once."""
-        forms: dict[str, TargetForm] = {name: objective.form() for name, objective in self.objectives.items()}
-        batch = collate(examples, self.images.form, forms, asked)
+        batch = collate(examples, self.images.form, self.forms, asked)
         self.images.batch_ends()
         return batch
 
