@@ -119,7 +119,7 @@ class Draws:
         return _hashed(self._things_B ^ np.uint64(self._purpose)) if self._purpose else self._things_B
 
     def of(self, which: NDArray[np.int64]) -> Draws:
-        """For some of the things, ascending."""
+        """For some of the things, each once and ascending, so that all of them are these."""
         return self if len(which) == len(self) else Draws(self._things_B[which], self._purpose)
 
     def apart(self, purpose: str) -> Draws:

@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlp.data.batch import ImageForm, TargetForm, collate
-from vlp.types import Batch, BothInput, Example, Hiding, PixelInput, RegionInput, Target, regions_of
+from tests.unit.task_making import model_config
+from vlp.data.batch import WEIGHT, ImageForm, TargetForm, collate
+from vlp.models.model import ModelConfig, Network
+from vlp.types import Asked, Batch, BothInput, Example, Hiding, PixelInput, RegionInput, Target, regions_of
 
 WIDTH = 3
-FORMS = {"looks": TargetForm("image", Target(np.zeros(0, np.int64), {}), features=True)}
+FORMS = {"looks": TargetForm("image", Target(np.zeros(0, np.int64), {}), asks_features=True)}
 REGIONS = ImageForm("regions", WIDTH)
 FRAMED = ImageForm("regions", WIDTH, first=True, last=True)
 BOTH = ImageForm("both", WIDTH, size=4)
@@ -92,11 +94,46 @@ def test_marks_alone_hide_nothing() -> None:
 
 
 def test_the_whole_image_is_the_mean_of_what_is_seen() -> None:
-    seen = [np.array(flags, bool) for flags in ([0, 1, 0, 1], [0, 0, 0], [0, 1])]
-    made = [image(n, len(flags), [], Hiding(seen_R=flags)) for n, flags in enumerate(seen)]
-    batch = collate([example(None, []), *(example(each, []) for each in made)], REGIONS, FORMS)
-    assert features_of(batch.to("cpu"))[[0, 4, 7]].tolist() == [[0, 2, 1], [0, 0, 0], [2, 1, 1]]
-    assert features_of(batch.to("cpu"))[1:4].tolist() == features_of(batch)[1:4].tolist()
+    seen = [np.array(places, np.int64) for places in ([1, 3], [], [], [1])]
+    none = image(9, 0, [], None)
+    made = [image(n, size, [], Hiding(seen_S=seen[n])) for n, size in enumerate((4, 3, 1, 2))]
+    # Between them: no image, one without regions, and one of which nothing is hidden, whose mean the loader has made.
+    loaders = image(7, 3, [], None)
+    batch = collate(
+        [example(each, []) for each in (None, made[0], none, made[1], loaders, *made[2:], none)], REGIONS, FORMS
+    )
+    shown, before = features_of(batch.to("cpu")), features_of(batch)
+    wholes = [0, 4, 10, 11]
+    assert shown[wholes].tolist() == [[0, 2, 1], [0, 0, 0], [0, 0, 0], [3, 1, 1]]
+    others = [row for row in range(len(before)) if row not in wholes]
+    assert len(others) == 9
+    assert shown[others].tolist() == before[others].tolist()
+
+
+@pytest.mark.parametrize(("form", "pixels"), [(REGIONS, 0), (FRAMED, 0)], ids=["regions", "framed"])
+def test_a_model_takes_no_batch_whose_regions_are_still_to_be_hidden(form: ImageForm, pixels: int) -> None:
+    source = {"kind": "regions", "width": WIDTH, "classes": 2}
+    frames = {"cls": form.first, "end": form.last}
+    values = model_config(source).plain()
+    model = Network(ModelConfig.parse({**values, "image": {**values["image"], **frames}}))
+    batch = collate(examples(pixels), form, FORMS)
+    with pytest.raises(ValueError, match=r"still to be hidden; give the model what Batch\.to makes of it"):
+        model(batch)
+    model(batch.to("cpu"))
+
+
+def test_what_nobody_has_a_form_for_is_not_asked() -> None:
+    asked = Asked(np.ones(1, np.int64), np.zeros(1, np.int64), {})
+    with pytest.raises(ValueError, match="sounds"):
+        collate([example(image(1, 2, [], None), [])], REGIONS, FORMS, {"sounds": asked})
+
+
+def test_weights_are_counted_exactly() -> None:
+    thirds = np.full(10_001, 1 / 3, np.float32)
+    forms = {"looks": TargetForm("text", Target(np.zeros(0, np.int64), {WEIGHT: thirds[:0]}))}
+    one = example(None, [])
+    one.targets["looks"] = Target(np.zeros(len(thirds), np.int64), {WEIGHT: thirds})
+    assert collate([one], REGIONS, forms).targets["looks"].count == float(thirds[0]) * len(thirds)
 
 
 def test_no_regions_at_all() -> None:

@@ -89,6 +89,17 @@ def test_each_lent_feature_stands_in_once_before_one_does_twice() -> None:
     assert firsts == {100, 101, 102, 103}
 
 
+def test_which_lent_feature_comes_first_has_nothing_to_do_with_what_else_is_drawn() -> None:
+    lent, firsts = np.repeat(np.arange(1, 5, dtype=np.float32), WIDTH).reshape(4, WIDTH), [0] * 4
+    for seed in range(4000):  # the fate of the one region, to be replaced, is below a half
+        made = example(regions=1)
+        after, _, _ = hidden_by(made, seed, lent, probability=1, zero=0.5, random=0.5)
+        if (found := int(after.features_RD[0, 0])) and made.regions and made.regions.hiding.replaced_P is not None:  # type: ignore[union-attr]
+            firsts[found - 1] += 1
+    assert sum(firsts) > 1800
+    assert all(within_3_sigma(first, sum(firsts), 0.25) for first in firsts)
+
+
 def test_features_of_shards_in_other_precisions_stand_in_too() -> None:
     third = np.float32(1 / 3)
     config = RegionHidingConfig(probability=1, zero=0, random=1)

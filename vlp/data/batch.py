@@ -70,7 +70,7 @@ class TargetForm:
     """What positions count."""
     empty: Target
     """A target of zero rows whose arrays have the trailing shapes and types of real ones."""
-    features: bool = False
+    asks_features: bool = False
     """Whether the features of the regions at its positions are values too (`feature`): the batch finds them among its
     own, before any is hidden."""
 
@@ -92,12 +92,12 @@ def collate(
             no example has a target for it.
         asked: what objectives ask of all the examples; what others ask, the examples hold.
     Raises:
-        ValueError: an example has a target of an objective that `targets` does not list.
+        ValueError: something is asked by an objective that `targets` does not list.
     """
     text = _text(examples)
     images = _framed(_images([example.image for example in examples], image), image)
     joint, joint_rows_J, split_rows_J = join(text.packing, images.packing)
-    unknown = {name for example in examples for name in example.targets} - set(targets)
+    unknown = {*(asked or {}), *(name for example in examples for name in example.targets)} - set(targets)
     if unknown:
         raise ValueError(f"targets without a form: {sorted(unknown)}")
     starts = {
@@ -197,24 +197,20 @@ def _hidings(images: Sequence[RegionInput], hidden_M: NDArray[np.bool_], width: 
     if all(hiding is None for hiding in hidings):
         return None
     said_M = np.array([hiding is not None for hiding in hidings]).repeat(lengths)
-    starts = list(accumulate(lengths, initial=0))
-    replaced, lent = [np.zeros(0, np.int64)], [np.zeros((0, width), np.float16)]
-    for first, hiding in zip(starts, hidings, strict=False):
-        if hiding is not None and hiding.replaced_P is not None and hiding.lent_PD is not None:
-            replaced.append(hiding.replaced_P + first)
-            lent.append(hiding.lent_PD)
-    made = Hidings(
-        zeroed_Z=torch.from_numpy((hidden_M & said_M).nonzero()[0]),
-        replaced_P=torch.from_numpy(np.concatenate(replaced)),
-        lent_PD=_tensor(np.concatenate(lent)),
+    starts = accumulate(lengths, initial=0)
+    found = [(first, hiding) for first, hiding in zip(starts, hidings, strict=False) if hiding is not None]
+    replaced = [first + each.replaced_P for first, each in found if each.replaced_P is not None]
+    lent = [each.lent_PD for _, each in found if each.lent_PD is not None]
+    seen = [(first, each.seen_S) for first, each in found if each.seen_S is not None]
+    none = np.zeros(0, np.int64)
+    return Hidings(
+        zeroed_Z=_tensor((hidden_M & said_M).nonzero()[0]),
+        replaced_P=_tensor(_joined(replaced, none)),
+        lent_PD=_tensor(np.concatenate([np.zeros((0, width), np.float16), *lent])),  # of any precision
+        whole_W=_tensor(np.array([first for first, _ in seen], np.int64)),
+        seen_S=_tensor(_joined([first + seen_S for first, seen_S in seen], none)),
+        starts_W=_tensor(np.array([0, *(len(seen_S) for _, seen_S in seen)]).cumsum()[:-1]),
     )
-    seen = [hiding.seen_R for hiding in hidings if hiding is not None and hiding.seen_R is not None]
-    if seen:  # all images have one of their whole, or none has
-        seen_M, image_M = np.concatenate(seen), np.arange(len(images)).repeat(lengths)
-        share_M = seen_M / np.maximum(1, np.bincount(image_M, weights=seen_M))[image_M]
-        made.share_M = _tensor(share_M)
-        made.whole_W = torch.tensor([first for first, length in zip(starts, lengths, strict=False) if length])
-    return made
 
 
 def _features(images: Sequence[RegionInput], width: int) -> NDArray[np.float32]:
@@ -314,7 +310,7 @@ def _targets(asked: Asked, form: TargetForm, starts_B1: Tensor, image: ImageBatc
     values = {key: _tensor(asked.values[key]) for key in form.empty.values}
     count = float(asked.values[WEIGHT].sum(dtype=np.float64)) if WEIGHT in values else float(len(positions_K))
     targets = Targets(torch.from_numpy(positions_K), values, count)
-    if form.features and (regions := regions_of(image)):
+    if form.asks_features and (regions := regions_of(image)):
         targets.feature_rows_K = torch.from_numpy(asked.positions_K + regions.packing.starts_B1.numpy()[rows_K])
     return targets
 

@@ -48,7 +48,8 @@ class RegionImages:
         return self.form.framed(kept + int(self.whole and kept > 0))
 
     def prepare(self, sample: Sample, rng: Draw | None = None) -> RegionInput | None:
-        """The best regions by confidence (the first where there is none) in the order of the shard, as float32.
+        """The best regions by confidence (the first where there is none) in the order of the shard, as float32; class
+        probabilities stay as they are, since of few regions they are asked.
 
         None if the sample has no regions. Where a view shows a part of the image, regions outside it are left out and
         boxes are of the part; features stay what the detector made.

@@ -139,7 +139,8 @@ def _same(value: Any) -> Any:
 
 
 def begin(worker: int = 0) -> None:
-    """Make this process a worker: one thread, and no search for garbage among what was imported, which takes 120 ms."""
+    """Make this process a worker (torch tells its number): one thread, and no search for garbage among what was
+    imported, which takes 120 ms."""
     torch.set_num_threads(1)
     gc.freeze()
     gc.set_threshold(_YOUNG)

@@ -86,7 +86,7 @@ class Objective(ABC):
     rows: Rows
     """Which states it reads: of text tokens, image tokens, or the pooled vectors."""
     asks_features: ClassVar[bool] = False
-    """Whether a target has the features of the regions at its positions, which the batch fills in (`TargetForm`)."""
+    """As in `TargetForm`."""
     pooled_only: ClassVar[bool] = False
     """Whether its `scores` read nothing but the pooled vectors, so that the rest need not be worked out for them."""
 
@@ -145,7 +145,7 @@ class SelfSupervised(Objective):
         """The targets of one example; may change the example (mask its words). Pure in (example, rng's key)."""
 
     def targets(self, hidden: Sequence[Hidden], draws: Draws) -> Asked:
-        """The targets of many examples, as `target` makes them."""
+        """The targets of many examples, at least one, as `target` makes them."""
         return asked_of([self.target(each, rng) for each, rng in zip(hidden, draws, strict=True)], self.empty())
 
 

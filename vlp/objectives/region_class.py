@@ -102,11 +102,14 @@ class RegionClass(SelfSupervised):
         return ClassHead(reads="image", classes=self.classes, inner="same", norm=norm, inner_of=self.config.inner_of)
 
     def empty(self) -> Target:
-        hard, none_0 = self.config.labels == "hard", empty_positions()
-        values: dict[str, NDArray[Any]] = {}
-        values |= {"class": none_0} if hard else {"probability": np.zeros((0, self.classes), np.float32)}
-        values |= {"confidence": np.zeros(0, np.float32)} if self.config.by_confidence else {}
-        return Target(none_0, values | shares(self.config.average, none_0))
+        values: dict[str, NDArray[Any]] = dict(shares(self.config.average, np.zeros(1, np.int64)))
+        if self.config.labels == "hard":
+            values["class"] = np.zeros(0, np.int64)
+        else:
+            values["probability"] = np.zeros((0, self.classes), np.float32)
+        if self.config.by_confidence:
+            values["confidence"] = np.zeros(0, np.float32)
+        return Target(empty_positions(), values)
 
     def target(self, hidden: Hidden, rng: Draw) -> Target:
         return self.targets([hidden], Draws([rng.key])).one()

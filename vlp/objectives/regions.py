@@ -2,8 +2,8 @@
 
 The choice is made once per example, so that several objectives (features and classes) guess the same regions.
 
-Shape suffixes: B examples, N regions of all of them (whole images included), R regions of one, K chosen ones, D feature
-width, L most regions of an image.
+Shape suffixes: B examples, N regions of all of them (whole images included), R regions of one, K guessed ones, P
+replaced ones, W whole images, S regions that one is the mean of, D feature width, L most regions of an image.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ def hide_regions(hidden: Sequence[Hidden], config: RegionHidingConfig, draws: Dr
     if not sum(counts):
         return
     starts_B1 = starts_of(counts)
-    whole_P = starts_B1[[row for row, image in enumerate(images) if image and image.whole]]
+    whole_W = starts_B1[[row for row, image in enumerate(images) if image and image.whole]]
     draw_N = draws.apart("chosen").uniform(counts)
-    draw_N[whole_P] = NEVER
+    draw_N[whole_W] = NEVER
     guessed_N = choose_each(draw_N, starts_B1, config.probability, config.at_least_one)
     guessed_K = guessed_N.nonzero()[0]
     guessed_B = counts_of(guessed_K.searchsorted(starts_B1))
@@ -85,20 +85,21 @@ def hide_regions(hidden: Sequence[Hidden], config: RegionHidingConfig, draws: Dr
     if config.overlap < 1:
         boxes_N4 = np.concatenate([image.boxes_R4 for image in images if image is not None])
         along_N = overlapped(boxes_N4, guessed_N, starts_B1, config.overlap) & ~guessed_N
-        along_N[whole_P] = False
+        along_N[whole_W] = False
         zeroed_N |= along_N
     guessed, zeroed = parts(*places_in_each(guessed_N, starts_B1)), parts(zeroed_N, starts_B1)
     hidings = _replaced(hidden, parts(*places_in_each(replaced_N, starts_B1)), draws.apart("lent"))
-    for each, image, guessed_C, zeroed_R, hiding in zip(hidden, images, guessed, zeroed, hidings, strict=True):
+    for each, image, places_K, zeroed_R, hiding in zip(hidden, images, guessed, zeroed, hidings, strict=True):
         if image:
-            each.guessed_K, image.hidden_R, image.hiding = guessed_C, zeroed_R, hiding
-    if len(whole_P):
+            each.guessed_K, image.hidden_R, image.hiding = places_K, zeroed_R, hiding
+    if len(whole_W):
         # What is hidden must not show through the mean, nor what only looks as if it were seen.
-        unseen_N = zeroed_N | replaced_N | guessed_N if config.whole_without == "guessed" else zeroed_N | replaced_N
-        unseen_N[whole_P] = True
-        for image, hiding, seen_R in zip(images, hidings, parts(~unseen_N, starts_B1), strict=True):
+        unseen_N = zeroed_N | (guessed_N if config.whole_without == "guessed" else replaced_N)
+        unseen_N[whole_W] = True
+        seen = parts(*places_in_each(~unseen_N, starts_B1))
+        for image, hiding, seen_S in zip(images, hidings, seen, strict=True):
             if image and image.whole:
-                hiding.seen_R = seen_R
+                hiding.seen_S = seen_S
 
 
 def _replaced(hidden: Sequence[Hidden], replaced: Sequence[NDArray[np.int64]], draws: Draws) -> list[Hiding]:
@@ -106,8 +107,8 @@ def _replaced(hidden: Sequence[Hidden], replaced: Sequence[NDArray[np.int64]], d
     before one stands in twice."""
     hidings = [Hiding() for _ in hidden]
     rows = [row for row, replaced_P in enumerate(replaced) if len(replaced_P)]
-    first_P = draws.of(np.array(rows, np.int64)).uniform([1] * len(rows))
-    for row, draw in zip(rows, first_P.tolist(), strict=True):
+    drawn = draws.of(np.array(rows, np.int64)).uniform([1] * len(rows)).tolist()
+    for row, draw in zip(rows, drawn, strict=True):
         lent_KD, replaced_P = hidden[row].lent_KD, replaced[row]
         assert lent_KD is not None
         first = int(draw * len(lent_KD))  # one after the other from a random one on, and around

@@ -48,7 +48,9 @@ class WordGuessing(SelfSupervised):
         return VocabularyHead()
 
     def empty(self) -> Target:
-        return Target(empty_positions(), {"token": np.zeros(0, np.int64), **shares(self.average, empty_positions())})
+        return Target(
+            empty_positions(), {"token": np.zeros(0, np.int64), **shares(self.average, np.zeros(1, np.int64))}
+        )
 
     def judged(self, head: nn.Module | None, encoded: Encoded, targets: Targets) -> Judged:
         """As `loss` of `scores`; where those would be many, a part of them at a time."""

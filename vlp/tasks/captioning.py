@@ -56,12 +56,11 @@ def _write(task: Task, objective: PrefixLanguage, judge: Judge, samples: Sequenc
     batch = task.collate([[objective.asking(example)] for example in shown], 0)
     allowed_V = torch.zeros(text.vocab_size, dtype=torch.bool)
     allowed_V[torch.from_numpy(np.append(text.random_ids, text.sep_id))] = True
-    forms = {name: each.form() for name, each in task.objectives.items()}
     words: list[list[int]] = [[] for _ in samples]
     done = [False] * len(samples)
     for _ in range(text.max_length - 1):
         asked = [objective.asking(_begun(example, own)) for example, own in zip(shown, words, strict=True)]
-        batch = with_texts(batch, asked, forms)
+        batch = with_texts(batch, asked, task.forms)
         for number, token in enumerate(judge.run(batch, _next(objective, allowed_V))):
             done[number] = done[number] or token == text.sep_id
             if not done[number]:

@@ -251,7 +251,8 @@ class PretrainTask(Task):
         return replace(batch, plain=collate([_plain(example) for example in every], self.images.form, {}))
 
     def ask(self, examples: Sequence[Example], step: int) -> dict[str, Asked]:
-        """Hide something of each example of this task and ask for it; what is drawn, is drawn by its own key.
+        """Hide something of each example of this task and ask for it: what each objective asks of all of them, if it
+        asks anything. What is drawn, is drawn by an example's own key.
 
         One thing is done for all examples before the next is: numpy then goes once over the numbers of all, and a
         processor need not fetch the code of every thing anew for each.

@@ -78,30 +78,30 @@ class Hidings:
 
     A worker only says so: to go over the features where they lie, and to copy out those that are to be guessed, would
     cost it as much as all else that it hides and asks, and a device nothing.
-    """
 
-    keeps_type: ClassVar[bool] = True
+    Shape suffixes: Z regions that are zeroed, P that are replaced, W that are whole images, S that these are means of.
+    """
 
     zeroed_Z: Tensor
     """int64 rows whose feature becomes zero."""
     replaced_P: Tensor
     """int64 rows that get a feature of another image's region."""
     lent_PD: Tensor
-    """Those features."""
-    whole_W: Tensor | None = None
-    """int64 rows of the whole images, each the first of its image; None where there are none."""
-    share_M: Tensor | None = None
-    """What each feature is multiplied by in the sum that is the whole image's feature."""
+    """float32: those features."""
+    whole_W: Tensor
+    """int64 rows that become the mean of features that are seen, or zero where none is."""
+    seen_S: Tensor
+    """int64 rows of these, one mean's behind the other's."""
+    starts_W: Tensor
+    """int64: where each mean's begin."""
 
     def hide(self, features_MD: Tensor, dtype: Any = None) -> Tensor:
-        """A copy of the features with those hidden, [M, D]."""
-        import torch
+        """A copy of the features, [M, D], with those hidden; in another type if one is given."""
         from torch.nn import functional as F
 
         shown_MD = features_MD.to(features_MD.dtype if dtype is None else dtype, copy=True)
-        if self.whole_W is not None:
-            rows_M = torch.arange(len(features_MD), device=features_MD.device)
-            mean_WD = F.embedding_bag(rows_M, features_MD, self.whole_W, mode="sum", per_sample_weights=self.share_M)
+        if len(self.whole_W):
+            mean_WD = F.embedding_bag(self.seen_S, features_MD, self.starts_W, mode="mean")
             shown_MD.index_copy_(0, self.whole_W, mean_WD.to(shown_MD.dtype))
         shown_MD.index_fill_(0, self.zeroed_Z, 0)
         return shown_MD.index_copy_(0, self.replaced_P, self.lent_PD.to(shown_MD.dtype))
@@ -210,7 +210,7 @@ class Batch:
         here = moved(self, where)  # features stay as exact as they are until they have been asked for
         regions = regions_of(here.image)
         assert regions is not None
-        targets = {name: _asked(each, regions.features_MD) for name, each in here.targets.items()}
+        targets = {name: _with_features(each, regions.features_MD) for name, each in here.targets.items()}
         image = _with_regions(here.image, _shown(regions, dtype))
         return moved(replace(here, image=image, targets=targets), where, dtype)
 
@@ -226,10 +226,10 @@ def regions_of(image: ImageBatch) -> RegionBatch | None:
     return inner if isinstance(inner, RegionBatch) else None
 
 
-def _with_regions(image: Any, regions: RegionBatch) -> Any:
+def _with_regions(image: ImageBatch, regions: RegionBatch) -> ImageBatch:
     """The image with other regions."""
     if isinstance(image, FramedBatch):
-        return replace(image, tokens=_with_regions(image.tokens, regions))
+        return replace(image, tokens=_with_regions(image.tokens, regions))  # type: ignore[arg-type]  # never framed
     return replace(image, regions=regions) if isinstance(image, BothBatch) else regions
 
 
@@ -240,7 +240,7 @@ def _shown(regions: RegionBatch, dtype: Any) -> RegionBatch:
     return replace(regions, features_MD=regions.hidings.hide(regions.features_MD, dtype), hidings=None)
 
 
-def _asked(targets: Targets, features_MD: Tensor) -> Targets:
+def _with_features(targets: Targets, features_MD: Tensor) -> Targets:
     """The targets with the features that they ask for."""
     if targets.feature_rows_K is None:
         return targets

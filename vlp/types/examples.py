@@ -31,7 +31,7 @@ class Asked:
     positions_K: NDArray[np.int64]
     """Counted inside each example's own text or image."""
     values: dict[str, NDArray[Any]]
-    """Each [K, ...], or with rows of its own."""
+    """Each [K, ...], or with rows of its own, one example's behind the other's."""
 
     def one(self) -> Target:
         """The target of the only example."""
@@ -40,6 +40,7 @@ class Asked:
 
     def only(self, kept_B: NDArray[np.bool_]) -> Asked:
         """Of some of the examples; all values must be of single targets."""
+        assert all(len(array) == len(self.positions_K) for array in self.values.values())
         kept_K = kept_B.repeat(self.counts_B)
         values = {name: array[kept_K] for name, array in self.values.items()}
         return Asked(self.counts_B[kept_B], self.positions_K[kept_K], values)
@@ -59,8 +60,8 @@ class Hiding:
     replaced_P: NDArray[np.int64] | None = None
     """Regions that get the feature of another image's region; None for none."""
     lent_PD: NDArray[np.floating[Any]] | None = None
-    """Those features, in the precision of the shard."""
-    seen_R: NDArray[np.bool_] | None = None
+    """Those features, [P, D], in the precision of the shard."""
+    seen_S: NDArray[np.int64] | None = None
     """Regions that the first one, which is the whole image, is then the mean of; None where it is none."""
 
 
