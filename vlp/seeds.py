@@ -130,10 +130,10 @@ class Draws:
         """Uniform in [0, 1): the first numbers of each thing, so many, one thing's behind the other's, [N]."""
         counts_B = np.asarray(counts, np.int64)
         ends_B = counts_B.cumsum()
-        count_N = np.arange(1, int(counts_B.sum()) + 1, dtype=np.uint64)
-        count_N *= np.uint64(_STEP)
-        count_N += (self._keys_B - (ends_B - counts_B).astype(np.uint64) * np.uint64(_STEP)).repeat(counts_B)
-        draw_N: NDArray[np.float64] = (_hashed(count_N) >> np.uint64(11)) * _UNIT
+        before_B = (ends_B - counts_B).astype(np.uint64)
+        count_N = (self._keys_B - before_B * _TIMES_STEP).repeat(counts_B)
+        count_N += np.arange(1, len(count_N) + 1, dtype=np.uint64) * _TIMES_STEP
+        draw_N: NDArray[np.float64] = (_hashed(count_N) >> _SHIFT_11) * _UNIT
         return draw_N
 
 
@@ -141,10 +141,16 @@ _told = cache(derive)
 """Purposes are few, and told again for each micro-batch."""
 
 
+_SHIFT_30, _SHIFT_27, _SHIFT_31, _SHIFT_11 = (np.uint64(bits) for bits in (30, 27, 31, 11))
+_TIMES_FIRST, _TIMES_SECOND, _TIMES_STEP = (np.uint64(factor) for factor in (_FIRST, _SECOND, _STEP))
+"""Numbers of numpy's own, made once: to make them takes as long as to use them."""
+
+
 def _hashed(count_N: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """64 bits for each count; `Draw` does the same."""
-    count_N = (count_N ^ count_N >> np.uint64(30)) * np.uint64(_FIRST)
-    count_N ^= count_N >> np.uint64(27)
-    count_N *= np.uint64(_SECOND)
-    count_N ^= count_N >> np.uint64(31)
+    count_N = count_N ^ count_N >> _SHIFT_30
+    count_N *= _TIMES_FIRST
+    count_N ^= count_N >> _SHIFT_27
+    count_N *= _TIMES_SECOND
+    count_N ^= count_N >> _SHIFT_31
     return count_N
