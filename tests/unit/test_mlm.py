@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from tests.unit.task_making import example, facts, hidden, text_encoder, within_3_sigma
 from vlp.data.batch import WEIGHT
-from vlp.objectives.choice import choose_each, parts, places_in_each, starts_of
+from vlp.data.packing import starts_of
+from vlp.objectives.choice import choose_each, parts, places_in_each
 from vlp.objectives.mlm import MaskedLanguage, MaskedLanguageConfig
 from vlp.seeds import Draws, draw
 from vlp.types import Targets

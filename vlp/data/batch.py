@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vlp.data.packing import join, pack, within
+from vlp.data.packing import join, pack, starts_of, within
 from vlp.data.rows import joined
 from vlp.types import (
     Asked,
@@ -197,7 +196,7 @@ def _hidings(images: Sequence[RegionInput], hidden_M: NDArray[np.bool_], width: 
     if all(hiding is None for hiding in hidings):
         return None
     said_M = np.array([hiding is not None for hiding in hidings]).repeat(lengths)
-    starts = accumulate(lengths, initial=0)
+    starts = starts_of(lengths).tolist()
     found = [(first, hiding) for first, hiding in zip(starts, hidings, strict=False) if hiding is not None]
     replaced = [first + each.replaced_P for first, each in found if each.replaced_P is not None]
     lent = [each.lent_PD for _, each in found if each.lent_PD is not None]
@@ -209,7 +208,7 @@ def _hidings(images: Sequence[RegionInput], hidden_M: NDArray[np.bool_], width: 
         lent_PD=_tensor(np.concatenate([np.zeros((0, width), np.float16), *lent])),  # of any precision
         whole_W=_tensor(np.array([first for first, _ in seen], np.int64)),
         seen_S=_tensor(_joined([first + seen_S for first, seen_S in seen], none)),
-        starts_W=_tensor(np.array([0, *(len(seen_S) for _, seen_S in seen)]).cumsum()[:-1]),
+        starts_W=_tensor(starts_of([len(seen_S) for _, seen_S in seen])[:-1]),
     )
 
 
@@ -231,7 +230,7 @@ def _pixels(given: Sequence[ImageInput | None], size: int) -> PixelBatch:
     images = _alike([image for image in given if isinstance(image, PixelInput)])
     kept = None
     if any(image.kept_K is not None for image in images):
-        starts = np.cumsum([0, *(image.tokens for image in images)])
+        starts = starts_of([image.tokens for image in images])
         kept = _tensor(np.concatenate([image.places_K + start for image, start in zip(images, starts, strict=False)]))
     hidden = None
     if any(image.hidden_K is not None for image in images):

@@ -4,6 +4,7 @@ Made with numpy, whose calls on small arrays take a quarter of torch's: a batch 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ def pack(lengths: Sequence[int]) -> Packing:
     """The packing of sequences with these lengths (zero allowed)."""
     lengths_B = np.array(lengths, np.int64)
     longest = max(lengths, default=0)
-    starts_B1 = _starts(lengths_B)
+    starts_B1 = starts_of(lengths_B)
     uniform = all(length == longest for length in lengths)
     return Packing(
         lengths=tuple(lengths),
@@ -32,7 +33,7 @@ def pack(lengths: Sequence[int]) -> Packing:
 def within(packing: Packing) -> Tensor:
     """Place of each packed token inside its own sequence, [N]."""
     lengths_B = packing.lengths_B.numpy()
-    return torch.from_numpy(_shifted(-_starts(lengths_B)[:-1], lengths_B))
+    return torch.from_numpy(_shifted(-starts_of(lengths_B)[:-1], lengths_B))
 
 
 def join(text: Packing, image: Packing) -> tuple[Packing, Tensor, Tensor]:
@@ -44,18 +45,18 @@ def join(text: Packing, image: Packing) -> tuple[Packing, Tensor, Tensor]:
     joint = pack([t + i for t, i in zip(text.lengths, image.lengths, strict=True)])
     text_B, image_B = text.lengths_B.numpy(), image.lengths_B.numpy()
     # Before an example's text stand the images of those before it, before its image all texts up to its own.
-    text_rows_N = _shifted(_starts(image_B)[:-1], text_B)
-    image_rows_M = _shifted(_starts(text_B)[1:], image_B)
+    text_rows_N = _shifted(starts_of(image_B)[:-1], text_B)
+    image_rows_M = _shifted(starts_of(text_B)[1:], image_B)
     split_rows_J = np.concatenate([text_rows_N, image_rows_M])
     joint_rows_J = np.empty_like(split_rows_J)
     joint_rows_J[split_rows_J] = np.arange(len(split_rows_J))
     return joint, torch.from_numpy(joint_rows_J), torch.from_numpy(split_rows_J)
 
 
-def _starts(lengths_B: NDArray[np.int64]) -> NDArray[np.int64]:
+def starts_of(lengths: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.int64]:
     """Where each sequence begins, and the end, [B + 1]."""
-    starts_B1 = np.zeros(len(lengths_B) + 1, np.int64)
-    lengths_B.cumsum(out=starts_B1[1:])
+    starts_B1 = np.zeros(len(lengths) + 1, np.int64)
+    np.asarray(lengths, np.int64).cumsum(out=starts_B1[1:])
     return starts_B1
 
 

@@ -5,9 +5,8 @@ Shape suffixes: N things, B examples that have them one after the other, K thing
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,13 +38,8 @@ def choose_each(
 
 
 def counts_of(starts_B1: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many things each example has, [B]: the reverse of `starts_of`."""
+    """How many things each example has, [B]: the reverse of `vlp.data.packing.starts_of`."""
     return starts_B1[1:] - starts_B1[:-1]
-
-
-def starts_of(counts: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-    """Where each example's things begin, and the end, [B + 1]."""
-    return np.array([0, *counts], np.int64).cumsum()
 
 
 def places_in_each(

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from vlp.objectives.choice import counts_of, parts, places_in_each, starts_of
+from vlp.data.packing import starts_of
+from vlp.objectives.choice import counts_of, parts, places_in_each
 from vlp.objectives.objective import Average, Facts, Hidden, SelfSupervisedConfig, shares
 from vlp.objectives.vocabulary import WordGuessing
 from vlp.objectives.words import Chosen, choose_spans, choose_tokens, choose_words
@@ -105,9 +106,9 @@ def mask_tokens(
 ) -> Asked:
     """Hide the chosen tokens in each example, a unit by one draw, and ask what they were."""
     starts_B1 = starts_of([len(each.example.token_ids_T) for each in hidden])
-    places_K = chosen.chosen_N.nonzero()[0]
     positions_K, bounds_B1 = places_in_each(chosen.chosen_N, starts_B1)
     counts_B = counts_of(bounds_B1)
+    places_K = positions_K + starts_B1[:-1].repeat(counts_B)
     tokens_N = np.concatenate([each.example.token_ids_T for each in hidden])
     labels_K = tokens_N[places_K]
     # What becomes of a unit, and which random token would stand at each place.

@@ -10,7 +10,8 @@ import numpy as np
 from pydantic import Field
 
 from vlp.config import Config
-from vlp.objectives.choice import NEVER, choose_each, parts, places_in_each, starts_of
+from vlp.data.packing import starts_of
+from vlp.objectives.choice import NEVER, choose_each, parts, places_in_each
 from vlp.objectives.objective import Hidden, empty_positions
 from vlp.seeds import Draws
 from vlp.types import PixelInput

@@ -19,10 +19,11 @@ from typing_extensions import Self
 
 from vlp.data.batch import asked_of
 from vlp.data.image import float32
+from vlp.data.packing import starts_of
 from vlp.errors import ConfigError
 from vlp.models.heads import ClassHead, HeadConfig
 from vlp.models.image import RegionSource
-from vlp.objectives.choice import counts_of, parts, places_in_each, starts_of
+from vlp.objectives.choice import counts_of, parts, places_in_each
 from vlp.objectives.objective import (
     Average,
     Facts,

@@ -20,8 +20,9 @@ from torch.nn import functional as F
 from vlp.data.batch import asked_of
 from vlp.data.image import float32
 from vlp.data.index import Block
+from vlp.data.packing import starts_of
 from vlp.models.heads import FeatureHead, HeadConfig
-from vlp.objectives.choice import parts, starts_of
+from vlp.objectives.choice import parts
 from vlp.objectives.objective import Facts, Hidden, SelfSupervised, SelfSupervisedConfig, empty_positions, precise
 from vlp.objectives.region_feature import region_width
 from vlp.objectives.regions import lending_samples

@@ -18,7 +18,8 @@ from typing_extensions import Self
 
 from vlp.config import Config
 from vlp.data.index import Block
-from vlp.objectives.choice import NEVER, choose_each, counts_of, parts, places_in_each, starts_of
+from vlp.data.packing import starts_of
+from vlp.objectives.choice import NEVER, choose_each, counts_of, parts, places_in_each
 from vlp.objectives.objective import Hidden
 from vlp.seeds import Draw, Draws
 from vlp.types import Hiding, Loan
@@ -74,8 +75,9 @@ def hide_regions(hidden: Sequence[Hidden], config: RegionHidingConfig, draws: Dr
     draw_N = draws.apart("chosen").uniform(counts)
     draw_N[whole_W] = NEVER
     guessed_N = choose_each(draw_N, starts_B1, config.probability, config.at_least_one)
-    guessed_K = guessed_N.nonzero()[0]
-    guessed_B = counts_of(guessed_K.searchsorted(starts_B1))
+    places_K, bounds_B1 = places_in_each(guessed_N, starts_B1)
+    guessed_B = counts_of(bounds_B1)
+    guessed_K = places_K + starts_B1[:-1].repeat(guessed_B)
     fate_K = draws.apart("fate").uniform(guessed_B)
     lends = [each.lent_KD is not None and len(each.lent_KD) > 0 for each in hidden]
     zero_K = fate_K < np.where(lends, config.zero, config.zero + config.random).repeat(guessed_B)
@@ -87,11 +89,11 @@ def hide_regions(hidden: Sequence[Hidden], config: RegionHidingConfig, draws: Dr
         along_N = overlapped(boxes_N4, guessed_N, starts_B1, config.overlap) & ~guessed_N
         along_N[whole_W] = False
         zeroed_N |= along_N
-    guessed, zeroed = parts(*places_in_each(guessed_N, starts_B1)), parts(zeroed_N, starts_B1)
+    guessed, zeroed = parts(places_K, bounds_B1), parts(zeroed_N, starts_B1)
     hidings = _replaced(hidden, parts(*places_in_each(replaced_N, starts_B1)), draws.apart("lent"))
-    for each, image, places_K, zeroed_R, hiding in zip(hidden, images, guessed, zeroed, hidings, strict=True):
+    for each, image, own_K, zeroed_R, hiding in zip(hidden, images, guessed, zeroed, hidings, strict=True):
         if image:
-            each.guessed_K, image.hidden_R, image.hiding = places_K, zeroed_R, hiding
+            each.guessed_K, image.hidden_R, image.hiding = own_K, zeroed_R, hiding
     if len(whole_W):
         # What is hidden must not show through the mean, nor what only looks as if it were seen.
         unseen_N = zeroed_N | (guessed_N if config.whole_without == "guessed" else replaced_N)

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vlp.objectives.choice import NEVER, choose_each, counts_of, starts_of
+from vlp.data.packing import starts_of
+from vlp.objectives.choice import NEVER, choose_each, counts_of
 from vlp.seeds import Draw, Draws
 
 
