@@ -96,7 +96,8 @@ def collate(
     text = _text(examples)
     images = _framed(_images([example.image for example in examples], image), image)
     joint, joint_rows_J, split_rows_J = join(text.packing, images.packing)
-    unknown = {*(asked or {}), *(name for example in examples for name in example.targets)} - set(targets)
+    asked, held = asked or {}, {name for example in examples for name in example.targets}
+    unknown = (held | asked.keys()) - targets.keys()
     if unknown:
         raise ValueError(f"targets without a form: {sorted(unknown)}")
     starts = {
@@ -111,7 +112,9 @@ def collate(
         joint_rows_J=joint_rows_J,
         split_rows_J=split_rows_J,
         targets={
-            name: _targets((asked or {}).get(name) or _held(name, form, examples), form, starts[form.rows], images)
+            name: _targets(
+                asked.get(name) or _held(name, form, examples if name in held else ()), form, starts[form.rows], images
+            )
             for name, form in targets.items()
         },
         ids=tuple(example.id for example in examples),

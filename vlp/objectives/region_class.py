@@ -116,11 +116,11 @@ class RegionClass(SelfSupervised):
         return self.targets([hidden], Draws([rng.key])).one()
 
     def targets(self, hidden: Sequence[Hidden], draws: Draws) -> Asked:
-        found = [(row, image) for row, each in enumerate(hidden) if (image := each.example.regions)]
-        found = [(row, image) for row, image in found if self._labelled(image)]
-        if not found:
+        found = [(row, image) for row, each in enumerate(hidden) if (image := each.example.regions) is not None]
+        labelled = [(row, image) for row, image in found if self._labelled(image)]
+        if not labelled:
             return asked_of([None] * len(hidden), self.empty())
-        rows, images = [row for row, _ in found], [image for _, image in found]
+        rows, images = [row for row, _ in labelled], [image for _, image in labelled]
         starts_B1 = starts_of([len(image) for image in images])
         positions_K, bounds_B1 = self._positions([hidden[row] for row in rows], images, starts_B1)
         counts_B = counts_of(bounds_B1)

@@ -75,7 +75,9 @@ class RegionFeature(SelfSupervised):
         asked = Asked(np.array([len(guessed_K) for guessed_K in guessed]), np.concatenate(guessed), {})
         if self._over_regions:
             images = [each.example.regions for each in hidden]
-            asked.values[WEIGHT] = np.array([len(image) - image.whole for image in images if image], np.float32)
+            asked.values[WEIGHT] = np.array(
+                [len(image) - image.whole for image in images if image is not None], np.float32
+            )
         return asked
 
     def loss(self, scores_K: Tensor, targets: Targets) -> tuple[Tensor, dict[str, tuple[Tensor, float]]]:

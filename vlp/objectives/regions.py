@@ -71,7 +71,7 @@ def hide_regions(hidden: Sequence[Hidden], config: RegionHidingConfig, draws: Dr
     if not sum(counts):
         return
     starts_B1 = starts_of(counts)
-    whole_W = starts_B1[[row for row, image in enumerate(images) if image and image.whole]]
+    whole_W = starts_B1[[row for row, image in enumerate(images) if image is not None and image.whole]]
     draw_N = draws.apart("chosen").uniform(counts)
     draw_N[whole_W] = NEVER
     guessed_N = choose_each(draw_N, starts_B1, config.probability, config.at_least_one)
@@ -92,7 +92,7 @@ def hide_regions(hidden: Sequence[Hidden], config: RegionHidingConfig, draws: Dr
     guessed, zeroed = parts(places_K, bounds_B1), parts(zeroed_N, starts_B1)
     hidings = _replaced(hidden, parts(*places_in_each(replaced_N, starts_B1)), draws.apart("lent"))
     for each, image, own_K, zeroed_R, hiding in zip(hidden, images, guessed, zeroed, hidings, strict=True):
-        if image:
+        if image is not None:
             each.guessed_K, image.hidden_R, image.hiding = own_K, zeroed_R, hiding
     if len(whole_W):
         # What is hidden must not show through the mean, nor what only looks as if it were seen.
@@ -100,7 +100,7 @@ def hide_regions(hidden: Sequence[Hidden], config: RegionHidingConfig, draws: Dr
         unseen_N[whole_W] = True
         seen = parts(*places_in_each(~unseen_N, starts_B1))
         for image, hiding, seen_S in zip(images, hidings, seen, strict=True):
-            if image and image.whole:
+            if image is not None and image.whole:
                 hiding.seen_S = seen_S
 
 
@@ -123,7 +123,7 @@ def spare_regions(sample: int, block: Block, config: RegionHidingConfig, rng: Dr
     if not config.random:
         return ()
     lenders = lending_samples(sample, block, _SPARE, rng)
-    return tuple(Loan(lender, int(place * regions), 1) for lender, regions, place in lenders)
+    return tuple([Loan(lender, int(place * regions), 1) for lender, regions, place in lenders])
 
 
 def lending_samples(sample: int, block: Block, number: int, rng: Draw) -> list[tuple[int, int, float]]:

@@ -278,9 +278,10 @@ class PretrainTask(Task):
                 continue
             # An objective may be called "image", and draws apart from what is hidden all the same.
             found = objective.targets(_some(hidden, which), draws.of(which).apart(f"objective {name}"))
-            if asks_B[which].any():
-                asks = found if asks_B[which].all() else found.only(asks_B[which])
-                asked[name] = asks.among(rows_B[which[asks_B[which]]], len(examples))
+            asks = asks_B[which]
+            if asks.any():
+                kept = found if asks.all() else found.only(asks)
+                asked[name] = kept.among(rows_B[which[asks]], len(examples))
         return asked
 
     def _hide(self, hidden: Sequence[Hidden], draws: Draws) -> None:
