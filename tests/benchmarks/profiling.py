@@ -26,7 +26,7 @@ from vlp.distributed import world
 from vlp.models.flops import Arithmetic
 
 KINDS = {
-    "matrix products of linears": ("aten::mm", "aten::addmm", "aten::_addmm_activation", "aten::linear"),
+    "matrix products of linears": ("aten::mm", "aten::addmm", "aten::_addmm_activation", "aten::linear", "mkldnn::"),
     "attention": ("bmm", "addmm_", "softmax", "scaled_dot", "EachExample", "isneginf", "aten::all"),
     "random numbers for dropout": ("bernoulli", "random_", "aten::lt"),
     "GELU, LayerNorm": ("gelu", "layer_norm"),

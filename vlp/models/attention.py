@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from vlp.models.dropout import dropped
 from vlp.models.eachexample import attend_each, fits
 from vlp.models.kernels import kind_of
+from vlp.models.linear import Linear
 from vlp.types import Packing
 
 Implementation = Literal["sdpa", "reference"]
@@ -211,9 +212,9 @@ class Attention(nn.Module):
         super().__init__()
         inner = inner or width
         self.heads = heads
-        self.query = nn.Linear(width, inner, bias=bias)
-        self.key_value = nn.Linear(context or width, 2 * inner, bias=bias)
-        self.output = nn.Linear(inner, width)
+        self.query = Linear(width, inner, bias=bias)
+        self.key_value = Linear(context or width, 2 * inner, bias=bias)
+        self.output = Linear(inner, width)
 
     def project_query(self, x_QH: Tensor) -> Tensor:
         """[Q, A, D]."""

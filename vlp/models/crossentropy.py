@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vlp.models.linear import linear
+
 MOST = 1 << 24
 """Scores that are held at once: 64 MB in fp32, of 549 rows and 30,522 classes."""
 
@@ -58,7 +60,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(x_KH), rows):
             part = slice(start, start + rows)
             labels_P = labels_K[part]
-            logs_PV = F.linear(x_KH[part], weight_VH, bias_V).to(exact)
+            logs_PV = linear(x_KH[part], weight_VH, bias_V).to(exact)
             right += (logs_PV.argmax(1) == labels_P).sum()
             logs_PV = logs_PV.log_softmax(1)
             total += (F.nll_loss(logs_PV, labels_P, reduction="none") * factor_K[part]).sum()
@@ -96,7 +98,7 @@ class _Gradients:
             self.bias_V += of_scores_PV.sum(0)
         of_scores_PV = of_scores_PV.to(self._kind)
         if self.x_KH is not None:
-            self.x_KH[part] = of_scores_PV @ self._table_VH.to(self._kind)
+            self.x_KH[part] = linear(of_scores_PV, self._table_VH.to(self._kind).T)
         if self.weight_VH is not None:
             rows_PH = self._rows_KH[part].to(self._kind)
             if self.weight_VH.dtype == self._kind:

@@ -51,49 +51,55 @@ class _EachExample(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, queries: Packing, keys: Packing, dropout: float) -> Tensor:
         ctx.packings = queries, keys
         count = q.shape[1] * _products(queries, keys)
-        weights_S = q.new_empty(count)
+        exact = _exact(q)
+        q_, k_, v_ = (x.to(exact) for x in (q, k, v))
+        weights_S = q_.new_empty(count)
         mask_S: Tensor | None = None
         ctx.scale, ctx.factor = q.shape[2] ** -0.5, 1.0
         if dropout:
             mask_S, ctx.factor = keep_mask(count, dropout, q)
-        (out,) = _blank(queries, keys, q)
-        for (q_, out_), (k_, v_), (weights, mask) in _examples(queries, keys, (q, out), (k, v), (weights_S, mask_S)):
+        (out,) = _blank(queries, keys, q_)
+        examples = _examples(queries, keys, (q_, out), (k_, v_), (weights_S, mask_S))
+        for (q_, out_), (k_, v_), (weights, mask) in examples:
             weights.baddbmm_(q_, k_.transpose(1, 2), beta=0, alpha=ctx.scale)
             torch.softmax(weights, -1, out=weights)
             kept = weights if mask is None else weights * mask
             _write(out_, kept, v_, ctx.factor)
         ctx.save_for_backward(q, k, v, weights_S, mask_S)
-        return out
+        return out.to(q.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, weights_S, mask_S = ctx.saved_tensors
+        dtype, exact = q.dtype, weights_S.dtype
+        q, k, v, grad = (x.to(exact) for x in (q, k, v, grads[0]))
         queries, keys = ctx.packings
         dq, dk, dv = _blank(queries, keys, q, k, v)
-        examples = _examples(queries, keys, (q, grads[0], dq), (k, v, dk, dv), (weights_S, mask_S))
-        for (q_, grad, dq_), (k_, v_, dk_, dv_), (weights, mask) in examples:
-            d_weights = torch.bmm(grad, v_.transpose(1, 2))
+        examples = _examples(queries, keys, (q, grad, dq), (k, v, dk, dv), (weights_S, mask_S))
+        for (q_, grad_, dq_), (k_, v_, dk_, dv_), (weights, mask) in examples:
+            d_weights = torch.bmm(grad_, v_.transpose(1, 2))
             kept = weights
             if mask is not None:
                 kept = weights * mask
                 d_weights.mul_(mask)
-            _write(dv_, kept.transpose(1, 2), grad, ctx.factor)
+            _write(dv_, kept.transpose(1, 2), grad_, ctx.factor)
             d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
             _write(dq_, d_scores, k_, ctx.factor * ctx.scale)
             _write(dk_, d_scores.transpose(1, 2), q_, ctx.factor * ctx.scale)
-        return dq, dk, dv, None, None, None
+        return dq.to(dtype), dk.to(dtype), dv.to(dtype), None, None, None
+
+
+def _exact(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _write(out: Tensor, left: Tensor, right: Tensor, factor: float) -> None:
     """A product with a factor, in its place between the rows of other examples.
 
-    In fp32 torch multiplies one head after the other where it is to write there: 12 heads of 65 x 65 by 65 x 64 take
-    77 us so, and 55 made apart and copied (two cores).
+    torch multiplies one head after the other where it is to write there: 12 heads of 65 x 65 by 65 x 64 take 77 us so,
+    and 55 made apart and copied (two cores).
     """
-    if out.dtype == torch.float32:
-        out.copy_(torch.baddbmm(out, left, right, beta=0, alpha=factor))
-    else:
-        out.baddbmm_(left, right, beta=0, alpha=factor)
+    out.copy_(torch.baddbmm(out, left, right, beta=0, alpha=factor))
 
 
 def _examples(

@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from vlp.models.attention import permute
 from vlp.models.blocks import BlockConfig, Blocks, Layers, ModalityConfig, RelativeConfig, SublayerName, after, rows_of
 from vlp.models.causal import may_look
+from vlp.models.linear import Linear
 from vlp.models.relative import RelativeBias, Side, distances
 from vlp.models.sublayers import AttentionSublayer, FeedForward, Habits, Looking, Norm
 from vlp.types import Batch, Packing, Stream
@@ -206,7 +207,7 @@ class Block(nn.Module):
         self.config = config
         self.linear = nn.ModuleDict()
         if config.linear is not None:
-            self.linear.update({s: nn.Linear(layers[s].width, config.linear) for s in config.streams})
+            self.linear.update({s: Linear(layers[s].width, config.linear) for s in config.streams})
         self.modality = None if config.add is None else Modality(config.add, behind[config.streams[0]].width)
         self.sublayers = nn.ModuleDict({name: Sublayer(name, config, own, habits) for name in config.sublayers})
 

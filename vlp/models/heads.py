@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vlp.config import Config
 from vlp.models.blocks import Activation
+from vlp.models.linear import Linear, linear
 from vlp.models.sublayers import ACTIVATIONS
 from vlp.types import Rows
 
@@ -101,8 +102,8 @@ class Contrast(nn.Module):
     def __init__(self, config: ContrastHead, widths: tuple[int, int]) -> None:
         super().__init__()
         self.config = config
-        self.text = nn.Linear(widths[0], config.width)
-        self.image = nn.Linear(widths[1], config.width)
+        self.text = Linear(widths[0], config.width)
+        self.image = Linear(widths[1], config.width)
         # A vector and not a number: ZeRO-3 gathers it like any other.
         self.log_scale = nn.Parameter(torch.full((1,), -math.log(config.temperature)))
 
@@ -148,14 +149,14 @@ class Head(nn.Module):
         if self._tied:
             self.bias = nn.Parameter(torch.zeros(outputs))
         else:
-            self.output = nn.Linear(inner_width or width, outputs)
+            self.output = Linear(inner_width or width, outputs)
 
     @property
     def tied(self) -> bool:
         """Whether it projects by a weight that belongs to another."""
         return bool(self._tied)
 
-    def forward(self, x_KH: Tensor, last: Callable[[Tensor, Tensor, Tensor], Any] = nn.functional.linear) -> Any:
+    def forward(self, x_KH: Tensor, last: Callable[[Tensor, Tensor, Tensor], Any] = linear) -> Any:
         """Scores [K, V], [K, C] or features [K, D]; K is divided by `join` where rows stand together.
 
         Args:
@@ -177,7 +178,7 @@ class _Inner(nn.Module):
 
     def __init__(self, config: InnerConfig, width: int, inner: int, eps: float) -> None:
         super().__init__()
-        self.linear = nn.Linear(width, inner)
+        self.linear = Linear(width, inner)
         self.norm = nn.Identity() if config.norm == "none" else nn.LayerNorm(inner, eps=config.eps or eps)
         self.activation = ACTIVATIONS[config.activation]
         self.norm_first = config.norm == "before_activation"

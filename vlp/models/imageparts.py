@@ -23,6 +23,7 @@ from vlp.models.blocks import Activation
 from vlp.models.boxes import box_numbers, sine_numbers
 from vlp.models.dropout import dropped
 from vlp.models.embeddings import NormedConfig, SegmentConfig, TableConfig, TextTables, Vectors, part_norm, table
+from vlp.models.linear import Linear
 from vlp.models.sublayers import ACTIVATIONS
 from vlp.types import RegionBatch, TextBatch
 
@@ -136,7 +137,7 @@ class Feature(Vectors):
     def __init__(self, config: FeatureConfig, source_width: int, width: int, eps: float) -> None:
         super().__init__()
         self.config = config
-        self.linear = nn.Linear(source_width + 8 * (config.box_frequencies or 0), width)
+        self.linear = Linear(source_width + 8 * (config.box_frequencies or 0), width)
         # Two rows where one is added: the published tables have a row for shown features as well, which stays zero.
         rows = {"zero": 0, "learned": 2, "replaced": 1}[config.hidden]
         self.hidden = nn.Parameter(torch.zeros(rows, source_width)) if rows else None
@@ -172,7 +173,7 @@ class Box(nn.Module):
     def __init__(self, config: BoxConfig, width: int, eps: float) -> None:
         super().__init__()
         self.config = config
-        self.linear = nn.Linear(8 * config.frequencies if config.frequencies else config.numbers, width)
+        self.linear = Linear(8 * config.frequencies if config.frequencies else config.numbers, width)
         self.norm = part_norm(config, width, eps)
 
     def forward(self, image: RegionBatch, reading: Reading) -> Tensor:

@@ -16,6 +16,7 @@ from typing_extensions import Self
 from vlp.config import Config
 from vlp.models.blocks import Layers
 from vlp.models.dropout import dropped
+from vlp.models.linear import Linear
 from vlp.models.sublayers import ACTIVATIONS
 from vlp.types import Batch, Stream
 
@@ -78,7 +79,7 @@ class Pooler(nn.Module):
         self.linear = nn.ModuleDict()
         if config.linear:
             width = config.projected(layers)
-            self.linear.update({s: nn.Linear(layers[s].width, width) for s in config.streams})
+            self.linear.update({s: Linear(layers[s].width, width) for s in config.streams})
 
     def forward(self, text_NH: Tensor, image_MH: Tensor, batch: Batch) -> Tensor:
         """[B, H]."""

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from vlp.models.attention import Attention, Implementation, attend
 from vlp.models.blocks import BlockConfig, LayerConfig
 from vlp.models.dropout import added
+from vlp.models.linear import Linear
 from vlp.types import Packing
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -124,8 +125,8 @@ class FeedForward(Residual):
 
     def __init__(self, layer: LayerConfig, block: BlockConfig, habits: Habits) -> None:
         super().__init__(layer, block, habits)
-        self.up = nn.Linear(layer.width, layer.ffn)
-        self.down = nn.Linear(layer.ffn, layer.width)
+        self.up = Linear(layer.width, layer.ffn)
+        self.down = Linear(layer.ffn, layer.width)
         self.activation = ACTIVATIONS[layer.activation]
         self.inner_norm = nn.LayerNorm(layer.ffn, eps=layer.eps) if block.inner_norm else None
 

@@ -25,6 +25,7 @@ from vlp.models.embeddings import (
     Word,
     WordConfig,
 )
+from vlp.models.linear import Linear
 from vlp.types import Packing, TextBatch
 
 TextPartKind = Literal["word", "position", "segment"]
@@ -111,7 +112,7 @@ class TextEmbedding(nn.Module):
                     made[part.kind] = WholeImage(part, width, config.layer.eps)
         self.parts = nn.ModuleDict(made)
         self.combine = Combine(config.combine, width, config.layer.eps, dropout, norm=config.norm)
-        self.linear = nn.Identity() if width == config.layer.width else nn.Linear(width, config.layer.width)
+        self.linear = nn.Identity() if width == config.layer.width else Linear(width, config.layer.width)
 
     @property
     def words(self) -> nn.Embedding:
