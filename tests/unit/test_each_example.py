@@ -54,7 +54,7 @@ def test_gradients_hold_with_dropout(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 8e-3)])
 def test_every_precision_gives_the_same_under_one_mask(dtype: torch.dtype, near: float, case: str) -> None:
     queries, keys = map(pack, CASES[case])
     results = []
