@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vlp.models import linear as module
 from vlp.models.linear import Linear, linear
@@ -29,10 +30,10 @@ pytestmark = pytest.mark.skipif(not module._ONEDNN, reason="torch here has no on
 
 @pytest.fixture
 def products(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """All sizes by oneDNN; the shapes of what it multiplied."""
+    """All sizes by oneDNN; the shapes of what was multiplied."""
     done: list[tuple[int, ...]] = []
     product = module._product
-    monkeypatch.setattr(module, "_FEWEST", 0)
+    monkeypatch.setattr(module, "_FEWEST", 1)
     monkeypatch.setattr(module, "_product", lambda x, *rest: done.append(tuple(x.shape)) or product(x, *rest))
     return done
 
@@ -88,19 +89,34 @@ def test_it_needs_no_bias(products: list[tuple[int, ...]]) -> None:
     assert products
 
 
-def test_small_products_and_other_precisions_are_torchs(
-    products: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_small_products_and_other_precisions_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight, bias = made("wider")
+    by_torch = []
+    theirs = F.linear
+    monkeypatch.setattr(F, "linear", lambda x, *rest: by_torch.append(len(x)) or theirs(x, *rest))
     for kind in (torch.bfloat16, torch.float64):
         assert linear(x.to(kind), weight.to(kind), bias.to(kind)).dtype == kind
     assert linear(x.to("meta"), weight.to("meta")).shape == (35, 96)
     monkeypatch.setattr(module, "_FEWEST", 35 * 24 * 96 + 1)
     linear(x, weight, bias)
-    assert not products
+    assert by_torch == [35] * 4
     monkeypatch.setattr(module, "_FEWEST", 35 * 24 * 96)
     linear(x, weight, bias)
-    assert products
+    assert by_torch == [35] * 4
+
+
+def test_the_order_of_gradients_does_not_depend_on_the_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_FEWEST", 35 * 24 * 96)
+    x, weight, bias = made("wider")
+    orders = []
+    for rows in (0, 1, 35):
+        order: list[str] = []
+        leaves = {name: t.clone().requires_grad_() for name, t in (("x", x[:rows]), ("weight", weight), ("bias", bias))}
+        for name, leaf in leaves.items():
+            leaf.register_hook(lambda _, name=name, order=order: order.append(name))
+        linear(*leaves.values()).sum().backward()
+        orders.append((order, [leaf.grad.shape for leaf in leaves.values()][1:]))
+    assert orders == [orders[0]] * 3
 
 
 def test_the_layer_is_one_of_torchs(products: list[tuple[int, ...]]) -> None:
@@ -121,7 +137,7 @@ from vlp.models.linear import linear
 def resident():
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGESIZE")
 
-linear_module._FEWEST = 0
+linear_module._FEWEST = 1
 weight = torch.zeros(64, 64, dtype=getattr(torch, sys.argv[1]))
 for rows in range(300, 1100):
     linear(weight.new_zeros(rows, 64), weight)

@@ -40,8 +40,8 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """x times the weight's transpose plus the bias, [..., I] to [..., O]; in fp32 on a CPU differentiable once."""
-    exact = x.dtype == weight_OI.dtype == torch.float32
-    if _ONEDNN and exact and x.device.type == "cpu" and x.numel() * len(weight_OI) >= _FEWEST:
+    if x.dtype == weight_OI.dtype == torch.float32 and x.device.type == "cpu":
+        # Whatever its size: the order of gradients must be that of all ranks, on which ZeRO relies at stage 2.
         return _Linear.apply(x, weight_OI, bias_O)  # type: ignore[no-any-return]
     return F.linear(x, weight_OI, bias_O)
 
@@ -72,4 +72,6 @@ def _of_weight(grad_NO: Tensor, x_NI: Tensor) -> Tensor:
 
 
 def _product(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight_OI, bias_O, "none", [], "")  # type: ignore[no-any-return]
+    if _ONEDNN and x.numel() * len(weight_OI) >= _FEWEST:
+        return torch.ops.mkldnn._linear_pointwise(x, weight_OI, bias_O, "none", [], "")  # type: ignore[no-any-return]
+    return F.linear(x, weight_OI, bias_O)
