@@ -211,7 +211,8 @@ def measure(name: str, precision: Precision, setting: Setting, ranks: World) -> 
     against = None if peer is None else f"a training step of transformers' {type(peer.model).__name__}"
     del peer
     few = {**values, "batch": {**values["batch"], "size": WARM}}
-    steps = steps_of(assembled_run(few, overrides), 1) + steps_of(assembled, setting.repeats)
+    steps = steps_of(assembled_run(few, overrides), 1) + steps_of(assembled, setting.repeats + 1)
+    large = steps.pop()
     batches = [step.micro_batches[0] for step in steps]
     theirs = None
     if against:
@@ -227,6 +228,8 @@ def measure(name: str, precision: Precision, setting: Setting, ranks: World) -> 
         figures |= _losses(ours.loss(batches[0]), theirs("loss", 0), precision)
         figures["padded tokens"] = statistics.mean(batch.padded_tokens for batch in batches[1:])
         calls["theirs"] = Turns([lambda n=number: theirs("train", n) for number in range(len(steps))])
+    # Memory that a run takes from the system once, and keeps; the library's step takes it and gives it back each time.
+    ours.train(large)
     product = best_product(setting.device, torch.bfloat16 if precision == "bf16" else torch.float32)
     limits: list[float] = []
     calls["limit"] = lambda: limits.append(product.rate())
@@ -292,7 +295,7 @@ def _values(case: Case, peer: Peer | None, setting: Setting) -> dict[str, Any]:
         own = setting.folder / type(peer).__name__
         own.mkdir(exist_ok=True)
         model = str(peer.converted(own))
-    images = -(-setting.examples_of(case) * setting.repeats // PER_IMAGE)
+    images = -(-setting.examples_of(case) * (setting.repeats + 1) // PER_IMAGE)
     folder = setting.folder / f"{images}_images"
     data = folder / ("photos" if case.photos else "regions")
     if not data.exists():
