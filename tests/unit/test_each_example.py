@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vlp.data.packing import pack
+from vlp.models import eachexample
 from vlp.models.attention import attend
 from vlp.models.eachexample import attend_each, fits
 
@@ -54,8 +55,15 @@ def test_gradients_hold_with_dropout(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 8e-3)])
-def test_every_precision_gives_the_same_under_one_mask(dtype: torch.dtype, near: float, case: str) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "large", "near"),
+    [(torch.float32, 1 << 30, 1e-5), (torch.bfloat16, 1 << 30, 8e-3), (torch.bfloat16, 0, 3e-2)],
+    ids=["fp32", "bf16 by products in fp32", "bf16"],
+)
+def test_every_precision_gives_the_same_under_one_mask(
+    dtype: torch.dtype, large: int, near: float, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eachexample, "_LARGE", large)
     queries, keys = map(pack, CASES[case])
     results = []
     given = [each.detach().to(dtype) for each in inputs(case)]
@@ -68,6 +76,22 @@ def test_every_precision_gives_the_same_under_one_mask(dtype: torch.dtype, near:
     for mine, exact in zip(*results, strict=True):
         assert mine.dtype == dtype
         torch.testing.assert_close(mine.double(), exact, atol=near, rtol=near)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "kind"),
+    [([150, 160], torch.bfloat16), ([100, 120], torch.float32), ([*range(150, 163)], torch.float32)],
+    ids=["long ones of few lengths", "short ones", "of many lengths"],
+)
+def test_products_are_in_bf16_where_that_is_faster(
+    lengths: list[int], kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packing, kinds = pack(lengths), set()
+    softmax = torch.softmax
+    monkeypatch.setattr(torch, "softmax", lambda x, *rest, **more: kinds.add(x.dtype) or softmax(x, *rest, **more))
+    x = torch.ones(sum(lengths), 1, 8, dtype=torch.bfloat16)
+    assert attend_each(x, x, x, packing, packing, 0.0).dtype == torch.bfloat16
+    assert kinds == {kind}
 
 
 def test_dropout_keeps_the_mean() -> None:

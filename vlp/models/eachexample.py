@@ -24,6 +24,11 @@ _FEWEST = 4096
 """Scores of an example, over its heads, below which calls cost more than padding: 12 heads of 18 x 18 tokens."""
 _LONGEST = 1024
 """Keys above which scores are not kept, and torch's fused kernel, which keeps none, is better."""
+_LARGE, _SHAPES = 128 * 128, 12
+"""Scores of a head from which an example's products are faster in bf16 than in fp32, and of how many shapes at most.
+oneDNN makes six kernels for each shape, keeps 128, and would make them anew in each block. 64 texts of 8 to 20 words
+looking at 10 to 100 regions, forward and backward on two cores: 52 ms in bf16 and 34 in fp32; 8 texts with 145 patches:
+23 and 30."""
 
 
 def fits(query_QAD: Tensor, queries: Packing, keys: Packing) -> bool:
@@ -51,8 +56,8 @@ class _EachExample(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, queries: Packing, keys: Packing, dropout: float) -> Tensor:
         ctx.packings = queries, keys
         count = q.shape[1] * _products(queries, keys)
-        exact = _exact(q)
-        q_, k_, v_ = (x.to(exact) for x in (q, k, v))
+        kind = _kind(q, queries, keys)
+        q_, k_, v_ = (x.to(kind) for x in (q, k, v))
         weights_S = q_.new_empty(count)
         mask_S: Tensor | None = None
         ctx.scale, ctx.factor = q.shape[2] ** -0.5, 1.0
@@ -71,8 +76,8 @@ class _EachExample(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, weights_S, mask_S = ctx.saved_tensors
-        dtype, exact = q.dtype, weights_S.dtype
-        q, k, v, grad = (x.to(exact) for x in (q, k, v, grads[0]))
+        given, kind = q.dtype, weights_S.dtype
+        q, k, v, grad = (x.to(kind) for x in (q, k, v, grads[0]))
         queries, keys = ctx.packings
         dq, dk, dv = _blank(queries, keys, q, k, v)
         examples = _examples(queries, keys, (q, grad, dq), (k, v, dk, dv), (weights_S, mask_S))
@@ -86,20 +91,27 @@ class _EachExample(torch.autograd.Function):
             d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
             _write(dq_, d_scores, k_, ctx.factor * ctx.scale)
             _write(dk_, d_scores.transpose(1, 2), q_, ctx.factor * ctx.scale)
-        return dq.to(dtype), dk.to(dtype), dv.to(dtype), None, None, None
+        return dq.to(given), dk.to(given), dv.to(given), None, None, None
 
 
-def _exact(x: Tensor) -> torch.dtype:
+def _kind(x: Tensor, queries: Packing, keys: Packing) -> torch.dtype:
+    """Of the products."""
+    shapes = set(zip(queries.lengths, keys.lengths, strict=True))
+    if len(shapes) <= _SHAPES and _products(queries, keys) >= _LARGE * len(queries):
+        return x.dtype
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def _write(out: Tensor, left: Tensor, right: Tensor, factor: float) -> None:
     """A product with a factor, in its place between the rows of other examples.
 
-    torch multiplies one head after the other where it is to write there: 12 heads of 65 x 65 by 65 x 64 take 77 us so,
-    and 55 made apart and copied (two cores).
+    In fp32 torch multiplies one head after the other where it is to write there: 12 heads of 65 x 65 by 65 x 64 take
+    77 us so, and 55 made apart and copied (two cores).
     """
-    out.copy_(torch.baddbmm(out, left, right, beta=0, alpha=factor))
+    if out.dtype == torch.float32:
+        out.copy_(torch.baddbmm(out, left, right, beta=0, alpha=factor))
+    else:
+        out.baddbmm_(left, right, beta=0, alpha=factor)
 
 
 def _examples(
