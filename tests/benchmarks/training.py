@@ -212,7 +212,7 @@ def measure(name: str, precision: Precision, setting: Setting, ranks: World) -> 
     del peer
     few = {**values, "batch": {**values["batch"], "size": WARM}}
     steps = steps_of(assembled_run(few, overrides), 1) + steps_of(assembled, setting.repeats + 1)
-    large = steps.pop()
+    first = steps.pop()
     batches = [step.micro_batches[0] for step in steps]
     theirs = None
     if against:
@@ -229,7 +229,7 @@ def measure(name: str, precision: Precision, setting: Setting, ranks: World) -> 
         figures["padded tokens"] = statistics.mean(batch.padded_tokens for batch in batches[1:])
         calls["theirs"] = Turns([lambda n=number: theirs("train", n) for number in range(len(steps))])
     # Memory that a run takes from the system once, and keeps; the library's step takes it and gives it back each time.
-    ours.train(large)
+    ours.train(first)
     product = best_product(setting.device, torch.bfloat16 if precision == "bf16" else torch.float32)
     limits: list[float] = []
     calls["limit"] = lambda: limits.append(product.rate())

@@ -25,16 +25,16 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "in groups": lambda x: x.unflatten(0, (5, -1)).transpose(0, 1),
     "one vector": lambda x: x[0],
 }
-pytestmark = pytest.mark.skipif(not module._ONEDNN, reason="torch here has no oneDNN, or the CPU no AVX")
+pytestmark = pytest.mark.skipif(not module._HAS_ONEDNN, reason="torch here has no oneDNN, or the CPU no AVX")
 
 
 @pytest.fixture
 def products(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """All sizes by oneDNN; the shapes of what was multiplied."""
+    """All sizes by oneDNN; the shapes of what it multiplied."""
     done: list[tuple[int, ...]] = []
-    product = module._product
+    product = module._onednn
     monkeypatch.setattr(module, "_FEWEST", 1)
-    monkeypatch.setattr(module, "_product", lambda x, *rest: done.append(tuple(x.shape)) or product(x, *rest))
+    monkeypatch.setattr(module, "_onednn", lambda x, *rest: done.append(tuple(x.shape)) or product(x, *rest))
     return done
 
 
@@ -81,6 +81,34 @@ def test_only_wanted_gradients_are_made(wanted: str, products: list[tuple[int, .
     mine = results(given, torch.float32, wanted=wanted)
     assert len(products) == 1 + len(set(wanted) - {"b"})
     alike(mine, results(given, torch.float64, wanted=wanted))
+
+
+@pytest.mark.parametrize(("wanted", "kept"), [("xwb", {"x", "w"}), ("xb", {"w"}), ("wb", {"x"}), ("b", set())])
+def test_only_what_backward_reads_is_kept(wanted: str, kept: set[str]) -> None:
+    leaves = {n: t.requires_grad_(n in wanted) for n, t in zip("xwb", made("wider"), strict=True)}
+    found = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: found.append(t.data_ptr()) or t, lambda t: t):
+        linear(*leaves.values())
+    assert set(found) == {leaves[name].data_ptr() for name in kept}
+
+
+def test_a_gradient_may_be_one_number_over_and_over(products: list[tuple[int, ...]]) -> None:
+    x, weight, bias = (t.requires_grad_() for t in made("narrower"))
+    found = torch.autograd.grad(linear(x, weight, bias).sum(), (x, weight, bias))
+    exact = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
+    alike(list(found), list(torch.autograd.grad(F.linear(*exact).sum(), exact)))
+    assert len(products) == 3
+
+
+def test_under_autocast_and_in_an_export_it_is_torchs() -> None:
+    layer, (x, *_) = Linear(24, 96), made("wider")
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(x)
+    assert out.dtype == torch.bfloat16
+    out.sum().backward()
+    rows = torch.export.Dim("rows", min=2, max=1_000_000)
+    exported = torch.export.export(layer, (x,), dynamic_shapes=({0: rows},)).module()
+    torch.testing.assert_close(exported(x[:7]), layer(x[:7]))
 
 
 def test_it_needs_no_bias(products: list[tuple[int, ...]]) -> None:

@@ -25,7 +25,7 @@ _FEWEST = 4096
 _LONGEST = 1024
 """Keys above which scores are not kept, and torch's fused kernel, which keeps none, is better."""
 _LARGE, _SHAPES = 128 * 128, 12
-"""Scores of a head from which an example's products are faster in bf16 than in fp32, and of how many shapes at most.
+"""Scores of a head from which an example's products are faster below fp32 than in it, and of how many shapes at most.
 oneDNN makes six kernels for each shape, keeps 128, and would make them anew in each block. 64 texts of 8 to 20 words
 looking at 10 to 100 regions, forward and backward on two cores: 52 ms in bf16 and 34 in fp32; 8 texts with 145 patches:
 23 and 30."""
@@ -95,7 +95,7 @@ class _EachExample(torch.autograd.Function):
 
 
 def _kind(x: Tensor, queries: Packing, keys: Packing) -> torch.dtype:
-    """Of the products."""
+    """The precision of the products, and of the weights that are kept."""
     shapes = set(zip(queries.lengths, keys.lengths, strict=True))
     if len(shapes) <= _SHAPES and _products(queries, keys) >= _LARGE * len(queries):
         return x.dtype
