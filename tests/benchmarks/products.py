@@ -37,7 +37,6 @@ def best_product(device: str, dtype: torch.dtype) -> Product:
     """The fastest of some products, each in both layouts of its right factor and, in fp32 on a CPU, by both of torch's
     libraries; with the threads that torch has."""
     found: list[Product] = []
-    onednn = torch.ops.mkldnn._linear_pointwise
     for rows, inner, columns in SHAPES[device]:
         left = torch.randn(rows, inner, device=device).to(dtype)
         right, turned = (torch.randn(shape, device=device).to(dtype) for shape in ((inner, columns), (columns, inner)))
@@ -47,7 +46,8 @@ def best_product(device: str, dtype: torch.dtype) -> Product:
         }
         if device == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available():
             # What torch calls in fp32 is MKL, whichever is faster.
-            calls["A B^T by oneDNN"] = lambda a=left, b=turned: onednn(a, b, None, "none", [], "")
+            onednn = torch.ops.mkldnn._linear_pointwise
+            calls["A B^T by oneDNN"] = lambda a=left, b=turned, by=onednn: by(a, b, None, "none", [], "")
         for how, call in calls.items():
             name, operations = f"{how}, {rows} x {inner} x {columns}", 2 * rows * inner * columns
             found.append(Product(name, operations, call, device))
