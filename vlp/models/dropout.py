@@ -21,14 +21,15 @@ def keep_mask(count: int, probability: float, like: Tensor) -> tuple[Tensor, flo
     """Which of so many numbers are kept, 1 or 0 as uint8 [count] on the CPU, and the factor for those that are.
 
     torch's own generator decides, so that seeding it and recomputation in backward hold: it seeds numpy's SFC64, which
-    draws in half the time. Bytes and not bool, by which torch multiplies in twice the time.
+    draws in half the time; and numpy compares, in a sixth of the time. Bytes and not bool, by which torch multiplies in
+    twice the time.
     """
     kept = min(max(round((1 - probability) * _STEPS), 1), _STEPS - 1)
     if like.is_meta:
         return like.new_empty(count, dtype=torch.uint8), _STEPS / kept
-    draws = np.random.SFC64(int(torch.randint(2**62, ()))).random_raw(-(-count // 4))
-    mask = torch.from_numpy(draws.view(np.int16))[:count] < kept - _STEPS // 2
-    return mask.view(torch.uint8), _STEPS / kept
+    draws = np.random.SFC64(int(torch.randint(2**62, ()))).random_raw(-(-count // 4)).view(np.int16)[:count]
+    mask = np.less(draws, np.int16(kept - _STEPS // 2))
+    return torch.from_numpy(mask.view(np.uint8)), _STEPS / kept
 
 
 class _Dropped(torch.autograd.Function):
