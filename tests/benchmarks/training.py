@@ -5,8 +5,9 @@ of 384 x 384 pixels, 0.15 of the words hidden. Counted are forward, loss, backwa
 the optimizer (fused AdamW in both); not reading the data, and not padding them for the library. Ours is the engine of
 `vlp pretrain` with all that it does in a step. The library's class is called as its documentation shows, on one padded
 batch with masks, in a process of its own, as the engine sets malloc for its own. In bf16 its model is in bf16, and so
-are the optimizer's weights and moments; ours keeps weights and moments in fp32 beside, as each run does. Dropout is 0.1
-in both; before, their losses without dropout are compared.
+are the optimizer's weights and moments: its fastest way. Ours keeps weights and moments in fp32 beside, as each run
+does; `--autocast` compares with the way of the library's Trainer, which keeps them too. Dropout is 0.1 in both; before,
+their losses without dropout are compared.
 
 `mfu` is the model's operations (three times a forward pass, on real tokens, nothing recomputed) per second, over the
 fastest matrix product of the same machine, type and number of threads, timed in the same round.
@@ -19,6 +20,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -142,9 +144,11 @@ class Ours:
 class Theirs:
     """The plain loop over the library's model."""
 
-    def __init__(self, peer: Peer, precision: Precision, device: str) -> None:
+    def __init__(self, peer: Peer, precision: Precision, setting: Setting) -> None:
         self.peer = peer
-        peer.model.to(device, torch.bfloat16 if precision == "bf16" else None).train()
+        rounded = precision == "bf16" and not setting.autocast
+        peer.model.to(setting.device, torch.bfloat16 if rounded else None).train()
+        self._autocast = partial(torch.autocast, setting.device, torch.bfloat16, enabled=setting.autocast)
         self.optimizer = make_optimizer(peer.model, OptimizerConfig())
         for group in self.optimizer.param_groups:
             group["lr"] = RATE
@@ -155,7 +159,8 @@ class Theirs:
 
     def train(self, given: Inputs) -> None:
         self.optimizer.zero_grad()
-        loss = self.peer.loss(given)
+        with self._autocast():
+            loss = self.peer.loss(given)
         loss.backward()
         nn.utils.clip_grad_norm_(self.peer.model.parameters(), CLIP)
         self.optimizer.step()
@@ -164,7 +169,7 @@ class Theirs:
     def loss(self, given: Inputs) -> float:
         """Without dropout."""
         self.peer.model.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), self._autocast():
             loss = float(self.peer.loss(given))
         self.peer.model.train()
         return loss
@@ -174,7 +179,7 @@ class TheirSteps:
     """What is asked of the library's model in its process: steps by their number, padded beforehand."""
 
     def __init__(self, setting: Setting, name: str, precision: Precision, batches: Sequence[Batch]) -> None:
-        self._theirs = Theirs(peer_of(name, setting.size, setting.dropout), precision, setting.device)
+        self._theirs = Theirs(peer_of(name, setting.size, setting.dropout), precision, setting)
         self._given = [self._theirs.given(batch) for batch in batches]
         self._device = setting.device
 
@@ -197,6 +202,8 @@ class Setting:
     dropout: float
     device: str
     folder: Path
+    autocast: bool = False
+    """Whether the library's weights stay in fp32, and products alone are in bf16."""
 
     def examples_of(self, case: Case) -> int:
         return self.examples or case.examples
@@ -240,12 +247,12 @@ def measure(name: str, precision: Precision, setting: Setting, ranks: World) -> 
         theirs.close()
         results.append(
             compared(
-                f"train/{called}",
+                f"train/{called}" + "/autocast" * setting.autocast,
                 seconds,
-                against=str(against),
+                against=str(against) + " under autocast" * setting.autocast,
                 count=tokens,
                 unit="tokens",
-                at_least=case.at_least.get(precision) if bars else None,
+                at_least=case.at_least.get(precision) if bars and not setting.autocast else None,
                 figures=figures,
             )
         )
@@ -320,6 +327,7 @@ def main() -> None:
     parser.add_argument("--size", choices=get_args(Size), default="base")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: both")
     parser.add_argument("--examples", type=int, help="of a step (default: 64 for LXMERT, 8 for ViLT, 32 for others)")
+    parser.add_argument("--autocast", action="store_true", help="the library in bf16 with its weights in fp32")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dropout", type=float, default=0.1)
     given = parser.parse_args()
@@ -327,10 +335,14 @@ def main() -> None:
     if unknown:
         raise SystemExit(f"MODEL: '{unknown[0]}' is not known, it should be one of {', '.join(CASES)}")
     precisions: tuple[Precision, ...] = (given.precision,) if given.precision else ("fp32", "bf16")
+    if given.autocast:
+        precisions = ("bf16",)
     results: list[Result] = []
     with tempfile.TemporaryDirectory() as folder, world() as ranks:
         device = device_of(given.device)
-        setting = Setting(given.size, given.examples, given.repeats, given.dropout, device, Path(folder))
+        setting = Setting(
+            given.size, given.examples, given.repeats, given.dropout, device, Path(folder), given.autocast
+        )
         for name in given.models or CASES:
             for precision in precisions:
                 results += measure(name, precision, setting, ranks)
