@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vlp.data.packing import pack
-from vlp.models.attention import Attention, Implementation, attend, permute
+from vlp.models.attention import Attention, Implementation, attend, take
 from vlp.types import Packing
 
 IMPLEMENTATIONS: tuple[Implementation, ...] = ("sdpa", "reference")
@@ -79,9 +79,9 @@ def test_dropout_drops_weights_and_scales_the_others(implementation: Implementat
     assert torch.equal(attend(q, q, ones, packing, packing, implementation=implementation), ones)
 
 
-def test_permute_moves_rows_and_gradients() -> None:
+def test_take_moves_rows_and_gradients() -> None:
     x = torch.arange(6.0).view(3, 2).requires_grad_()
-    out = permute(x, torch.tensor([2, 0, 1]))
+    out = take(x, torch.tensor([2, 0, 1]))
     assert out.tolist() == [[4, 5], [0, 1], [2, 3]]
     (out * torch.tensor([[1.0], [10], [100]])).sum().backward()
     assert x.grad is not None

@@ -9,8 +9,8 @@ import torch
 
 from tests.examples import batch_of, of_blocks, shaken
 from vlp.errors import ConfigError
-from vlp.models.encoder import States
 from vlp.models.model import Network
+from vlp.models.streams import States
 
 SELF, JOINT = ["self", "ffn"], ["joint", "ffn"]
 

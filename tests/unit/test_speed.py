@@ -8,13 +8,14 @@ import torch
 from tests.examples import batch_of, shipped
 from tests.unit.backbones import batch_of as pixel_batch
 from tests.unit.backbones import config_of, source_of
+from vlp.data.packing import pack
 from vlp.distributed import World
 from vlp.models.flops import Arithmetic, count_flops, head_flops
 from vlp.models.heads import ContrastHead, HeadConfig, VocabularyHead
 from vlp.models.model import ModelConfig, meta_model
 from vlp.train.engine import StepResult
 from vlp.train.speed import Utilisation, measured_peak
-from vlp.types import Batch, Step, Targets
+from vlp.types import Batch, Read, Step, Stream, Targets
 
 SIZES = [(4, 2), (7, None), (15, 11), (3, 1)]
 
@@ -36,6 +37,20 @@ def test_a_batch_costs_what_its_examples_and_its_targets_cost(name: str) -> None
     row = head_flops(model.heads["mlm"], config.width("text"))
     found = Arithmetic(config).forward(targets(batch_of(SIZES), 5))
     assert found == pytest.approx(counted + 5 * row, rel=1e-4)
+
+
+@pytest.mark.parametrize("read", [[(3, 2), (1, 2)], [(3, 0), (2, 0)]])
+@pytest.mark.parametrize("name", ["uniter_tiny", "lxmert_tiny", "vilbert_tiny"])
+def test_rows_that_nobody_reads_cost_less(name: str, read: list[tuple[int, int]]) -> None:
+    config = with_head(shipped(name, "text.max_length=16", "image.source.whole=false"))
+    model, sizes = meta_model(config), [(9, 6), (15, 11)]
+    batch = targets(batch_of(sizes), 0)
+    counts: dict[Stream, tuple[int, ...]] = {"text": (read[0][0], read[1][0]), "image": (read[0][1], read[1][1])}
+    batch.read = {stream: Read(torch.arange(sum(rows)), pack(rows)) for stream, rows in counts.items()}
+    counted = sum(count_flops(model, *size, rows).total for size, rows in zip(sizes, read, strict=True))
+    assert Arithmetic(config).forward(batch) == pytest.approx(counted, rel=1e-6)
+    batch.read = None
+    assert Arithmetic(config).forward(batch) > 1.1 * counted
 
 
 def test_contrast_costs_a_projection_of_each_stream() -> None:

@@ -129,7 +129,9 @@ def with_texts(batch: Batch, examples: Sequence[Example], targets: Mapping[str, 
         name: _targets(_held(name, form, examples), form, text.packing.starts_B1, batch.image)
         for name, form in targets.items()
     }
-    return replace(batch, text=text, joint=joint, joint_rows_J=joint_rows_J, split_rows_J=split_rows_J, targets=made)
+    return replace(
+        batch, text=text, joint=joint, joint_rows_J=joint_rows_J, split_rows_J=split_rows_J, targets=made, read=None
+    )
 
 
 def _text(examples: Sequence[Example]) -> TextBatch:

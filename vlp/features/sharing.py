@@ -26,8 +26,8 @@ _NO_WORDS = Example("", np.zeros(0, np.int64), np.zeros(0, np.bool_), np.zeros(0
 
 def worth_sharing(network: Network, features: Sequence[Feature], examples: Sequence[Example]) -> bool:
     """Whether it saves work: images repeat, something runs on an image alone, and nobody asks what happened there."""
-    runs = network.encoder.runs[: network.encoder.apart]
-    alone = any("image" in network.encoder.blocks[number].config.streams for number, _ in runs)  # type: ignore[operator,union-attr]
+    encoder = network.encoder
+    alone = any("image" in block.config.streams for block in encoder.order[: encoder.apart])
     if not (alone or network.image.backbones()) or not separable(network.config):
         return False
     if any(one.number is not None or one.form == "map" for one in features):

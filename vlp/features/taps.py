@@ -16,8 +16,9 @@ from torch import Tensor
 from vlp.errors import ConfigError
 from vlp.features.kinds import Feature
 from vlp.models.attention import Looked, watched
-from vlp.models.encoder import States, Sublayer
+from vlp.models.encoder import Sublayer
 from vlp.models.model import Network
+from vlp.models.streams import States
 from vlp.types import Batch, Packing
 
 _ATTENTION = ("self", "cross", "joint")
@@ -55,8 +56,8 @@ def check_numbers(network: Network, features: Sequence[Feature]) -> None:
     Raises:
         ConfigError: the name and what there is are given.
     """
-    runs = [network.encoder.blocks[number] for number, times in network.encoder.runs for _ in range(times)]
-    attention = sum(name in _ATTENTION for block in runs for name in block.sublayers)  # type: ignore[union-attr]
+    runs = network.encoder.order
+    attention = sum(name in _ATTENTION for block in runs for name in block.sublayers)
     for one in features:
         most = attention if one.form == "map" else len(runs)
         if one.number is not None and one.number > most:

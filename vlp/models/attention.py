@@ -148,21 +148,21 @@ _IMPLEMENTATIONS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | None, flo
 
 
 class _Spread(torch.autograd.Function):
-    """Copy packed rows to their places in a zeroed padded layout. Backward is the one gather that undoes it."""
+    """Copy rows to their places among others that are filled. Backward is the one gather that undoes it."""
 
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, rows_N: Tensor, size: int) -> Tensor:
+    def forward(ctx: Any, x_ND: Tensor, rows_N: Tensor, size: int, fill: float) -> Tensor:
         ctx.save_for_backward(rows_N)
-        return x_ND.new_zeros(size, *x_ND.shape[1:]).index_copy_(0, rows_N, x_ND)
+        return x_ND.new_full((size, *x_ND.shape[1:]), fill).index_copy_(0, rows_N, x_ND)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (rows_N,) = ctx.saved_tensors
-        return grads[0].index_select(0, rows_N), None, None
+        return grads[0].index_select(0, rows_N), None, None, None
 
 
 class _Collect(torch.autograd.Function):
-    """Take packed rows out of a padded layout. Backward writes each row once, where autograd's own would add."""
+    """Take rows out of others, each at most once. Backward writes each once, where autograd's own would add."""
 
     @staticmethod
     def forward(ctx: Any, x_PD: Tensor, rows_N: Tensor) -> Tensor:
@@ -180,19 +180,24 @@ class _Collect(torch.autograd.Function):
 def _pad(x_NAD: Tensor, packing: Packing) -> Tensor:
     """[N, A, D] -> [B, A, L, D]."""
     size = len(packing) * packing.longest
-    padded = x_NAD if packing.valid_BL is None else _Spread.apply(x_NAD, packing.rows_N, size)
+    padded = x_NAD if packing.valid_BL is None else spread(x_NAD, packing.rows_N, size)
     return padded.view(len(packing), packing.longest, *x_NAD.shape[1:]).transpose(1, 2)
 
 
 def _unpad(x_BALD: Tensor, packing: Packing) -> Tensor:
     """[B, A, L, D] -> [N, A, D]."""
     flat = x_BALD.transpose(1, 2).flatten(0, 1)
-    return flat if packing.valid_BL is None else _Collect.apply(flat, packing.rows_N)
+    return flat if packing.valid_BL is None else take(flat, packing.rows_N)
 
 
-def permute(x_ND: Tensor, rows_N: Tensor) -> Tensor:
-    """The rows of x in another order; `rows_N` is a permutation, so backward writes each row once."""
+def take(x_ND: Tensor, rows_N: Tensor) -> Tensor:
+    """Rows of x, in any order and each at most once, so that backward writes each once."""
     return _Collect.apply(x_ND, rows_N)  # type: ignore[no-any-return]
+
+
+def spread(x_ND: Tensor, rows_N: Tensor, size: int, fill: float = 0.0) -> Tensor:
+    """The rows of x at their places among `size` rows, of which the others are filled; undoes `take`."""
+    return _Spread.apply(x_ND, rows_N, size, fill)  # type: ignore[no-any-return]
 
 
 class Attention(nn.Module):

@@ -145,6 +145,11 @@ class BlockConfig(Config):
         """Whether text and image meet here."""
         return bool({"cross", "joint"} & set(self.sublayers))
 
+    @property
+    def alone(self) -> bool:
+        """Whether each token goes its own way here, as wide as it came."""
+        return not ({"self", "cross", "joint"} & set(self.sublayers) or self.linear or self.add)
+
     def layer(self, stream: LayerConfig) -> LayerConfig:
         """The stream's layer with this block's own settings on top."""
         own = {name: getattr(self, name) for name in ("heads", "ffn", "norm", "eps", "activation")}

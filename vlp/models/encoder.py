@@ -15,97 +15,20 @@ Shape suffixes: N text tokens, M image tokens, J = N + M; H width of a stream.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vlp.models.attention import permute
-from vlp.models.blocks import BlockConfig, Blocks, Layers, ModalityConfig, RelativeConfig, SublayerName, after, rows_of
-from vlp.models.causal import may_look
+from vlp.models.attention import take
+from vlp.models.blocks import BlockConfig, Blocks, Layers, ModalityConfig, SublayerName, after, rows_of
+from vlp.models.lastblock import narrowed, narrows
 from vlp.models.linear import Linear
-from vlp.models.relative import RelativeBias, Side, distances
+from vlp.models.relative import RelativeBias, Side
+from vlp.models.streams import Form, States, interleave
 from vlp.models.sublayers import AttentionSublayer, FeedForward, Habits, Looking, Norm
 from vlp.types import Batch, Packing, Stream
-
-Form = Literal["apart", "joint"]
-
-
-class States:
-    """The two streams on their way through the encoder: apart, or one tensor ordered by example.
-
-    A run of shared blocks works on one tensor, so each linear is one matrix product and attention gathers nothing;
-    the change of form happens once on each side of such a run.
-    """
-
-    def __init__(self, text_NH: Tensor, image_MH: Tensor, batch: Batch) -> None:
-        self.batch = batch
-        self._apart: dict[Stream, Tensor] | None = {"text": text_NH, "image": image_MH}
-        self._joint_JH: Tensor | None = None
-        self._distances: dict[tuple[RelativeConfig, Side], Tensor] = {}
-        self._may_look: dict[tuple[Side, Side], Tensor | None] = {}
-
-    def apart(self) -> dict[Stream, Tensor]:
-        if self._apart is None:
-            assert self._joint_JH is not None
-            both = permute(self._joint_JH, self.batch.split_rows_J)
-            sizes = [self.batch.text.packing.tokens, self.batch.image.packing.tokens]
-            text_NH, image_MH = torch.split(both, sizes)
-            self._apart = {"text": text_NH, "image": image_MH}
-        return self._apart
-
-    def joint(self) -> Tensor:
-        if self._joint_JH is None:
-            self._joint_JH = interleave(self.apart(), self.batch)
-        return self._joint_JH
-
-    def set_joint(self, joint_JH: Tensor) -> None:
-        self._joint_JH, self._apart = joint_JH, None
-
-    def set_apart(self, states: dict[Stream, Tensor]) -> None:
-        self._apart, self._joint_JH = states, None
-
-    def held(self) -> tuple[Form, tuple[Tensor, ...]]:
-        """The form the streams have now, and their tensors."""
-        if self._joint_JH is not None:
-            return "joint", (self._joint_JH,)
-        return "apart", tuple(self.apart().values())
-
-    def hold(self, form: Form, tensors: Sequence[Tensor]) -> None:
-        """Set what `held` gave."""
-        if form == "joint":
-            self.set_joint(*tensors)
-        else:
-            self.set_apart({"text": tensors[0], "image": tensors[1]})
-
-    def like(self, form: Form, tensors: Sequence[Tensor]) -> States:
-        """Other streams of the same batch; distances of tokens are worked out once for both."""
-        other = States(tensors[0], tensors[-1], self.batch)
-        other.hold(form, tensors)
-        other._distances = self._distances
-        return other
-
-    def packing(self, stream: Stream) -> Packing:
-        return self.batch.text.packing if stream == "text" else self.batch.image.packing
-
-    def distances(self, config: RelativeConfig, side: Side) -> Tensor:
-        """The kinds of distance between tokens, [B, L, L]; the same for all blocks of one config."""
-        key = (config, side)
-        if key not in self._distances:
-            self._distances[key] = distances(config, self.batch, side)
-        return self._distances[key]
-
-    def may_look(self, queries: Side, keys: Side) -> Tensor | None:
-        """Which queries see which keys; the same for all blocks."""
-        if (queries, keys) not in self._may_look:
-            self._may_look[queries, keys] = may_look(self.batch, queries, keys)
-        return self._may_look[queries, keys]
-
-
-def interleave(apart: dict[Stream, Tensor], batch: Batch) -> Tensor:
-    """Text and image rows, [N, ...] and [M, ...], as joint rows [J, ...]."""
-    return permute(torch.cat([apart["text"], apart["image"]]), batch.joint_rows_J)
 
 
 class Sublayer(nn.Module):
@@ -165,7 +88,7 @@ class Sublayer(nn.Module):
         value = interleave({s: keys[s][1] for s in self.streams}, batch)
         attended = modules["text"].attend(query, key, value, batch.joint, batch.joint, self._looking(states, None))
         sizes = [batch.text.packing.tokens, batch.image.packing.tokens]
-        parts = dict(zip(self.streams, torch.split(permute(attended, batch.split_rows_J), sizes), strict=True))
+        parts = dict(zip(self.streams, torch.split(take(attended, batch.split_rows_J), sizes), strict=True))
         states.set_apart({s: modules[s].finish(x[s], parts[s]) for s in self.streams})
 
     def _looking(self, states: States, side: Side) -> Looking:
@@ -242,60 +165,62 @@ class Encoder(nn.Module):
         super().__init__()
         self.checkpointing = checkpointing
         made: list[Block] = []
-        self.runs: list[tuple[int, int]] = []
-        """Blocks in running order, as their number and how many times each runs in a row."""
+        self._numbers: list[int] = []
         for config in rows_of(blocks):
             sets, times = (1, config.repeat) if config.one_set else (config.repeat, 1)
             for _ in range(sets):
-                self.runs.append((len(made), times))
+                self._numbers += [len(made)] * times
                 made.append(Block(config, layers, habits))
             layers = after(config, layers)
         self.blocks = nn.ModuleList(made)
 
-    def forward(self, text_NH: Tensor, image_MH: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Final text and image states, packed, and the taps `text.unimodal` and `image.unimodal`."""
-        states = States(text_NH, image_MH, batch)
-        self._run(states, self.runs[: self.apart])
-        taps = {f"{stream}.unimodal": state for stream, state in states.apart().items()}
-        self._run(states, self.runs[self.apart :])
-        final = states.apart()
-        return final["text"], final["image"], taps
+    @property
+    def order(self) -> list[Block]:
+        """The blocks as they run, of which one may run several times."""
+        return [self.blocks[number] for number in self._numbers]  # type: ignore[misc]
 
     @property
     def apart(self) -> int:
-        """How many of `runs` there are before text and image meet."""
-        met = (place for place, (number, _) in enumerate(self.runs) if self.blocks[number].config.mixes)  # type: ignore[union-attr]
-        return next(met, len(self.runs))
+        """How many of them run before text and image meet."""
+        order = self.order
+        return next((place for place, block in enumerate(order) if block.config.mixes), len(order))
+
+    def forward(self, text_NH: Tensor, image_MH: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Final text and image states, packed, and the taps `text.unimodal` and `image.unimodal`; of the final states
+        those that `batch.read` names, if it does (see `lastblock`)."""
+        states = States(text_NH, image_MH, batch)
+        self._run(states, self.order[: self.apart])
+        taps = {f"{stream}.unimodal": state for stream, state in states.apart().items()}
+        return *self._end(states), taps
 
     def unimodal(self, text_NH: Tensor, image_MH: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """The states where text and image meet: what a text or an image alone decides."""
         states = States(text_NH, image_MH, batch)
-        self._run(states, self.runs[: self.apart])
+        self._run(states, self.order[: self.apart])
         return states.apart()["text"], states.apart()["image"]
 
     def joined(self, text_NH: Tensor, image_MH: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Final states from those that `unimodal` gave; of the batch only its packings and word positions are read."""
-        states = States(text_NH, image_MH, batch)
-        self._run(states, self.runs[self.apart :])
+        """Final states from those that `unimodal` gave; of the batch only its packings, its word positions and what
+        is read of it are looked at."""
+        return self._end(States(text_NH, image_MH, batch))
+
+    def _end(self, states: States) -> tuple[Tensor, Tensor]:
+        """Final states from those where text and image meet."""
+        met = self.order[self.apart :]
+        behind = len(list(takewhile(lambda block: block.config.alone, reversed(met))))
+        last = len(met) - behind - 1  # in which tokens look at tokens
+        if last >= 0 and narrows(met[last], states.batch):
+            self._run(states, met[:last])
+            return narrowed(met[last], met[last + 1 :], states)
+        self._run(states, met)
         return states.apart()["text"], states.apart()["image"]
 
-    @property
-    def last(self) -> Block | None:
-        """The block that runs last, if that is where or behind where text and image meet."""
-        return None if self.apart == len(self.runs) else self.blocks[self.runs[-1][0]]  # type: ignore[return-value]
-
-    def run_before_last(self, states: States) -> None:
-        """From where text and image meet to the last block, which is left out."""
-        *runs, (number, times) = self.runs[self.apart :]
-        self._run(states, [*runs, (number, times - 1)])
-
-    def _run(self, states: States, runs: list[tuple[int, int]]) -> None:
-        for number, times in runs:
-            for _ in range(times):
-                if self.checkpointing and torch.is_grad_enabled():
-                    _recomputed(self.blocks[number], states)
-                else:
-                    self.blocks[number](states)
+    def _run(self, states: States, blocks: Sequence[Block]) -> None:
+        for block in blocks:
+            if self.checkpointing and torch.is_grad_enabled():
+                _recomputed(block, states)
+            else:
+                block(states)
 
 
 def _recomputed(block: nn.Module, states: States) -> None:

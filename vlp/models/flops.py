@@ -5,7 +5,9 @@ Shape suffixes: P points that are counted; F features of an example's lengths.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -15,10 +17,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vlp.data.batch import collate
 from vlp.data.image import BothImages, PixelImages, RegionImages
+from vlp.data.packing import pack
 from vlp.models.heads import Contrast
 from vlp.models.image import images_of
 from vlp.models.model import ModelConfig, Network, meta_model
-from vlp.types import Batch, BothInput, Example, ImageInput, RegionInput
+from vlp.types import Batch, BothInput, Example, ImageInput, Read, RegionInput, Stream
+
+_STREAMS: tuple[Stream, ...] = ("text", "image")
 
 
 @dataclass(frozen=True)
@@ -37,18 +42,21 @@ class Flops:
         return self.modules.get(name, 0)
 
 
-def count_flops(model: Network, text_tokens: int, regions: int | None) -> Flops:
+def count_flops(model: Network, text_tokens: int, regions: int | None, read: tuple[int, int] | None = None) -> Flops:
     """Count one example's operations.
 
     Args:
         model: on the meta device (see `meta_model`).
         text_tokens: of the text, specials included.
         regions: of the image, if the model reads regions; None for a text without an image.
+        read: how many rows of text and image are read in the end; None for all.
     """
     zeros = np.zeros(text_tokens, np.int64)
     images = images_of(model.config.image)
     shown = None if regions is None else _blank(images, regions)
     batch = collate([Example("", zeros, zeros > 0, zeros, shown)], images.form, {})
+    if read is not None:
+        batch.read = {s: Read(torch.arange(rows), pack([rows])) for s, rows in zip(_STREAMS, read, strict=True)}
     counter = FlopCounterMode(display=False)
     with counter:  # with gradients: the counter's hooks stumble over views of weights without
         model.eval()(batch.to("meta"))
@@ -60,8 +68,9 @@ def count_flops(model: Network, text_tokens: int, regions: int | None) -> Flops:
 class Arithmetic:
     """The model's operations for any batch, without padding and without what is recomputed.
 
-    What an example costs is a polynomial of its lengths (1, t, i, t^2, i^2 and t i for t text and i image tokens), so
-    a few examples counted once tell all others; to it come the heads, for the rows that have a target.
+    What an example costs is a polynomial of its lengths (of t text and i image tokens, and of those of each that are
+    read: `_features`), so a few examples counted once tell all others; to it come the heads, for the rows that have a
+    target.
 
     Args:
         config: with all sizes filled in and the heads that are trained.
@@ -73,9 +82,15 @@ class Arithmetic:
         short, middle, long = 3, max(4, min(8, longest)), max(5, min(20, longest))
         points: list[tuple[int, int | None]] = [(short, None), (middle, None), (long, None), (short, 9), (middle, 9)]
         if images_of(config.image).wants_regions:
-            points.append((short, 3))
-        counted = [count_flops(model, text, regions) for text, regions in points]
-        features_PF = np.array([_features(one.text_tokens, one.image_tokens) for one in counted])
+            points += [(short, 3), (short, 5)]
+        asked: list[tuple[int, int | None, tuple[int, int] | None]]
+        asked = [(text, regions, None) for text, regions in points]
+        asked += [(text, regions, (1, 0)) for text, regions in points]
+        asked += [(middle, regions, (2, 0)) for regions in (None, 9)]
+        asked += [(text, regions, (1, 2)) for text, regions in points if regions] + [(middle, 9, (1, 1))]
+        counted = [count_flops(model, *each) for each in asked]
+        pairs = zip(counted, asked, strict=True)
+        features_PF = np.array([_features(one.text_tokens, one.image_tokens, read) for one, (*_, read) in pairs])
         scale_F = features_PF.max(axis=0)  # so that squares of lengths and ones weigh alike
         costs_P = np.array([one.total for one in counted], np.float64)
         self._costs_F = np.linalg.lstsq(features_PF / scale_F, costs_P, rcond=None)[0] / scale_F
@@ -86,14 +101,28 @@ class Arithmetic:
 
     def forward(self, batch: Batch) -> float:
         """Operations of a forward pass; backward costs twice as much again."""
-        lengths = zip(batch.text.packing.lengths, batch.image.packing.lengths, strict=True)
-        features_F = np.sum([_features(text, image) for text, image in lengths] or [np.zeros(6)], axis=0)
+        read: Iterable[tuple[int, int] | None] = repeat(None, len(batch))
+        looks = True
+        if batch.read is not None and batch.text.causal_B is None:
+            read = zip(*(batch.read[stream].packing.lengths for stream in _STREAMS), strict=True)
+            looks = batch.read["image"].packing.tokens > 0
+        sizes = zip(batch.text.packing.lengths, batch.image.packing.lengths, read, strict=True)
+        none = np.zeros(len(self._costs_F))
+        features_F = np.sum([none, *(_features(*each, looks) for each in sizes)], axis=0)
         heads = sum(cost * len(batch.targets[name].positions_K) for name, cost in self._rows.items())
         return float(features_F @ self._costs_F) + heads
 
 
-def _features(text: int, image: int) -> NDArray[np.float64]:
-    return np.array([1, text, image, text**2, image**2, text * image], np.float64)
+def _features(t: int, i: int, read: tuple[int, int] | None, looks: bool | None = None) -> NDArray[np.float64]:
+    """What the operations on an example are a sum of, by its tokens and by those that are read (None: all).
+
+    Args:
+        looks: whether a token of any image of the batch is read, so that images look around in the last block.
+    """
+    r, s = (t, i) if read is None else read
+    looks = read is None or s > 0 if looks is None else looks
+    image = [t, i, t * i] if looks else [0, 0, 0]
+    return np.array([1, i > 0, t, i, t * t, i * i, t * i, r, s, r * t, r * i, s * t, s * i, *image], np.float64)
 
 
 def head_flops(head: nn.Module, width: int) -> int:

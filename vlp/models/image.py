@@ -17,7 +17,7 @@ from typing_extensions import Self
 
 from vlp.config import Auto, Config
 from vlp.data.image import AnyImages, BothImages, PixelImages, RegionImages
-from vlp.models.attention import permute
+from vlp.models.attention import take
 from vlp.models.backbone import Backbone, PixelSource, grid_of
 from vlp.models.blocks import LayerConfig
 from vlp.models.embeddings import Combine, EmbeddingConfig, TextTables, Vectors
@@ -191,7 +191,7 @@ class Tokens(nn.Module):
         boxes_L4 = self.backbone.grid.boxes().to(features_PLD)
         features_MD, boxes_M4 = features_PLD.flatten(0, 1), boxes_L4.repeat(images, 1)
         if image.kept_M is not None:
-            features_MD = permute(features_MD, image.kept_M)
+            features_MD = take(features_MD, image.kept_M)
             boxes_M4 = boxes_M4.index_select(0, image.kept_M)
         hidden_M = torch.zeros(len(features_MD), dtype=torch.bool, device=features_MD.device)
         return RegionBatch(features_MD, boxes_M4, hidden_M, image.packing)
@@ -243,10 +243,10 @@ class ImageEmbedding(Tokens):
         if isinstance(inner, BothBatch):
             assert self.grid is not None
             grid_MH, _, _ = self.grid(inner.pixels, reading)
-            tokens_MH = permute(torch.cat([tokens_MH, grid_MH]), inner.rows_M)
+            tokens_MH = take(torch.cat([tokens_MH, grid_MH]), inner.rows_M)
         if isinstance(image, FramedBatch):
             rows = [self._extra_rows(extra, reading) for extra in extras(image) if extra.side in self.extra]
-            tokens_MH = permute(torch.cat([tokens_MH, *rows]), image.rows_M)
+            tokens_MH = take(torch.cat([tokens_MH, *rows]), image.rows_M)
         return tokens_MH, features_MH, source.packing, source_MD
 
     def _extra_rows(self, extra: Extra, reading: Reading) -> Tensor:

@@ -1,111 +1,107 @@
-"""A model's pooled vectors alone: its last block works out only the rows that the pooler reads.
+"""The last block where only some rows are read: it works out no others.
 
-The other rows enter attention as keys, and a stream that the pooler does not see is not worked out at all: of a
-last block a sixth (two streams) or a fifth (one) is left. The vectors are those of the whole model, up to rounding.
+A head reads the rows that have a target, and the pooler one of each text. The other rows enter attention as keys, and
+that is all there is to do for them: of a last block a fifth or a sixth is left. Losses and gradients are those of the
+whole block, up to rounding.
 
-Shape suffixes: B examples, W wanted rows of a stream, N text tokens, M image tokens, H width.
+Shape suffixes: W rows of a stream that are read, N text tokens, M image tokens, H width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from vlp.data.packing import pack
-from vlp.models.encoder import Block, Encoder, States, Sublayer, interleave
-from vlp.models.model import Network
+from vlp.models.attention import spread, take
+from vlp.models.streams import States, interleave
 from vlp.models.sublayers import AttentionSublayer, Looking
-from vlp.transfer import moved
 from vlp.types import Batch, Packing, Stream
 
+if TYPE_CHECKING:
+    from vlp.models.encoder import Block, Sublayer
+
 Need = dict[Stream, bool]
-"""The streams that a sublayer must change: all their rows (True), or only the wanted ones."""
+"""Of each stream that a sublayer changes: whether it must change all rows, or only those that are read."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """Some rows of a stream."""
-
-    rows_W: Tensor
-    """int64, in order, at most one for each example."""
-    packing: Packing
-    """Which example each belongs to."""
-
-
-def pooled(model: Network, text_NH: Tensor, image_MH: Tensor, batch: Batch) -> Tensor:
-    """The pooled vectors of pairs whose unimodal states are known (see `halves.unimodal`), [B, H]."""
-    wanted: dict[Stream, Wanted] = {}
-    for stream, rows_W in model.pooler.rows(batch).items():
-        lengths = [1] * len(batch) if stream == "text" else [min(n, 1) for n in batch.image.packing.lengths]
-        wanted[stream] = Wanted(rows_W, moved(pack(lengths), rows_W.device))
-    return model.pooler.pooled(_last_states(model.encoder, text_NH, image_MH, batch, wanted), batch)
-
-
-def _last_states(
-    encoder: Encoder, text_NH: Tensor, image_MH: Tensor, batch: Batch, wanted: Mapping[Stream, Wanted]
-) -> dict[Stream, Tensor]:
-    """The final states of the wanted rows, [W, H] of each stream."""
-    states, last = States(text_NH, image_MH, batch), encoder.last
-    if last is None or not narrows(last, batch):
-        text_NH, image_MH = encoder.joined(text_NH, image_MH, batch)
-        ends: dict[Stream, Tensor] = {"text": text_NH, "image": image_MH}
-        return {stream: ends[stream].index_select(0, some.rows_W) for stream, some in wanted.items()}
-    encoder.run_before_last(states)
-    return _Narrow(states, wanted).through(last)
-
-
-def narrows(block: Block, batch: Batch) -> bool:
+def narrows(block: Any, batch: Batch) -> bool:
     """Whether a block can work out some rows alone: no bias by distance, no text that is read from left to right."""
-    return block.config.relative is None and batch.text.causal_B is None
+    return batch.read is not None and block.config.relative is None and batch.text.causal_B is None
 
 
-def needs(sublayers: Sequence[Sublayer], wanted: Mapping[Stream, Wanted]) -> list[Need]:
-    """What each sublayer must work out, so that the wanted rows are right in the end.
+def narrowed(block: Any, behind: Sequence[Any], states: States) -> tuple[Tensor, Tensor]:
+    """Final states, of which a row that nobody reads is NaN, so that one who does so unsaid finds out.
 
-    A sublayer in which rows look at rows of their block's course needs all of these; `cross` looks at the other stream
-    as it was when the block began.
+    Args:
+        block: the last in which tokens look at tokens.
+        behind: what follows it, in which each token goes its own way.
     """
-    need: Need = dict.fromkeys(wanted, False)
+    return _Narrow(states).through(block, behind)
+
+
+def _needs(sublayers: Sequence[Sublayer], whole: Mapping[Stream, bool], read: Mapping[Stream, bool]) -> list[Need]:
+    """What each sublayer must change, so that what is read is right in the end.
+
+    A sublayer in which rows look at rows as they are by then needs all of these; `cross` looks at the other stream as
+    it was when the block began.
+
+    Args:
+        whole: whether all rows of a stream are read.
+        read: whether any is.
+    """
+    need: Need = dict(whole)
     found = []
     for sublayer in reversed(sublayers):
-        found.append(need)
+        found.append({stream: every for stream, every in need.items() if stream in sublayer.streams})
         if sublayer.name == "joint":
-            need = dict.fromkeys(sublayer.streams, True)
+            need |= dict.fromkeys(sublayer.streams, True)
         elif sublayer.name == "self":
-            need = {stream: every or stream in sublayer.streams for stream, every in need.items()}
+            need |= {stream: True for stream in sublayer.streams if read[stream]}
     return found[::-1]
 
 
 class _Narrow:
-    """The streams on their way through a block that leaves out what nobody reads."""
+    """The streams on their way through a block that leaves out what nobody reads. Each of its weights is used all the
+    same, on no rows where need be: ZeRO counts on a gradient for each."""
 
-    def __init__(self, states: States, wanted: Mapping[Stream, Wanted]) -> None:
-        self._states, self._wanted = states, wanted
+    def __init__(self, states: States) -> None:
+        read = states.batch.read
+        assert read is not None
+        self._states, self._read = states, read
         self._x: dict[Stream, Tensor] | None = None
         """The streams apart; None while all rows are worked out."""
         self._taken: set[Stream] = set()
-        """Those of which only the wanted rows are left."""
+        """Those of which only the rows that are read are left."""
 
-    def through(self, block: Block) -> dict[Stream, Tensor]:
-        """The wanted rows as the block leaves them."""
+    def through(self, block: Block, behind: Sequence[Block]) -> tuple[Tensor, Tensor]:
+        """Both streams as the blocks leave them."""
         before = block.begin(self._states)
-        sublayers: list[Sublayer] = list(block.sublayers.values())  # type: ignore[arg-type]
-        for sublayer, need in zip(sublayers, needs(sublayers, self._wanted), strict=True):
-            if self._x is None and all(need.get(stream) for stream in sublayer.streams):
+        sublayers: list[Sublayer] = [sub for each in (block, *behind) for sub in each.sublayers.values()]  # type: ignore[misc]
+        tokens = {stream: read.packing.tokens for stream, read in self._read.items()}
+        whole = {stream: 0 < count == self._states.packing(stream).tokens for stream, count in tokens.items()}
+        any_read = {stream: count > 0 for stream, count in tokens.items()}
+        for sublayer, need in zip(sublayers, _needs(sublayers, whole, any_read), strict=True):
+            if self._x is None and all(need.values()):
                 sublayer(self._states, before)
                 continue
-            made = self._changed(sublayer, {s: every for s, every in need.items() if s in sublayer.streams}, before)
-            self._x = {**self._apart(), **made}
-            self._taken |= {stream for stream in made if not need[stream]}
-        return {stream: self._rows(stream, every=False) for stream in self._wanted}
+            self._x = {**self._apart(), **self._changed(sublayer, need, before)}
+            self._taken |= {stream for stream, every in need.items() if not every}
+        return self._end("text"), self._end("image")
+
+    def _end(self, stream: Stream) -> Tensor:
+        x = self._apart()[stream]
+        if stream not in self._taken:
+            return x
+        return spread(x, self._read[stream].rows_W, self._states.packing(stream).tokens, float("nan"))
 
     def _changed(self, sublayer: Sublayer, need: Need, before: Mapping[Stream, Tensor]) -> dict[Stream, Tensor]:
         """What a sublayer makes of the rows that are needed, by stream."""
         match sublayer.name:
             case "ffn" | "norm":
-                return {s: sublayer.of(s)(self._rows(s, every)) for s, every in need.items()}
+                return _on(sublayer, lambda module, x: module(x), self._rows(need))
             case "cross":
                 return {s: self._cross(sublayer.of(s), s, every, before) for s, every in need.items()}  # type: ignore[arg-type]
             case "self":
@@ -115,41 +111,66 @@ class _Narrow:
 
     def _cross(self, module: AttentionSublayer, stream: Stream, every: bool, before: Mapping[Stream, Tensor]) -> Tensor:
         other: Stream = "image" if stream == "text" else "text"
-        rows, packing = self._rows(stream, every), self._packing(stream, every)
-        return module(rows, packing, before[other], self._states.packing(other), Looking())  # type: ignore[no-any-return]
+        x, packing = self._some(stream, every), self._packing(stream, every)
+        context, context_packing = before[other], self._states.packing(other)
+        if not packing.tokens:  # nobody looks
+            context, context_packing = context[:0], packing
+        return module(x, packing, context, context_packing, Looking())  # type: ignore[no-any-return]
 
     def _self(self, module: AttentionSublayer, stream: Stream, every: bool) -> Tensor:
-        keys = module.attention.project_keys(module.enter(self._apart()[stream]))
-        return self._attended(module, stream, every, keys, self._states.packing(stream))
+        x, packing = self._some(stream, every), self._packing(stream, every)
+        all_keys = self._read[stream].packing.tokens > 0  # or nobody looks
+        keys = module.attention.project_keys(module.enter(self._some(stream, all_keys)))
+        query = module.attention.project_query(module.enter(x))
+        attended = module.attend(query, *keys, packing, self._packing(stream, all_keys), Looking())
+        return module.finish(x, attended)
 
     def _joint(self, sublayer: Sublayer, need: Need) -> dict[Stream, Tensor]:
-        modules: dict[Stream, AttentionSublayer] = {s: sublayer.of(s) for s in sublayer.streams}  # type: ignore[misc]
-        batch = self._states.batch
-        if sublayer.shared and self._x is None:
-            joint_JH = self._states.joint()
-            keys = modules["text"].attention.project_keys(modules["text"].enter(joint_JH))
-        else:
-            apart = self._apart()
-            own = {s: module.attention.project_keys(module.enter(apart[s])) for s, module in modules.items()}
-            keys = (
-                interleave({s: key for s, (key, _) in own.items()}, batch),
-                interleave({s: value for s, (_, value) in own.items()}, batch),
-            )
-        return {s: self._attended(modules[s], s, every, keys, batch.joint) for s, every in need.items()}
+        batch, rows = self._states.batch, self._rows(need)
+        query = _on(sublayer, lambda module, x: module.attention.project_query(module.enter(x)), rows)
+        keys = self._joint_keys(sublayer)
+        attended: dict[Stream, Tensor] = {}
+        for stream, q in query.items():
+            module: AttentionSublayer = sublayer.of(stream)  # type: ignore[assignment]
+            packing = self._packing(stream, need[stream])
+            idle = attended and not packing.tokens  # the other stream's rows have looked at the keys
+            attended[stream] = q if idle else module.attend(q, *keys, packing, batch.joint, Looking())
+        return _on(sublayer, AttentionSublayer.finish, rows, attended)
 
-    def _attended(
-        self, module: AttentionSublayer, stream: Stream, every: bool, keys: tuple[Tensor, Tensor], of_keys: Packing
-    ) -> Tensor:
-        rows = self._rows(stream, every)
-        query = module.attention.project_query(module.enter(rows))
-        return module.finish(rows, module.attend(query, *keys, self._packing(stream, every), of_keys, Looking()))
+    def _joint_keys(self, sublayer: Sublayer) -> tuple[Tensor, Tensor]:
+        """Keys and values of all rows, in the order of examples."""
+
+        def made(module: AttentionSublayer, x: Tensor) -> tuple[Tensor, Tensor]:
+            return module.attention.project_keys(module.enter(x))
+
+        if sublayer.shared and self._x is None:
+            return made(sublayer.of("text"), self._states.joint())  # type: ignore[arg-type]
+        own = {stream: made(sublayer.of(stream), x) for stream, x in self._apart().items()}  # type: ignore[arg-type]
+        batch = self._states.batch
+        return (
+            interleave({stream: key for stream, (key, _) in own.items()}, batch),
+            interleave({stream: value for stream, (_, value) in own.items()}, batch),
+        )
 
     def _apart(self) -> dict[Stream, Tensor]:
         return self._states.apart() if self._x is None else self._x
 
-    def _rows(self, stream: Stream, every: bool) -> Tensor:
+    def _rows(self, need: Need) -> dict[Stream, Tensor]:
+        return {stream: self._some(stream, every) for stream, every in need.items()}
+
+    def _some(self, stream: Stream, every: bool) -> Tensor:
         x = self._apart()[stream]
-        return x if every or stream in self._taken else x.index_select(0, self._wanted[stream].rows_W)
+        return x if every or stream in self._taken else take(x, self._read[stream].rows_W)
 
     def _packing(self, stream: Stream, every: bool) -> Packing:
-        return self._states.packing(stream) if every else self._wanted[stream].packing
+        return self._states.packing(stream) if every else self._read[stream].packing
+
+
+def _on(sublayer: Sublayer, call: Callable[..., Tensor], *given: Mapping[Stream, Tensor]) -> dict[Stream, Tensor]:
+    """What a sublayer's weights make of rows of each stream; one set of weights, of all of them at once."""
+    streams = list(given[0])
+    if not sublayer.shared:
+        return {stream: call(sublayer.of(stream), *(rows[stream] for rows in given)) for stream in streams}
+    together = call(sublayer.of(streams[0]), *(torch.cat([rows[stream] for stream in streams]) for rows in given))
+    sizes = [len(given[0][stream]) for stream in streams]
+    return dict(zip(streams, torch.split(together, sizes), strict=True))

@@ -5,7 +5,6 @@ Shape suffixes: N text tokens, M image tokens, B examples, H width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -66,6 +65,16 @@ class PoolerConfig(Config):
         return self.width or layers["text"].width
 
 
+def pooled_rows(config: PoolerConfig, batch: Batch) -> dict[Stream, Tensor]:
+    """The rows that a pooler reads of each stream's states: one of each text, one of each image that there is."""
+    bounds_B1 = batch.text.packing.starts_B1.long()
+    rows: dict[Stream, Tensor] = {"text": bounds_B1[:-1] if config.at == "first" else bounds_B1[1:] - 2}
+    if config.fusion != "text":
+        seen_P = torch.tensor(_seen(batch), dtype=torch.int64, device=bounds_B1.device)
+        rows["image"] = batch.image.packing.starts_B1[:-1].long().index_select(0, seen_P)
+    return rows
+
+
 class Pooler(nn.Module):
     """States in, one vector per example out.
 
@@ -84,19 +93,7 @@ class Pooler(nn.Module):
     def forward(self, text_NH: Tensor, image_MH: Tensor, batch: Batch) -> Tensor:
         """[B, H]."""
         states: dict[Stream, Tensor] = {"text": text_NH, "image": image_MH}
-        return self.pooled({s: states[s].index_select(0, rows) for s, rows in self.rows(batch).items()}, batch)
-
-    def rows(self, batch: Batch) -> dict[Stream, Tensor]:
-        """The rows that it reads of each stream's states: one of each text, one of each image that there is."""
-        bounds_B1 = batch.text.packing.starts_B1.long()
-        rows: dict[Stream, Tensor] = {"text": bounds_B1[:-1] if self.config.at == "first" else bounds_B1[1:] - 2}
-        if self.config.fusion != "text":
-            seen_P = torch.tensor(_seen(batch), dtype=torch.int64, device=bounds_B1.device)
-            rows["image"] = batch.image.packing.starts_B1[:-1].long().index_select(0, seen_P)
-        return rows
-
-    def pooled(self, rows: Mapping[Stream, Tensor], batch: Batch) -> Tensor:
-        """[B, H], from the states of these rows."""
+        rows = {stream: states[stream].index_select(0, own) for stream, own in pooled_rows(self.config, batch).items()}
         pooled_BH = self._vector("text", rows["text"])
         if self.config.fusion != "text":
             pooled_BH = self._fused(pooled_BH, self._image(rows["image"], batch))

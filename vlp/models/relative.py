@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vlp.models.attention import permute
+from vlp.models.attention import take
 from vlp.models.blocks import RelativeConfig
 from vlp.types import Batch, Packing, Stream
 
@@ -81,8 +81,8 @@ def _places(batch: Batch, side: Side) -> tuple[Tensor, Tensor]:
         return _padded(text.positions_N, text.packing), _padded(torch.full_like(text.positions_N, -1), text.packing)
     if side == "image":
         return _padded(torch.zeros_like(index_M), image), _padded(index_M, image)
-    word_J = permute(torch.cat([text.positions_N, torch.zeros_like(index_M)]), batch.joint_rows_J)
-    place_J = permute(torch.cat([torch.full_like(text.positions_N, -1), index_M]), batch.joint_rows_J)
+    word_J = take(torch.cat([text.positions_N, torch.zeros_like(index_M)]), batch.joint_rows_J)
+    place_J = take(torch.cat([torch.full_like(text.positions_N, -1), index_M]), batch.joint_rows_J)
     return _padded(word_J, batch.joint), _padded(place_J, batch.joint)
 
 

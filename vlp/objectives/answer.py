@@ -35,7 +35,6 @@ class Answer(Objective):
     """
 
     rows: Rows = "example"
-    pooled_only = True
 
     def __init__(self, name: str, config: AnswerConfig, answers: int) -> None:
         super().__init__(name)

@@ -87,8 +87,6 @@ class Objective(ABC):
     """Which states it reads: of text tokens, image tokens, or the pooled vectors."""
     asks_features: ClassVar[bool] = False
     """As in `TargetForm`."""
-    pooled_only: ClassVar[bool] = False
-    """Whether its `scores` read nothing but the pooled vectors, so that the rest need not be worked out for them."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -111,6 +109,11 @@ class Objective(ABC):
 
     def form(self) -> TargetForm:
         return TargetForm(self.rows, self.empty(), self.asks_features)
+
+    def reads(self, batch: Batch) -> dict[Stream, Tensor]:
+        """int64 rows of the final states that it reads, by stream, apart from the pooler's; the model need not work out
+        others, which are NaN. One that reads more than `states` says so here."""
+        return {} if self.rows == "example" else {self.rows: batch.targets[self.name].positions_K}
 
     def reading(self, encoded: Encoded, batch: Batch) -> Encoded:
         """What `scores` reads of a batch; an objective may add states of its own making to the taps."""

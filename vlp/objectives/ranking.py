@@ -45,7 +45,6 @@ class Ranking(Objective):
     """
 
     rows: Rows = "example"
-    pooled_only = True
 
     def __init__(self, name: str, config: RankingConfig, group: int) -> None:
         super().__init__(name)

@@ -22,7 +22,7 @@ from vlp.errors import ConfigError
 from vlp.models.heads import HeadConfig
 from vlp.objectives.objective import Facts, Hidden, SelfSupervised, SelfSupervisedConfig, empty_positions
 from vlp.seeds import Draw
-from vlp.types import Batch, Encoded, FramedBatch, Packing, Rows, Target, Targets
+from vlp.types import Batch, Encoded, FramedBatch, Packing, Rows, Stream, Target, Targets
 
 LONGEST_NORM = 1e-5
 """A vector shorter than this is not scaled up to length 1."""
@@ -79,6 +79,12 @@ class Alignment(SelfSupervised):
         return Target(
             np.zeros(1, np.int64), {"matched": np.array([example.matched], np.int64), "whole": np.array([whole])}
         )
+
+    def reads(self, batch: Batch) -> dict[Stream, Tensor]:
+        """All rows, if it judges any pair."""
+        if not len(batch.targets[self.name].positions_K):
+            return {}
+        return {"text": torch.arange(batch.text.packing.tokens), "image": torch.arange(batch.image.packing.tokens)}
 
     def reading(self, encoded: Encoded, batch: Batch) -> Encoded:
         """With the distance of each judged example as a tap of its own, [K]."""

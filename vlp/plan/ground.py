@@ -143,7 +143,9 @@ def with_hard_pairs(task: Task, batch: Batch) -> Batch:
     text = batch.text if batch.plain is None else batch.plain.text
     tokens = torch.split(torch.stack([text.ids_N, text.segments_N], dim=1), list(text.packing.lengths))
     texts = Texts([part.numpy() for part in tokens])
-    found = rematched(batch, own[Contrast], range(len(batch)), pairs, texts, task.images.form)
+    found = rematched(
+        batch, own[Contrast], range(len(batch)), pairs, texts, task.images.form, task.setting.model.pooler
+    )
     targets = batch.targets[own[Matching]]
     told = replace(targets, survey={"rows": found.rows_P, "matched": found.matched_P})
     return replace(batch, targets={**batch.targets, own[Matching]: told}, rematched=found.pairs)

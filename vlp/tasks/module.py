@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from vlp.models.halves import joined, unimodal
-from vlp.models.lastblock import pooled
 from vlp.models.model import Network
 from vlp.objectives.itc import PLAIN, Contrast
 from vlp.objectives.itm import REMATCHED
@@ -55,14 +54,11 @@ class TaskModule(nn.Module):
 
     def scores(self, batch: Batch, name: str) -> Tensor:
         """What one objective's head makes of the rows that have a target, in fp32."""
-        objective = self.objectives[name]
-        if objective.pooled_only:
-            return self.met_scores(*unimodal(self.model, batch), batch, name)
-        return self._scored(objective, self.model(batch), batch).float()
+        return self._scored(self.objectives[name], self.model(batch), batch).float()
 
     def met_scores(self, text_NH: Tensor, image_MH: Tensor, batch: Batch, name: str) -> Tensor:
-        """The scores of an objective that reads pooled vectors alone, by the states where text and image meet."""
-        encoded = Encoded(text_NH, image_MH, pooled(self.model, text_NH, image_MH, batch))
+        """The same, by the states where text and image meet; for an objective that reads no states before."""
+        encoded = joined(self.model, text_NH, image_MH, batch)
         return self._scored(self.objectives[name], encoded, batch).float()
 
     def _head(self, name: str) -> nn.Module | None:

@@ -166,7 +166,7 @@ class Scorer:
 
     def _joint(self, examples: list[Example]) -> Batch:
         """A batch whose images have no features: their states are known."""
-        return collate(examples, ImageForm("regions", 0), self._task.forms)
+        return self._task.narrowed(collate(examples, ImageForm("regions", 0), self._task.forms))
 
     def _scores(self, objective: Ranking) -> Callable[[TaskModule, Batch], list[float]]:
         return lambda module, batch: match_score(module.scores(batch, objective.name)).tolist()

@@ -18,6 +18,7 @@ from vlp.models.heads import HeadConfig
 from vlp.models.image import images_of
 from vlp.models.model import ModelConfig
 from vlp.objectives.objective import Objective
+from vlp.objectives.read import rows_read
 from vlp.seeds import Draw
 from vlp.tasks.judge import Judge
 from vlp.tasks.outcomes import Judgement
@@ -134,7 +135,11 @@ class Task(ABC):
         """A batch of examples that hold their targets, or of which all is asked at once."""
         batch = collate(examples, self.images.form, self.forms, asked)
         self.images.batch_ends()
-        return batch
+        return self.narrowed(batch)
+
+    def narrowed(self, batch: Batch) -> Batch:
+        """The batch, for which the model's last block works out no more than objectives and pooler read."""
+        return replace(batch, read=rows_read(batch, self.objectives, self.setting.model.pooler))
 
     # -------------------------------------------------------------------------------------------- for subclasses
 

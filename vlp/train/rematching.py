@@ -12,6 +12,8 @@ from torch import Tensor
 
 from vlp.data.batch import ImageForm, collate
 from vlp.distributed import World, gather_rows
+from vlp.models.pooler import PoolerConfig
+from vlp.objectives.read import rows_read
 from vlp.types import Batch, Example, Packing, RegionInput, Rematched
 
 NO_IMAGE = ImageForm("regions", 0)
@@ -57,7 +59,13 @@ class Found:
 
 
 def rematched(
-    batch: Batch, name: str, rows_K: Sequence[int], pairs: Sequence[tuple[int, int]], texts: Texts, form: ImageForm
+    batch: Batch,
+    name: str,
+    rows_K: Sequence[int],
+    pairs: Sequence[tuple[int, int]],
+    texts: Texts,
+    form: ImageForm,
+    pooler: PoolerConfig,
 ) -> Found:
     """The pairs that a micro-batch makes: its matched ones, and those mismatched ones whose image it has.
 
@@ -68,6 +76,7 @@ def rematched(
         rows_K: rows in the global batch of the examples with a target of `name`.
         pairs: rows of image and text of all mismatched pairs.
         form: what the model's images look like.
+        pooler: the model's, whose rows are all that is read of the pairs.
     """
     example_of = dict(zip(rows_K, batch.targets[name].positions_K.tolist(), strict=True))
     mismatched = [(image, text) for image, text in pairs if image in example_of]
@@ -81,9 +90,11 @@ def rematched(
     images = [example_of[image] for image, _ in made]
     lengths = [batch.image.packing.lengths[example] for example in images]
     both = [_example(texts.tokens[text], _image(length)) for (_, text), length in zip(made, lengths, strict=True)]
+    met = collate(both, NO_IMAGE, {})
+    met.read = rows_read(met, {}, pooler)
     found = Rematched(
         others=others,
-        pairs=collate(both, NO_IMAGE, {}),
+        pairs=met,
         text_rows_N=_rows([(start_of[text], len(texts.tokens[text])) for _, text in made]),
         image_rows_M=_rows([(_start(batch.image.packing, e), n) for e, n in zip(images, lengths, strict=True)]),
     )

@@ -92,7 +92,7 @@ class Survey:
         size = config.momentum.queue if config.momentum else 0
         self.queue = Queue(size, config.width, world.device)
         self._last: Gallery | None = None
-        self._form = images_of(task.model.config.image).form
+        self._form, self._pooler = images_of(task.model.config.image).form, task.model.config.pooler
 
     def look(self, step: Step, counts: Mapping[str, float]) -> list[Batch]:
         """The step's micro-batches, with what the global batch says to each.
@@ -196,7 +196,7 @@ class Survey:
         texts = Texts.gathered(batches, self.name, seen.order_G, self._world)
         result = []
         for batch, rows_K in zip(batches, rows, strict=True):
-            found = rematched(batch, self.name, rows_K.tolist(), pairs, texts, self._form)
+            found = rematched(batch, self.name, rows_K.tolist(), pairs, texts, self._form, self._pooler)
             survey = {"rows": found.rows_P, "matched": found.matched_P}
             result.append(replace(_told(batch, self._matching.name, survey), rematched=found.pairs))
         return result

@@ -62,6 +62,16 @@ class Packing:
 
 
 @dataclass(slots=True)
+class Read:
+    """The rows of a stream whose final states are read, by heads or by the pooler."""
+
+    rows_W: Tensor
+    """int64, ascending."""
+    packing: Packing
+    """Which example each belongs to."""
+
+
+@dataclass(slots=True)
 class TextBatch:
     ids_N: Tensor
     positions_N: Tensor
@@ -187,6 +197,8 @@ class Batch:
     """The texts before words were hidden, without their images; None where no objective reads them so too."""
     rematched: Rematched | None = None
     """Other texts that its images meet; given by a first pass over the global batch."""
+    read: dict[Stream, Read] | None = None
+    """What is read of both streams' final states, so that no others need be worked out; None for all of them."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -285,6 +297,7 @@ class Encoded:
 
     text_NH: Tensor
     image_MH: Tensor
+    """Final states; NaN where `Batch.read` says that nobody reads them."""
     pooled_BH: Tensor
     taps: dict[str, Tensor] = field(default_factory=dict)
     """Named states on the way: `text.unimodal`, `image.unimodal`, and the layers that were asked for."""

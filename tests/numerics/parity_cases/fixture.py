@@ -26,9 +26,9 @@ from vlp.models.convert.account import Plan, plan_of
 from vlp.models.convert.checkpoint import convert_from, read_checkpoint, to_theirs
 from vlp.models.convert.family import Official, read_official
 from vlp.models.convert.registry import family_of
-from vlp.models.encoder import States
 from vlp.models.image import images_of
 from vlp.models.model import ModelConfig, Network
+from vlp.models.streams import States
 from vlp.objectives.objective import Facts
 from vlp.types import Batch, Encoded, Example, ImageInput, Packing, RegionBatch, RegionInput, Targets
 
