@@ -63,15 +63,17 @@ ROWS: dict[str, tuple[list[int], list[int]]] = {
     "of both": ([1, 4, 5, 9, 16], [0, 2, 7]),
     "all words": (list(range(18)), [3]),
     "all regions": ([0, 17], list(range(8))),
-    "no region": ([2, 5], []),
+    "no region by chance": ([2, 5], []),
     "nothing": ([], []),
-    "all": (list(range(18)), list(range(8))),
+    "every row": (list(range(18)), list(range(8))),
 }
 """Rows of text and image that are read, beside the pooler's."""
+KINDS = ("some", "never", "whole")
+"""What is known of images beforehand: that some may be read, that none ever is, that all are."""
 FIRST = [0, 4, 10, 13]
 
 
-def read(rows: tuple[list[int], list[int]]) -> Batch:
+def read(rows: tuple[list[int], list[int]], kind: str = "some") -> Batch:
     """A batch of which these rows are read, and the pooler's."""
     batch = double(batch_of(SIZES))
     batch.read = {}
@@ -80,6 +82,9 @@ def read(rows: tuple[list[int], list[int]]) -> Batch:
         examples_N = np.arange(len(packing)).repeat(packing.lengths)
         lengths = np.bincount(examples_N[own], minlength=len(packing)).tolist()
         batch.read[stream] = Read(torch.tensor(own, dtype=torch.int64), pack(lengths))
+    batch.read["image"].ever = kind != "never"
+    if kind == "whole":
+        del batch.read["image"]
     return batch
 
 
@@ -93,12 +98,15 @@ def gradients(model: Network, found: Encoded, rows: tuple[list[int], list[int]])
     return [*states, *(parameter.grad for parameter in model.parameters())]  # type: ignore[list-item]
 
 
-@pytest.mark.parametrize("rows", ROWS)
+CASES = [(rows, kind) for rows in ROWS for kind in KINDS if kind != "never" or not ROWS[rows][1]]
+
+
+@pytest.mark.parametrize(("rows", "kind"), CASES)
 @pytest.mark.parametrize("last", LASTS)
-def test_states_and_gradients_of_rows_that_are_read_are_those_of_the_whole(last: str, rows: str) -> None:
+def test_states_and_gradients_of_rows_that_are_read_are_those_of_the_whole(last: str, rows: str, kind: str) -> None:
     model = shaken(Network(of_blocks(*LASTS[last]))).double()
     whole = gradients(model, model(double(batch_of(SIZES))), ROWS[rows])
-    narrow = gradients(model, model(read(ROWS[rows])), ROWS[rows])
+    narrow = gradients(model, model(read(ROWS[rows], kind)), ROWS[rows])
     for own, wanted in zip(narrow, whole, strict=True):
         torch.testing.assert_close(own, wanted, rtol=0, atol=TOLERANCE)
     if rows != "nothing":
@@ -128,7 +136,7 @@ def found(model: Network, batch: Batch) -> tuple[Tensor, Tensor]:
     with torch.inference_mode():
         whole = model(batch).pooled_BH
         halves = unimodal(model, batch)
-        batch.read = rows_read(batch, {}, model.config.pooler)
+        batch.read = rows_read(batch, (), model.config.pooler)
         return whole, joined(model, *halves, batch).pooled_BH
 
 
@@ -203,9 +211,13 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 
 
-def made(name: str, objectives: str) -> tuple[TaskModule, Batch]:
+def task_of(name: str, objectives: str) -> PretrainTask:
     setting = Setting(shipped(name, *SMALL, "pooler.dropout=0"), Words(), seed=0)  # type: ignore[arg-type]
-    task = PretrainTask(PretrainConfig.parse(OBJECTIVES[objectives]), setting)
+    return PretrainTask(PretrainConfig.parse(OBJECTIVES[objectives]), setting)
+
+
+def made(name: str, objectives: str) -> tuple[TaskModule, Batch]:
+    task = task_of(name, objectives)
     module = module_of(task)
     examples = []
     for number in range(5):
@@ -235,9 +247,8 @@ def test_alignment_reads_all(name: str) -> None:
 
 
 def check(module: TaskModule, batch: Batch) -> None:
-    assert batch.read is not None
     narrow = losses(module, batch)
-    batch.read = None
+    batch.read = {}
     whole = losses(module, batch)
     assert narrow.keys() == whole.keys()
     for key, wanted in whole.items():
@@ -246,17 +257,30 @@ def check(module: TaskModule, batch: Batch) -> None:
 
 def test_what_objectives_read() -> None:
     _, batch = made("uniter_tiny", "words")
-    assert batch.read is not None
     first = batch.text.packing.starts_B1[:-1].tolist()
     assert batch.read["text"].rows_W.tolist() == sorted({*first, *batch.targets["mlm"].positions_K.tolist()})
+    assert not batch.read["image"].ever
     assert batch.read["image"].rows_W.tolist() == []
     assert sum(batch.read["text"].packing.lengths) == len(batch.read["text"].rows_W)
-    _, batch = made("uniter_tiny", "alignment")
-    assert batch.read is not None
-    assert batch.read["image"].packing.lengths == batch.image.packing.lengths
+    _, batch = made("uniter_tiny", "regions")
+    assert batch.read["image"].rows_W.tolist() == batch.targets["mrc"].positions_K.tolist()
+    assert {name: made("uniter_tiny", name)[1].read.keys() for name in ("all", "alignment", "captions")} == {
+        "all": {"text"},
+        "alignment": set(),
+        "captions": set(),
+    }
+
+
+def test_what_is_known_beforehand_does_not_depend_on_the_batch() -> None:
+    """Ranks whose gradients came in another order would have them added to those of other weights."""
+    for name in OBJECTIVES:
+        task = task_of("uniter_tiny", name)
+        empty, full = task.collate([], 0), made("uniter_tiny", name)[1]
+        assert {s: each.ever for s, each in empty.read.items()} == {s: each.ever for s, each in full.read.items()}
 
 
 def test_other_texts_are_read_anew() -> None:
-    _, batch = made("uniter_tiny", "captions")
+    _, batch = made("uniter_tiny", "words")
+    assert batch.read
     other = with_texts(batch, [example(3, None)] * 5, {})
-    assert other.read is None
+    assert not other.read

@@ -46,10 +46,12 @@ def test_rows_that_nobody_reads_cost_less(name: str, read: list[tuple[int, int]]
     model, sizes = meta_model(config), [(9, 6), (15, 11)]
     batch = targets(batch_of(sizes), 0)
     counts: dict[Stream, tuple[int, ...]] = {"text": (read[0][0], read[1][0]), "image": (read[0][1], read[1][1])}
-    batch.read = {stream: Read(torch.arange(sum(rows)), pack(rows)) for stream, rows in counts.items()}
+    batch.read = {
+        stream: Read(torch.arange(sum(rows)), pack(rows), ever=sum(rows) > 0) for stream, rows in counts.items()
+    }
     counted = sum(count_flops(model, *size, rows).total for size, rows in zip(sizes, read, strict=True))
     assert Arithmetic(config).forward(batch) == pytest.approx(counted, rel=1e-6)
-    batch.read = None
+    batch.read = {}
     assert Arithmetic(config).forward(batch) > 1.1 * counted
 
 

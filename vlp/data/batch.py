@@ -130,7 +130,7 @@ def with_texts(batch: Batch, examples: Sequence[Example], targets: Mapping[str, 
         for name, form in targets.items()
     }
     return replace(
-        batch, text=text, joint=joint, joint_rows_J=joint_rows_J, split_rows_J=split_rows_J, targets=made, read=None
+        batch, text=text, joint=joint, joint_rows_J=joint_rows_J, split_rows_J=split_rows_J, targets=made, read={}
     )
 
 

@@ -5,9 +5,8 @@ Shape suffixes: P points that are counted; F features of an example's lengths.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import repeat
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from vlp.data.packing import pack
 from vlp.models.heads import Contrast
 from vlp.models.image import images_of
 from vlp.models.model import ModelConfig, Network, meta_model
-from vlp.types import Batch, BothInput, Example, ImageInput, Read, RegionInput, Stream
+from vlp.types import Batch, BothInput, Example, ImageInput, Packing, Read, RegionInput, Stream
 
 _STREAMS: tuple[Stream, ...] = ("text", "image")
 
@@ -56,7 +55,8 @@ def count_flops(model: Network, text_tokens: int, regions: int | None, read: tup
     shown = None if regions is None else _blank(images, regions)
     batch = collate([Example("", zeros, zeros > 0, zeros, shown)], images.form, {})
     if read is not None:
-        batch.read = {s: Read(torch.arange(rows), pack([rows])) for s, rows in zip(_STREAMS, read, strict=True)}
+        rows = zip(_STREAMS, read, strict=True)
+        batch.read = {stream: Read(torch.arange(own), pack([own]), ever=own > 0) for stream, own in rows}
     counter = FlopCounterMode(display=False)
     with counter:  # with gradients: the counter's hooks stumble over views of weights without
         model.eval()(batch.to("meta"))
@@ -101,23 +101,22 @@ class Arithmetic:
 
     def forward(self, batch: Batch) -> float:
         """Operations of a forward pass; backward costs twice as much again."""
-        read: Iterable[tuple[int, int] | None] = repeat(None, len(batch))
-        looks = True
-        if batch.read is not None and batch.text.causal_B is None:
-            read = zip(*(batch.read[stream].packing.lengths for stream in _STREAMS), strict=True)
-            looks = batch.read["image"].packing.tokens > 0
-        sizes = zip(batch.text.packing.lengths, batch.image.packing.lengths, read, strict=True)
+        packings: dict[Stream, Packing] = {"text": batch.text.packing, "image": batch.image.packing}
+        given = {} if batch.text.causal_B is not None else batch.read
+        looks = "image" not in given or given["image"].ever
+        rows = [given[s].packing.lengths if s in given else packing.lengths for s, packing in packings.items()]
+        sizes = zip(batch.text.packing.lengths, batch.image.packing.lengths, zip(*rows, strict=True), strict=True)
         none = np.zeros(len(self._costs_F))
         features_F = np.sum([none, *(_features(*each, looks) for each in sizes)], axis=0)
         heads = sum(cost * len(batch.targets[name].positions_K) for name, cost in self._rows.items())
         return float(features_F @ self._costs_F) + heads
 
 
-def _features(t: int, i: int, read: tuple[int, int] | None, looks: bool | None = None) -> NDArray[np.float64]:
+def _features(t: int, i: int, read: Sequence[int] | None, looks: bool | None = None) -> NDArray[np.float64]:
     """What the operations on an example are a sum of, by its tokens and by those that are read (None: all).
 
     Args:
-        looks: whether a token of any image of the batch is read, so that images look around in the last block.
+        looks: whether tokens of images are read at all, so that these look around in the last block.
     """
     r, s = (t, i) if read is None else read
     looks = read is None or s > 0 if looks is None else looks

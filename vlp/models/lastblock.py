@@ -10,7 +10,7 @@ Shape suffixes: W rows of a stream that are read, N text tokens, M image tokens,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch import Tensor
 from vlp.models.attention import spread, take
 from vlp.models.streams import States, interleave
 from vlp.models.sublayers import AttentionSublayer, Looking
-from vlp.types import Batch, Packing, Stream
+from vlp.types import Batch, Packing, Read, Stream
 
 if TYPE_CHECKING:
     from vlp.models.encoder import Block, Sublayer
@@ -27,12 +27,12 @@ Need = dict[Stream, bool]
 """Of each stream that a sublayer changes: whether it must change all rows, or only those that are read."""
 
 
-def narrows(block: Any, batch: Batch) -> bool:
+def narrows(block: Block, batch: Batch) -> bool:
     """Whether a block can work out some rows alone: no bias by distance, no text that is read from left to right."""
-    return batch.read is not None and block.config.relative is None and batch.text.causal_B is None
+    return bool(batch.read) and block.config.relative is None and batch.text.causal_B is None
 
 
-def narrowed(block: Any, behind: Sequence[Any], states: States) -> tuple[Tensor, Tensor]:
+def narrowed(block: Block, behind: Sequence[Block], states: States) -> tuple[Tensor, Tensor]:
     """Final states, of which a row that nobody reads is NaN, so that one who does so unsaid finds out.
 
     Args:
@@ -42,24 +42,20 @@ def narrowed(block: Any, behind: Sequence[Any], states: States) -> tuple[Tensor,
     return _Narrow(states).through(block, behind)
 
 
-def _needs(sublayers: Sequence[Sublayer], whole: Mapping[Stream, bool], read: Mapping[Stream, bool]) -> list[Need]:
+def _needs(sublayers: Sequence[Sublayer], read: Mapping[Stream, Read]) -> list[Need]:
     """What each sublayer must change, so that what is read is right in the end.
 
     A sublayer in which rows look at rows as they are by then needs all of these; `cross` looks at the other stream as
     it was when the block began.
-
-    Args:
-        whole: whether all rows of a stream are read.
-        read: whether any is.
     """
-    need: Need = dict(whole)
+    need: Need = {"text": "text" not in read, "image": "image" not in read}
     found = []
     for sublayer in reversed(sublayers):
         found.append({stream: every for stream, every in need.items() if stream in sublayer.streams})
         if sublayer.name == "joint":
             need |= dict.fromkeys(sublayer.streams, True)
         elif sublayer.name == "self":
-            need |= {stream: True for stream in sublayer.streams if read[stream]}
+            need |= {stream: True for stream in sublayer.streams if stream not in read or read[stream].ever}
     return found[::-1]
 
 
@@ -68,9 +64,7 @@ class _Narrow:
     same, on no rows where need be: ZeRO counts on a gradient for each."""
 
     def __init__(self, states: States) -> None:
-        read = states.batch.read
-        assert read is not None
-        self._states, self._read = states, read
+        self._states, self._read = states, states.batch.read
         self._x: dict[Stream, Tensor] | None = None
         """The streams apart; None while all rows are worked out."""
         self._taken: set[Stream] = set()
@@ -80,10 +74,7 @@ class _Narrow:
         """Both streams as the blocks leave them."""
         before = block.begin(self._states)
         sublayers: list[Sublayer] = [sub for each in (block, *behind) for sub in each.sublayers.values()]  # type: ignore[misc]
-        tokens = {stream: read.packing.tokens for stream, read in self._read.items()}
-        whole = {stream: 0 < count == self._states.packing(stream).tokens for stream, count in tokens.items()}
-        any_read = {stream: count > 0 for stream, count in tokens.items()}
-        for sublayer, need in zip(sublayers, _needs(sublayers, whole, any_read), strict=True):
+        for sublayer, need in zip(sublayers, _needs(sublayers, self._read), strict=True):
             if self._x is None and all(need.values()):
                 sublayer(self._states, before)
                 continue
@@ -113,13 +104,13 @@ class _Narrow:
         other: Stream = "image" if stream == "text" else "text"
         x, packing = self._some(stream, every), self._packing(stream, every)
         context, context_packing = before[other], self._states.packing(other)
-        if not packing.tokens:  # nobody looks
+        if self._idle(stream):
             context, context_packing = context[:0], packing
         return module(x, packing, context, context_packing, Looking())  # type: ignore[no-any-return]
 
     def _self(self, module: AttentionSublayer, stream: Stream, every: bool) -> Tensor:
         x, packing = self._some(stream, every), self._packing(stream, every)
-        all_keys = self._read[stream].packing.tokens > 0  # or nobody looks
+        all_keys = not self._idle(stream)
         keys = module.attention.project_keys(module.enter(self._some(stream, all_keys)))
         query = module.attention.project_query(module.enter(x))
         attended = module.attend(query, *keys, packing, self._packing(stream, all_keys), Looking())
@@ -133,8 +124,8 @@ class _Narrow:
         for stream, q in query.items():
             module: AttentionSublayer = sublayer.of(stream)  # type: ignore[assignment]
             packing = self._packing(stream, need[stream])
-            idle = attended and not packing.tokens  # the other stream's rows have looked at the keys
-            attended[stream] = q if idle else module.attend(q, *keys, packing, batch.joint, Looking())
+            looked = attended and self._idle(stream)  # the other stream's rows have, at all keys
+            attended[stream] = q if looked else module.attend(q, *keys, packing, batch.joint, Looking())
         return _on(sublayer, AttentionSublayer.finish, rows, attended)
 
     def _joint_keys(self, sublayer: Sublayer) -> tuple[Tensor, Tensor]:
@@ -161,6 +152,10 @@ class _Narrow:
     def _some(self, stream: Stream, every: bool) -> Tensor:
         x = self._apart()[stream]
         return x if every or stream in self._taken else take(x, self._read[stream].rows_W)
+
+    def _idle(self, stream: Stream) -> bool:
+        """Whether no row of a stream is ever read, so that none looks at any."""
+        return stream in self._read and not self._read[stream].ever
 
     def _packing(self, stream: Stream, every: bool) -> Packing:
         return self._states.packing(stream) if every else self._read[stream].packing

@@ -110,9 +110,10 @@ class Objective(ABC):
     def form(self) -> TargetForm:
         return TargetForm(self.rows, self.empty(), self.asks_features)
 
-    def reads(self, batch: Batch) -> dict[Stream, Tensor]:
-        """int64 rows of the final states that it reads, by stream, apart from the pooler's; the model need not work out
-        others, which are NaN. One that reads more than `states` says so here."""
+    def reads(self, batch: Batch) -> dict[Stream, Tensor | None]:
+        """int64 rows of the final states that it reads, by stream, apart from the pooler's; None for all. The model
+        need not work out others, which are NaN, so one that reads more than `states` says so here. Which streams, and
+        whether it is all of one, does not depend on the batch."""
         return {} if self.rows == "example" else {self.rows: batch.targets[self.name].positions_K}
 
     def reading(self, encoded: Encoded, batch: Batch) -> Encoded:

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vlp.data.batch import asked_of
 from vlp.errors import ConfigError
@@ -21,7 +22,7 @@ from vlp.objectives.objective import Facts, Hidden
 from vlp.objectives.vocabulary import WordGuessing
 from vlp.objectives.words import choose_tokens
 from vlp.seeds import Draw, Draws
-from vlp.types import Asked, Example, Target
+from vlp.types import Asked, Batch, Example, Stream, Target
 
 
 class PrefixLanguageConfig(MaskingConfig):
@@ -41,6 +42,10 @@ class PrefixLanguage(WordGuessing):
         self.config = config
         self.text = facts.text
         _check(name, facts.model)
+
+    def reads(self, batch: Batch) -> dict[Stream, Tensor | None]:
+        """All, as no row of a text that is read from left to right is worked out alone."""
+        return {"text": None, "image": None}
 
     def target(self, hidden: Hidden, rng: Draw) -> Target:
         return self.targets([hidden], Draws([rng.key])).one()

@@ -1,11 +1,11 @@
 """What heads and pooler read of a model's final states.
 
-Shape suffixes: W rows that are read, B examples.
+Shape suffixes: W rows that are read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -17,14 +17,27 @@ from vlp.objectives.objective import Objective
 from vlp.types import Batch, Packing, Read, Stream
 
 
-def rows_read(batch: Batch, objectives: Mapping[str, Objective], pooler: PoolerConfig) -> dict[Stream, Read]:
-    """What the pooler and all objectives together read of a batch, on the CPU as the batch."""
-    every = [pooled_rows(pooler, batch), *(objective.reads(batch) for objective in objectives.values())]
+def rows_read(batch: Batch, objectives: Iterable[Objective], pooler: PoolerConfig) -> dict[Stream, Read]:
+    """What the pooler and some objectives together read of a batch, on the CPU as the batch; see `Batch.read`.
+
+    Args:
+        objectives: the same for every batch of a step.
+    """
+    rows: dict[Stream, list[Tensor]] = {"text": [], "image": []}
+    for stream, own in pooled_rows(pooler, batch).items():
+        rows[stream].append(own)
+    for objective in objectives:
+        for stream, asked in objective.reads(batch).items():
+            if asked is None:
+                rows.pop(stream, None)
+            elif stream in rows:
+                rows[stream].append(asked)
     packings: dict[Stream, Packing] = {"text": batch.text.packing, "image": batch.image.packing}
-    return {s: _read([rows[s] for rows in every if s in rows], packing) for s, packing in packings.items()}
+    return {stream: _read(own, packings[stream]) for stream, own in rows.items()}
 
 
 def _read(rows: Sequence[Tensor], packing: Packing) -> Read:
     rows_W = np.unique(np.concatenate([np.zeros(0, np.int64), *(each.numpy() for each in rows)]))
     examples_W = np.searchsorted(packing.starts_B1.numpy()[1:], rows_W, side="right")
-    return Read(torch.from_numpy(rows_W), pack(np.bincount(examples_W, minlength=len(packing)).tolist()))
+    lengths = np.bincount(examples_W, minlength=len(packing)).tolist()
+    return Read(torch.from_numpy(rows_W), pack(lengths), ever=len(rows) > 0)

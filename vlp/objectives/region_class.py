@@ -38,7 +38,7 @@ from vlp.objectives.objective import (
 )
 from vlp.objectives.region_feature import region_width
 from vlp.seeds import Draw, Draws
-from vlp.types import Asked, RegionInput, Rows, Target, Targets
+from vlp.types import Asked, Batch, RegionInput, Rows, Stream, Target, Targets
 
 NO_CLASS = -1
 """Label of a region that has none; it adds nothing to loss and accuracy."""
@@ -97,6 +97,9 @@ class RegionClass(SelfSupervised):
             )
         assert isinstance(classes, int)
         self.classes = classes
+
+    def reads(self, batch: Batch) -> dict[Stream, Tensor | None]:
+        return {"image": None} if self.config.over == "all" else super().reads(batch)
 
     def head(self) -> HeadConfig:
         norm: Literal["last", "none"] = "last" if self.config.inner_norm else "none"

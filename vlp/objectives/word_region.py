@@ -80,11 +80,9 @@ class Alignment(SelfSupervised):
             np.zeros(1, np.int64), {"matched": np.array([example.matched], np.int64), "whole": np.array([whole])}
         )
 
-    def reads(self, batch: Batch) -> dict[Stream, Tensor]:
-        """All rows, if it judges any pair."""
-        if not len(batch.targets[self.name].positions_K):
-            return {}
-        return {"text": torch.arange(batch.text.packing.tokens), "image": torch.arange(batch.image.packing.tokens)}
+    def reads(self, batch: Batch) -> dict[Stream, Tensor | None]:
+        """Every token."""
+        return {"text": None, "image": None}
 
     def reading(self, encoded: Encoded, batch: Batch) -> Encoded:
         """With the distance of each judged example as a tap of its own, [K]."""

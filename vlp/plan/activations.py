@@ -111,6 +111,9 @@ class _Counter:
         """Within it forward is counted. Blocks run as if nothing were recomputed; `recomputed` works out what is."""
         encoder = self._module.model.encoder
         handles = [handle for block in encoder.blocks for handle in self._hooked(block)]
+        # What follows the last whole block is never run again, and is gone when the others are.
+        handles.append(encoder.register_forward_pre_hook(lambda *_: self._begin()))
+        handles.append(encoder.register_forward_hook(lambda *_: self._end()))
         checkpointing, encoder.checkpointing = encoder.checkpointing, False
         try:
             with torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor):
@@ -122,13 +125,20 @@ class _Counter:
 
     def _hooked(self, block: nn.Module) -> list[Any]:
         def before(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-            self._start = self.saved
+            self._begin()
             self._entering += sum(tensor.untyped_storage().nbytes() for tensor in arguments[0].held()[1])
 
         def after(module: nn.Module, arguments: tuple[Any, ...], result: Any) -> None:
-            self._blocks.append(self.saved - self._start)
+            self._end()
 
         return [block.register_forward_pre_hook(before), block.register_forward_hook(after)]
+
+    def _begin(self) -> None:
+        self._start = self.saved
+
+    def _end(self) -> None:
+        self._blocks.append(self.saved - self._start)
+        self._begin()
 
     def done(self) -> None:
         self._alive.clear()

@@ -245,7 +245,7 @@ class PretrainTask(Task):
 
     def collate(self, examples: list[list[Example]], step: int) -> Batch:
         every = [example for group in examples for example in group]
-        batch = self.batch_of(every, self.ask(every, step))
+        batch = self.narrowed(self.batch_of(every, self.ask(every, step)), self._stage(step).active)
         if not self._stage(step).plain:
             return batch
         return replace(batch, plain=collate([_plain(example) for example in every], self.images.form, {}))

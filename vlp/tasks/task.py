@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, Literal
@@ -129,17 +129,22 @@ class Task(ABC):
         """One pair with its targets."""
 
     def collate(self, examples: list[list[Example]], step: int) -> Batch:
-        return self.batch_of([example for group in examples for example in group])
+        return self.narrowed(self.batch_of([example for group in examples for example in group]))
 
     def batch_of(self, examples: Sequence[Example], asked: Mapping[str, Asked] | None = None) -> Batch:
         """A batch of examples that hold their targets, or of which all is asked at once."""
         batch = collate(examples, self.images.form, self.forms, asked)
         self.images.batch_ends()
-        return self.narrowed(batch)
+        return batch
 
-    def narrowed(self, batch: Batch) -> Batch:
-        """The batch, for which the model's last block works out no more than objectives and pooler read."""
-        return replace(batch, read=rows_read(batch, self.objectives, self.setting.model.pooler))
+    def narrowed(self, batch: Batch, active: Iterable[str] | None = None) -> Batch:
+        """The batch, for which the model's last block works out no more than objectives and pooler read.
+
+        Args:
+            active: the objectives of its step; all that there are by default.
+        """
+        objectives = [self.objectives[name] for name in (self.objectives if active is None else active)]
+        return replace(batch, read=rows_read(batch, objectives, self.setting.model.pooler))
 
     # -------------------------------------------------------------------------------------------- for subclasses
 

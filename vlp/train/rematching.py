@@ -91,7 +91,7 @@ def rematched(
     lengths = [batch.image.packing.lengths[example] for example in images]
     both = [_example(texts.tokens[text], _image(length)) for (_, text), length in zip(made, lengths, strict=True)]
     met = collate(both, NO_IMAGE, {})
-    met.read = rows_read(met, {}, pooler)
+    met.read = rows_read(met, (), pooler)
     found = Rematched(
         others=others,
         pairs=met,

@@ -69,6 +69,8 @@ class Read:
     """int64, ascending."""
     packing: Packing
     """Which example each belongs to."""
+    ever: bool = True
+    """Whether anybody reads the stream; False holds for every batch of the step, as this one has no rows by chance."""
 
 
 @dataclass(slots=True)
@@ -197,8 +199,10 @@ class Batch:
     """The texts before words were hidden, without their images; None where no objective reads them so too."""
     rematched: Rematched | None = None
     """Other texts that its images meet; given by a first pass over the global batch."""
-    read: dict[Stream, Read] | None = None
-    """What is read of both streams' final states, so that no others need be worked out; None for all of them."""
+    read: dict[Stream, Read] = field(default_factory=dict)
+    """What is read of the streams' final states, so that no others need be worked out; of one that is missing, all.
+    Which are missing is the same on all ranks: else these would make gradients in orders of their own, and ZeRO would
+    add up those of different weights."""
 
     def __len__(self) -> int:
         return len(self.ids)
