@@ -9,8 +9,9 @@ are the optimizer's weights and moments: its fastest way. Ours keeps weights and
 does; `--autocast` compares with the way of the library's Trainer, which keeps them too. Dropout is 0.1 in both; before,
 their losses without dropout are compared.
 
-`mfu` is the model's operations (three times a forward pass, on real tokens, nothing recomputed) per second, over the
-fastest matrix product of the same machine, type and number of threads, timed in the same round.
+`mfu` is the model's operations (three times a forward pass, on real tokens, nothing recomputed; of the last block, what
+is read) per second, over the fastest matrix product of the same machine, type and number of threads, timed in the same
+round.
 """
 
 from __future__ import annotations

@@ -158,7 +158,8 @@ class Encoder(nn.Module):
     Args:
         blocks: the config's `encoder:` lines.
         layers: the layer of each stream as its embedding leaves it.
-        checkpointing: keep of a block's activations only what enters it, and run it again in backward.
+        checkpointing: keep of a block's activations only what enters it, and run it again in backward; but for a last
+            block that works out only what is read.
     """
 
     def __init__(self, blocks: Blocks, layers: Layers, habits: Habits, *, checkpointing: bool = False) -> None:

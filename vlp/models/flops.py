@@ -120,7 +120,7 @@ def _features(t: int, i: int, read: Sequence[int] | None, looks: bool | None = N
     """
     r, s = (t, i) if read is None else read
     looks = read is None or s > 0 if looks is None else looks
-    image = [t, i, t * i] if looks else [0, 0, 0]
+    image = [t, i, t * i, i * i] if looks else [0, 0, 0, 0]
     return np.array([1, i > 0, t, i, t * t, i * i, t * i, r, s, r * t, r * i, s * t, s * i, *image], np.float64)
 
 

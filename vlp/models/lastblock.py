@@ -33,7 +33,7 @@ def narrows(block: Block, batch: Batch) -> bool:
 
 
 def narrowed(block: Block, behind: Sequence[Block], states: States) -> tuple[Tensor, Tensor]:
-    """Final states, of which a row that nobody reads is NaN, so that one who does so unsaid finds out.
+    """Final states, of which a row that is not worked out is NaN, so that what is made of it unsaid is no number.
 
     Args:
         block: the last in which tokens look at tokens.
@@ -101,6 +101,7 @@ class _Narrow:
                 return self._joint(sublayer, need)
 
     def _cross(self, module: AttentionSublayer, stream: Stream, every: bool, before: Mapping[Stream, Tensor]) -> Tensor:
+        assert not (every and self._idle(stream))
         other: Stream = "image" if stream == "text" else "text"
         x, packing = self._some(stream, every), self._packing(stream, every)
         context, context_packing = before[other], self._states.packing(other)
@@ -109,6 +110,7 @@ class _Narrow:
         return module(x, packing, context, context_packing, Looking())  # type: ignore[no-any-return]
 
     def _self(self, module: AttentionSublayer, stream: Stream, every: bool) -> Tensor:
+        assert not (every and self._idle(stream))
         x, packing = self._some(stream, every), self._packing(stream, every)
         all_keys = not self._idle(stream)
         keys = module.attention.project_keys(module.enter(self._some(stream, all_keys)))

@@ -52,8 +52,9 @@ class ModelConfig(Config):
     attention: Literal["sdpa", "reference"] = "sdpa"
     """Torch's fused attention, or the plain formula (slow, for tests)."""
     checkpointing: bool = False
-    """Recompute the activations of the encoder's blocks in backward: less memory, about a third more time. A backbone
-    of pixels has a key of its own, `image.source.checkpointing`."""
+    """Recompute the activations of the encoder's blocks in backward, but for a last one that works out only what is
+    read: less memory, about a third more time. A backbone of pixels has a key of its own,
+    `image.source.checkpointing`."""
     heads: dict[str, HeadConfig] = {}
     """Heads by objective; written by the task that trains the model."""
 

@@ -38,6 +38,7 @@ def rows_read(batch: Batch, objectives: Iterable[Objective], pooler: PoolerConfi
 
 def _read(rows: Sequence[Tensor], packing: Packing) -> Read:
     rows_W = np.unique(np.concatenate([np.zeros(0, np.int64), *(each.numpy() for each in rows)]))
+    assert not len(rows_W) or 0 <= rows_W[0] <= rows_W[-1] < packing.tokens, "a row is read that there is not"
     examples_W = np.searchsorted(packing.starts_B1.numpy()[1:], rows_W, side="right")
     lengths = np.bincount(examples_W, minlength=len(packing)).tolist()
     return Read(torch.from_numpy(rows_W), pack(lengths), ever=len(rows) > 0)

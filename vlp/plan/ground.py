@@ -80,15 +80,15 @@ class Ground:
 
     def micro_batch(self, task: Task, tokens: int, slots: int | None = None) -> Batch:
         """A micro-batch of alike examples of about so many tokens, but at most so many slots of a global batch."""
-        sample, block = self._sample(), self._block()
+        sample, block, step = self._sample(), self._block(), self._step
         groups: list[list[Example]] = []
         total = 0
         while slots is None or len(groups) < slots:
             number = len(groups)
-            slot = Slot(number, number, dataset=0, epoch=0, block=0, group=0, example=number % len(block.sample_E))
+            slot = Slot(step, number, dataset=0, epoch=0, block=0, group=0, example=number % len(block.sample_E))
             rng = draw(0, "plan", number)
             pairs = task.pairs(slot, block, rng)
-            made = [task.example(slot, pair, sample, sample, 0, rng, 0) for pair in pairs]
+            made = [task.example(slot, pair, sample, sample, 0, rng, step) for pair in pairs]
             total += sum(
                 pair.tokens(len(example.token_ids_T), example.tokens - len(example.token_ids_T))
                 for pair, example in zip(pairs, made, strict=True)
@@ -96,11 +96,17 @@ class Ground:
             if groups and total > tokens:
                 break
             groups.append(made)
-        return with_hard_pairs(task, task.collate(groups, 0))
+        return with_hard_pairs(task, task.collate(groups, step))
+
+    @property
+    def _step(self) -> int:
+        """A step in which all objectives have begun."""
+        objectives = self.task.config.objectives.values() if isinstance(self.task, PretrainTask) else ()
+        return max((objective.from_step for objective in objectives), default=0)
 
     def counted(self, task: Task, batch: Batch) -> int:
         """What a micro-batch of the task is for `batch.micro_tokens`."""
-        slot = Slot(0, 0, dataset=0, epoch=0, block=0, group=0, example=0)
+        slot = Slot(self._step, 0, dataset=0, epoch=0, block=0, group=0, example=0)
         pair, *_ = task.pairs(slot, self._block(), draw(0, "plan", 0))
         return pair.tokens(batch.text.packing.tokens, batch.image.packing.tokens)
 

@@ -141,7 +141,7 @@ class Task(ABC):
         """The batch, for which the model's last block works out no more than objectives and pooler read.
 
         Args:
-            active: the objectives of its step; all that there are by default.
+            active: the objectives that have a target in its step; all that there are by default.
         """
         objectives = [self.objectives[name] for name in (self.objectives if active is None else active)]
         return replace(batch, read=rows_read(batch, objectives, self.setting.model.pooler))

@@ -70,7 +70,7 @@ class Read:
     packing: Packing
     """Which example each belongs to."""
     ever: bool = True
-    """Whether anybody reads the stream; False holds for every batch of the step, as this one has no rows by chance."""
+    """False where no batch of the step reads a row of the stream; True without rows is this batch's chance."""
 
 
 @dataclass(slots=True)
@@ -201,8 +201,8 @@ class Batch:
     """Other texts that its images meet; given by a first pass over the global batch."""
     read: dict[Stream, Read] = field(default_factory=dict)
     """What is read of the streams' final states, so that no others need be worked out; of one that is missing, all.
-    Which are missing is the same on all ranks: else these would make gradients in orders of their own, and ZeRO would
-    add up those of different weights."""
+    Which are missing, and which are read `ever`, is the same on all ranks: else these would make gradients in orders of
+    their own, and ZeRO would add up those of different weights."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -301,7 +301,7 @@ class Encoded:
 
     text_NH: Tensor
     image_MH: Tensor
-    """Final states; NaN where `Batch.read` says that nobody reads them."""
+    """Final states; they may be NaN where `Batch.read` says that nobody reads them."""
     pooled_BH: Tensor
     taps: dict[str, Tensor] = field(default_factory=dict)
     """Named states on the way: `text.unimodal`, `image.unimodal`, and the layers that were asked for."""
