@@ -32,8 +32,8 @@ class Part:
 
 PARTS = {
     "training": Part(("--repeats", "2"), gpu=True),
-    "extraction": Part(("visualbert_base", "lxmert_base", "--examples", "40", "--repeats", "2"), gpu=True),
-    "retrieval": Part(("--images", "8", "--captions", "20", "--repeats", "1"), gpu=True),
+    "extraction": Part(("visualbert_base", "lxmert_base", "--examples", "32", "--repeats", "2"), gpu=True),
+    "retrieval": Part(("--images", "8", "--captions", "16", "--repeats", "1"), gpu=True),
     "memory_peers": Part(gpu=True, whole=False),
     "scaling": Part(gpu=True),
     "loader": Part(),
