@@ -37,7 +37,7 @@ def test_a_job_whose_time_is_up_is_queued_again(
     pretrain_single: tuple[str, ...], slurm: dict[str, str], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    command = ["bash", str(ROOT / "docs" / "slurm.sbatch"), *pretrain_single[1:], f"run.dir={run}", "run.steps=600"]
+    command = ["bash", str(ROOT / "docs" / "slurm.sbatch"), *pretrain_single[1:], f"run.dir={run}", "run.steps=1200"]
     options = {"cwd": ROOT, "env": slurm, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     job = subprocess.Popen([*command, "checkpoint.every=null"], **options)  # type: ignore[call-overload]
     while not (run / "metrics.jsonl").exists() or len(steps_of(run)) < 5:
@@ -54,4 +54,4 @@ def test_a_job_whose_time_is_up_is_queued_again(
     again = subprocess.run([*command, "checkpoint.every=null"], timeout=240, check=False, **options)  # type: ignore[call-overload]
     assert again.returncode == 0, again.stdout
     assert f"from step {done}" in again.stdout
-    assert [line["step"] for line in steps_of(run)] == list(range(1, 601))
+    assert [line["step"] for line in steps_of(run)] == list(range(1, 1201))
