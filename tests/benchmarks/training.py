@@ -337,6 +337,8 @@ def main() -> None:
         raise SystemExit(f"MODEL: '{unknown[0]}' is not known, it should be one of {', '.join(CASES)}")
     precisions: tuple[Precision, ...] = (given.precision,) if given.precision else ("fp32", "bf16")
     if given.autocast:
+        if given.precision == "fp32":
+            raise SystemExit("--autocast is of bf16; leave out --precision fp32")
         precisions = ("bf16",)
     results: list[Result] = []
     with tempfile.TemporaryDirectory() as folder, world() as ranks:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.examples import batch_of, double, of_blocks, shaken
 from vlp.data.packing import join, pack
-from vlp.models.attention import _Collect, attend, spread, take
+from vlp.models.attention import attend, spread, take
 from vlp.models.blocks import BlockConfig, rows_of
 from vlp.models.model import ModelConfig, Network
 from vlp.types import Batch
@@ -327,7 +327,7 @@ def test_backward_of_spreading_and_collecting_rows() -> None:
     size = len(packing) * packing.longest
     rows = packing.rows_N
     assert torch.autograd.gradcheck(lambda x: spread(x, rows, size), random_double(6, 2))
-    assert torch.autograd.gradcheck(lambda x: _Collect.apply(x, rows), random_double(size, 2))
+    assert torch.autograd.gradcheck(lambda x: take(x, rows), random_double(size, 2))
     _, joint_rows_J, split_rows_J = join(packing, pack([1, 2, 0, 2]))
     assert torch.autograd.gradcheck(lambda x: take(x, joint_rows_J), random_double(11, 2))
     torch.testing.assert_close(take(take(x := random_double(11, 2), joint_rows_J), split_rows_J), x)

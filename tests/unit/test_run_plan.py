@@ -91,6 +91,12 @@ def test_a_gpu_keeps_no_attention_weights_and_smaller_masks() -> None:
     assert kept_of(module, batch, "cuda").saved < kept_of(module, batch, "cpu").saved
 
 
+def test_objectives_that_begin_later_are_planned_for() -> None:
+    given = ground("lxmert_tiny", "task.objectives.mrfr.from_step=100")
+    (view,) = given.views
+    assert given.micro_batch(view, 300).targets["mrfr"].count > 0
+
+
 def test_checkpointing_keeps_less() -> None:
     found = []
     for checkpointing in ("false", "true"):

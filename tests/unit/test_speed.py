@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.examples import batch_of, shipped
+from tests.examples import batch_of, of_blocks, shipped
 from tests.unit.backbones import batch_of as pixel_batch
 from tests.unit.backbones import config_of, source_of
 from vlp.data.packing import pack
@@ -53,6 +53,17 @@ def test_rows_that_nobody_reads_cost_less(name: str, read: list[tuple[int, int]]
     assert Arithmetic(config).forward(batch) == pytest.approx(counted, rel=1e-6)
     batch.read = {}
     assert Arithmetic(config).forward(batch) > 1.1 * counted
+
+
+def test_regions_that_nobody_reads_do_not_look_around() -> None:
+    """In a joint sublayer before the end of the last block they would: the operations have a square of their number."""
+    config = of_blocks({"stream": "both", "sublayers": ["joint", "self", "ffn"], "share": ["joint"]})
+    model = meta_model(config)
+    for size in ((12, 40), (5, 90)):
+        batch = targets(batch_of([size]), 0)
+        batch.read = {"text": Read(torch.arange(2), pack([2])), "image": Read(torch.arange(0), pack([0]), ever=False)}
+        counted = count_flops(model, *size, (2, 0)).total
+        assert Arithmetic(config).forward(batch) == pytest.approx(counted, rel=1e-6)
 
 
 def test_contrast_costs_a_projection_of_each_stream() -> None:

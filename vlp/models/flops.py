@@ -89,8 +89,7 @@ class Arithmetic:
         asked += [(middle, regions, (2, 0)) for regions in (None, 9)]
         asked += [(text, regions, (1, 2)) for text, regions in points if regions] + [(middle, 9, (1, 1))]
         counted = [count_flops(model, *each) for each in asked]
-        pairs = zip(counted, asked, strict=True)
-        features_PF = np.array([_features(one.text_tokens, one.image_tokens, read) for one, (*_, read) in pairs])
+        features_PF = np.array([_of_one(one, read) for one, (*_, read) in zip(counted, asked, strict=True)])
         scale_F = features_PF.max(axis=0)  # so that squares of lengths and ones weigh alike
         costs_P = np.array([one.total for one in counted], np.float64)
         self._costs_F = np.linalg.lstsq(features_PF / scale_F, costs_P, rcond=None)[0] / scale_F
@@ -112,14 +111,18 @@ class Arithmetic:
         return float(features_F @ self._costs_F) + heads
 
 
-def _features(t: int, i: int, read: Sequence[int] | None, looks: bool | None = None) -> NDArray[np.float64]:
-    """What the operations on an example are a sum of, by its tokens and by those that are read (None: all).
+def _of_one(one: Flops, read: tuple[int, int] | None) -> NDArray[np.float64]:
+    own = one.text_tokens, one.image_tokens
+    return _features(*own, own, looks=True) if read is None else _features(*own, read, looks=read[1] > 0)
+
+
+def _features(t: int, i: int, read: Sequence[int], looks: bool) -> NDArray[np.float64]:
+    """What the operations on an example are a sum of, by its tokens and by those that are read.
 
     Args:
         looks: whether tokens of images are read at all, so that these look around in the last block.
     """
-    r, s = (t, i) if read is None else read
-    looks = read is None or s > 0 if looks is None else looks
+    r, s = read
     image = [t, i, t * i, i * i] if looks else [0, 0, 0, 0]
     return np.array([1, i > 0, t, i, t * t, i * i, t * i, r, s, r * t, r * i, s * t, s * i, *image], np.float64)
 

@@ -63,7 +63,8 @@ def work_of(ground: Ground) -> Work:
         batch = ground.micro_batch(view, 1 << 30, slots=8)
         operations += share * 3 * arithmetic.forward(batch) * size / 8
         tokens += share * batch.tokens * size / 8
-    # A block is run again in backward: its forward is a third of all that it costs, the rest of a model's is little.
+    # A block is run again in backward: its forward is a third of all that it costs. What is not (heads, a last block
+    # that works out only what is read) is little.
     again = 4 / 3 if config.model.checkpointing else 1.0
     return Work(_steps(ground), size, round(tokens), operations, operations * again)
 
