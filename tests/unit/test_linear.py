@@ -1,4 +1,4 @@
-"""The linear layer: in fp32 on a CPU by oneDNN, with the same numbers and gradients as torch's, and without growth."""
+"""The linear layer: on a CPU by the fastest library and type, with the numbers of torch's, and without growth."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vlp.models import kernels
 from vlp.models import linear as module
 from vlp.models.linear import Linear, linear
 
@@ -34,6 +35,7 @@ def products(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     done: list[tuple[int, ...]] = []
     product = module._onednn
     monkeypatch.setattr(module, "_FEWEST", 1)
+    monkeypatch.setattr(module, "_TURNS", True)
     monkeypatch.setattr(module, "_onednn", lambda x, *rest: done.append(tuple(x.shape)) or product(x, *rest))
     return done
 
@@ -54,7 +56,7 @@ def results(
     """The output, and the gradients of those that are wanted."""
     leaves = [t.to(kind, copy=True).requires_grad_(name in wanted) for name, t in zip("xwb", given, strict=False)]
     out = linear(layout(leaves[0]), *leaves[1:])
-    weights = torch.linspace(-1, 1, out.numel(), dtype=kind).view(out.shape)
+    weights = torch.linspace(-1, 1, out.numel()).bfloat16().to(kind).view(out.shape)
     return [out, *torch.autograd.grad((out * weights).sum(), [t for t in leaves if t.requires_grad])]
 
 
@@ -73,6 +75,35 @@ def test_numbers_and_gradients_are_those_of_double_precision(
     mine = results(given, torch.float32, LAYOUTS[layout])
     assert len(products) == 2 + (shape == "narrower")  # forward, the rows' gradient; the weight's where that is faster
     alike(mine, results(given, torch.float64, LAYOUTS[layout]))
+
+
+@pytest.mark.parametrize("layout", ["rows", "turned", "in groups"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_without_avx512_turned_factors_are_torchs(
+    shape: str, layout: str, products: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_TURNS", False)
+    given = made(shape)
+    mine = results(given, torch.float32, LAYOUTS[layout])
+    assert len(products) == (layout == "rows")
+    alike(mine, results(given, torch.float64, LAYOUTS[layout]))
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_type_that_the_cpu_does_not_multiply_is_multiplied_in_fp32(
+    shape: str, kind: torch.dtype, products: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = tuple(t.to(kind) for t in made(shape))
+    monkeypatch.setattr(kernels, "_SLOW", frozenset({kind}))
+    mine = results(given, kind)
+    assert len(products) == 2 + (shape == "narrower")
+    for own, exact in zip(mine, results(given, torch.float64), strict=True):
+        assert own.dtype == kind
+        torch.testing.assert_close(own.double(), exact, atol=1e-2, rtol=2 * torch.finfo(kind).eps)
+    monkeypatch.setattr(kernels, "_SLOW", frozenset())
+    results(given, kind)
+    assert len(products) == 2 + (shape == "narrower")
 
 
 @pytest.mark.parametrize("wanted", ["x", "w", "b", "xb", "wb"])
@@ -121,6 +152,7 @@ def test_small_products_and_other_precisions_are_torchs(monkeypatch: pytest.Monk
     x, weight, bias = made("wider")
     by_torch = []
     theirs = F.linear
+    monkeypatch.setattr(kernels, "_SLOW", frozenset())
     monkeypatch.setattr(F, "linear", lambda x, *rest: by_torch.append(len(x)) or theirs(x, *rest))
     for kind in (torch.bfloat16, torch.float64):
         assert linear(x.to(kind), weight.to(kind), bias.to(kind)).dtype == kind

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vlp.models.dropout import dropped
 from vlp.models.eachexample import attend_each, fits
-from vlp.models.kernels import kind_of
+from vlp.models.kernels import kind_of, product_type
 from vlp.models.linear import Linear
 from vlp.types import Packing
 
@@ -84,6 +84,9 @@ def attend(
     each = implementation == "sdpa" and bias is None and may_look is None and fits(query_QAD, queries, keys)
     if each and watcher is None:
         return attend_each(query_QAD, key_KAD, value_KAD, queries, keys, dropout)
+    given, kind = query_QAD.dtype, product_type(query_QAD)
+    query_QAD, key_KAD, value_KAD = (x.to(kind) for x in (query_QAD, key_KAD, value_KAD))
+    bias = None if bias is None else bias.to(kind)
     padded = (_pad(query_QAD, queries), _pad(key_KAD, keys), _pad(value_KAD, keys))
     seeing = None
     if may_look is not None:
@@ -95,9 +98,9 @@ def attend(
         weights_BALL = _weights(padded[0], padded[1], mask, keys)
         watcher(Looked(queries, keys, weights_BALL if seeing is None else weights_BALL * seeing))
     if each:
-        return attend_each(query_QAD, key_KAD, value_KAD, queries, keys, dropout)
+        return attend_each(query_QAD, key_KAD, value_KAD, queries, keys, dropout).to(given)
     out_BALD = _IMPLEMENTATIONS[implementation](*padded, mask, dropout)
-    return _unpad(out_BALD if seeing is None else out_BALD * seeing, queries)
+    return _unpad(out_BALD if seeing is None else out_BALD * seeing, queries).to(given)
 
 
 def _weights(q: Tensor, k: Tensor, mask: Tensor | None, keys: Packing) -> Tensor:

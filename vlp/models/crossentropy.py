@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vlp.models.kernels import product_type
 from vlp.models.linear import linear
 
 MOST = 1 << 24
@@ -86,7 +87,7 @@ class _Gradients:
         self, x_KH: Tensor, weight_VH: Tensor, bias_V: Tensor, wanted: Sequence[bool], exact: torch.dtype
     ) -> None:
         # fp16 has no number below 6e-8, and a share of one word among 30,000 lies near it.
-        self._kind = torch.float32 if x_KH.dtype == torch.float16 else x_KH.dtype
+        self._kind = torch.float32 if x_KH.dtype == torch.float16 else product_type(x_KH)
         self._rows_KH, self._table_VH = x_KH, weight_VH
         self.x_KH = torch.empty_like(x_KH, dtype=self._kind) if wanted[0] else None
         self.weight_VH = torch.zeros_like(weight_VH, dtype=exact) if wanted[1] else None

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vlp.models.dropout import keep_mask
-from vlp.models.kernels import kind_of
+from vlp.models.kernels import kind_of, product_type
 from vlp.types import Packing
 
 _FEWEST = 4096
@@ -98,7 +98,7 @@ def _kind(x: Tensor, queries: Packing, keys: Packing) -> torch.dtype:
     """The precision of the products, and of the weights that are kept."""
     shapes = set(zip(queries.lengths, keys.lengths, strict=True))
     if len(shapes) <= _SHAPES and _products(queries, keys) >= _LARGE * len(queries):
-        return x.dtype
+        return product_type(x)
     return torch.promote_types(x.dtype, torch.float32)
 
 
