@@ -19,6 +19,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+_INSTRUCTIONS = {
+    "amx_bf16": "AMX",
+    "avx512_bf16": "AVX-512 with bf16",
+    "avx512f": "AVX-512",
+    "avx2": "AVX2",
+}
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "deepspeed", "webdataset", "faiss-cpu", "numpy", "pillow")
 
 
@@ -168,12 +174,13 @@ class Machine:
 
     def __init__(self) -> None:
         self._load = os.getloadavg()[0]
-        self._begun, self._busy, self._own = time.monotonic(), _busy_seconds(), _own_seconds()
+        self._begun, self._used, self._own = time.monotonic(), _used_seconds(), _own_seconds()
 
     def facts(self) -> dict[str, Any]:
-        """The machine, its load before, the share of its cores that other programs took, versions."""
-        seconds = (time.monotonic() - self._begun) * (os.cpu_count() or 1)
-        others = max(0.0, _busy_seconds() - self._busy - (_own_seconds() - self._own)) / max(seconds, 1e-9)
+        """The machine, its load before, the shares of its cores that other programs and its host took, versions."""
+        seconds = max(1e-9, (time.monotonic() - self._begun) * (os.cpu_count() or 1))
+        busy, host = (now - before for now, before in zip(_used_seconds(), self._used, strict=True))
+        others = max(0.0, busy - (_own_seconds() - self._own)) / seconds
         return {
             "date": date.today().isoformat(),
             "processor": _processor(),
@@ -183,6 +190,7 @@ class Machine:
             "gpu": _gpu(),
             "load before": round(self._load, 2),
             "taken by others": round(others, 3),
+            "taken by the host": round(host / seconds, 3),
             "python": platform.python_version(),
             "versions": {name: found for name in PACKAGES if (found := _version(name))},
         }
@@ -195,13 +203,15 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _busy_seconds() -> float:
-    """Of all cores since the machine started, for all programs (Linux; 0 elsewhere)."""
+def _used_seconds() -> tuple[float, float]:
+    """Of all cores since the machine started: for all programs, and taken by the host of a virtual machine (Linux; 0
+    elsewhere)."""
     try:
-        user, nice, system = map(int, Path("/proc/stat").read_text(encoding="ascii").split()[1:4])
+        user, nice, system, _, _, _, _, host = map(int, Path("/proc/stat").read_text(encoding="ascii").split()[1:9])
     except OSError:
-        return 0.0
-    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
+        return 0.0, 0.0
+    ticks = os.sysconf("SC_CLK_TCK")
+    return (user + nice + system) / ticks, host / ticks
 
 
 def _own_seconds() -> float:
@@ -210,11 +220,14 @@ def _own_seconds() -> float:
 
 
 def _processor() -> str:
+    """Its name, and the best of its instructions that products are made of: the name alone tells no generation."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
+        said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        name, has = said["model name"], set(said["flags"].split())
+    except (OSError, KeyError):
         return platform.processor() or platform.machine()
+    return next((f"{name} ({words})" for flag, words in _INSTRUCTIONS.items() if flag in has), name)
 
 
 def _gpu() -> str | None:

@@ -79,7 +79,7 @@ def one(who: str, name: str, precision: str, device: str, place: str, *overrides
         importlib.import_module(module)
     from tests.benchmarks.pairs import assembled_run, steps_of, tokenizer
     from tests.benchmarks.peers import peer_of
-    from tests.benchmarks.training import CASES, Ours, Theirs
+    from tests.benchmarks.training import CASES, Ours, Setting, Theirs
     from vlp.assemble import make_module
     from vlp.distributed import world
     from vlp.models.model import count_parameters
@@ -105,7 +105,8 @@ def one(who: str, name: str, precision: str, device: str, place: str, *overrides
             found = peak.megabytes()
             ours.engine.close()
         else:
-            theirs = Theirs(peer_of(name), precision, device)  # type: ignore[arg-type]
+            setting = Setting("base", EXAMPLES, STEPS, 0.1, device, folder)
+            theirs = Theirs(peer_of(name), precision, setting)  # type: ignore[arg-type]
             parameters = count_parameters(theirs.peer.model)
             for step in steps:
                 theirs.train(theirs.given(step.micro_batches[0]))

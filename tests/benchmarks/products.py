@@ -34,8 +34,8 @@ class Product:
 
 
 def best_product(device: str, dtype: torch.dtype) -> Product:
-    """The fastest of some products, each in both layouts of its right factor and, in fp32 on a CPU, by both of torch's
-    libraries; with the threads that torch has."""
+    """The fastest of some products, each in both layouts of its right factor; on a CPU in fp32 by both of torch's
+    libraries, and below it in fp32 too, as not all CPUs multiply other types. With the threads that torch has."""
     found: list[Product] = []
     for rows, inner, columns in SHAPES[device]:
         left = torch.randn(rows, inner, device=device).to(dtype)
@@ -48,6 +48,8 @@ def best_product(device: str, dtype: torch.dtype) -> Product:
             # What torch calls in fp32 is MKL, whichever is faster.
             onednn = torch.ops.mkldnn._linear_pointwise
             calls["A B^T by oneDNN"] = lambda a=left, b=turned, by=onednn: by(a, b, None, "none", [], "")
+        elif device == "cpu" and dtype != torch.float32:
+            calls["A B^T in fp32"] = lambda a=left, b=turned: torch.nn.functional.linear(a.float(), b.float()).to(dtype)
         for how, call in calls.items():
             name, operations = f"{how}, {rows} x {inner} x {columns}", 2 * rows * inner * columns
             found.append(Product(name, operations, call, device))

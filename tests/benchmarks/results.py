@@ -1,7 +1,7 @@
 """What the benchmarks found: rows of `runs/bench/results.json`, tables on the terminal and in docs/benchmarks.md.
 
-A part of the benchmarks ends with `report`, which puts its rows in place of those of the same names, and its section of
-the page in place of its earlier one; what other parts measured stays.
+A part of the benchmarks ends with `report`, which puts its rows in place of those of the same names and machine, and
+its section of the page in place of its earlier one; what other parts measured stays, and what other machines did.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ by itself (`python -m tests.benchmarks.retrieval`) takes larger samples, and `--
 
 Each figure is a ratio of what was measured in one process, the programs in turn and repeated: the median of the rounds'
 own ratios, and the lowest and highest of them. "At least" is what the project holds itself to. Rows taken at different
-times stand in tables of their own.
+times, or on different machines, stand in tables of their own.
 """
 
 
@@ -101,12 +101,12 @@ def report(part: str, about: str | None, results: Sequence[Result], *, device: s
     facts = MACHINE.facts()
     rows = [{"part": part, "device": device, **asdict(result), "on": facts} for result in results]
     show_results(rows)
-    new = {result.name for result in results}
-    kept = [row for row in read_results() if row["name"] not in new or row["device"] != device]
+    new = {(result.name, device, _machine(facts)) for result in results}
+    kept = [row for row in read_results() if (row["name"], row["device"], _machine(row["on"])) not in new]
     _write(RESULTS, json.dumps([*kept, *rows], indent=1) + "\n")
     page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else HEAD
     own = [row for row in [*kept, *rows] if row["part"] == part]
-    earlier = tables_of(page, part, without={row["name"] for row in own})
+    earlier = tables_of(page, part, without={(row["name"], _machine(row["on"])) for row in own})
     _write(PAGE, with_section(page, part, section(part, about or "", own, earlier)))
     print(f"{RESULTS}, {os.path.relpath(PAGE)}", flush=True)
 
@@ -138,8 +138,9 @@ def section(
     return "\n".join(lines)
 
 
-def tables_of(page: str, part: str, without: Collection[str]) -> list[tuple[str, list[str]]]:
-    """What a section of the page holds: of each table what it was taken on and its rows, but for those of some names.
+def tables_of(page: str, part: str, without: Collection[tuple[str, str]]) -> list[tuple[str, list[str]]]:
+    """What a section of the page holds: of each table what it was taken on and its rows, but for those of some names on
+    some machines.
 
     The page is kept with the project and `runs` is not, so that it may hold what another copy of the project measured.
     """
@@ -148,7 +149,8 @@ def tables_of(page: str, part: str, without: Collection[str]) -> list[tuple[str,
     for line in text.splitlines():
         if line.startswith("Taken on "):
             found.append((line, []))
-        elif found and line.startswith("| `") and line.split("`")[1] not in without:
+            machine = line.split(": ", 1)[1].split("; load before ", 1)[0]
+        elif found and line.startswith("| `") and (line.split("`")[1], machine) not in without:
             found[-1][1].append(line)
     return [(where, rows) for where, rows in found if rows]
 
@@ -184,13 +186,17 @@ def _number(value: float | str) -> str:
     return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
 
 
+def _machine(on: Mapping[str, Any]) -> str:
+    gpu = f", {on['gpu']}" if on["gpu"] else ""
+    return f"{on['processor']}, {on['cores']} cores, {on['threads']} threads{gpu}"
+
+
 def _where(on: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in on["versions"].items())
-    gpu = f", {on['gpu']}" if on["gpu"] else ""
+    others, host = (f"{100 * on[f'taken by {who}']:.0f} %" for who in ("others", "the host"))
     return (
-        f"Taken on {on['date']}: {on['processor']}, {on['cores']} cores, {on['threads']} threads{gpu}; load before "
-        f"{on['load before']}, other programs took {100 * on['taken by others']:.0f} % of the cores; Python "
-        f"{on['python']}, {versions}."
+        f"Taken on {on['date']}: {_machine(on)}; load before {on['load before']}, other programs took {others} of the "
+        f"cores and the host {host}; Python {on['python']}, {versions}."
     )
 
 

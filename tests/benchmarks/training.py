@@ -19,6 +19,7 @@ from __future__ import annotations
 import gc
 import statistics
 import tempfile
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,6 +37,7 @@ from tests.benchmarks.results import Result, compared, of_rounds, report
 from vlp.assemble import make_module
 from vlp.distributed import World, world
 from vlp.models.flops import Arithmetic
+from vlp.models.kernels import product_type
 from vlp.tasks.module import TaskModule
 from vlp.train.engine import Engine
 from vlp.train.optimizer import OptimizerConfig, make_optimizer
@@ -322,11 +324,24 @@ def _overrides(case: Case, setting: Setting) -> list[str]:
     return [*case.changes, *dropout]
 
 
+def _precisions(given: Namespace, device: str) -> tuple[Precision, ...]:
+    if given.autocast:
+        if given.precision == "fp32":
+            raise SystemExit("--autocast is of bf16; leave out --precision fp32")
+        return ("bf16",)
+    if given.precision:
+        return (given.precision,)
+    if product_type(torch.empty(0, dtype=torch.bfloat16, device=device)) != torch.bfloat16:
+        print("bf16: left out, this CPU has no products of it; the library takes minutes for a step (--precision bf16)")
+        return ("fp32",)
+    return ("fp32", "bf16")
+
+
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"{', '.join(CASES)} (default: all)")
     parser.add_argument("--size", choices=get_args(Size), default="base")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: both")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: both, where both are multiplied")
     parser.add_argument("--examples", type=int, help="of a step (default: 64 for LXMERT, 8 for ViLT, 32 for others)")
     parser.add_argument("--autocast", action="store_true", help="the library in bf16 with its weights in fp32")
     parser.add_argument("--repeats", type=int, default=3)
@@ -335,14 +350,10 @@ def main() -> None:
     unknown = [name for name in given.models if name not in CASES]
     if unknown:
         raise SystemExit(f"MODEL: '{unknown[0]}' is not known, it should be one of {', '.join(CASES)}")
-    precisions: tuple[Precision, ...] = (given.precision,) if given.precision else ("fp32", "bf16")
-    if given.autocast:
-        if given.precision == "fp32":
-            raise SystemExit("--autocast is of bf16; leave out --precision fp32")
-        precisions = ("bf16",)
     results: list[Result] = []
     with tempfile.TemporaryDirectory() as folder, world() as ranks:
         device = device_of(given.device)
+        precisions = _precisions(given, device)
         setting = Setting(
             given.size, given.examples, given.repeats, given.dropout, device, Path(folder), given.autocast
         )

@@ -2,11 +2,12 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import results
+from tests.benchmarks import measuring, results
 from tests.benchmarks.__main__ import PARTS
 from tests.benchmarks.measuring import device_of
 from tests.benchmarks.results import HEAD, Result, compared, of_rounds, report, with_section
@@ -51,6 +52,19 @@ def test_figures_of_a_gpu_stand_beside_those_of_the_cpu() -> None:
     assert [(row["device"], row["ratio"]) for row in rows] == [("cpu", 2.0), ("cuda", 4.0)]
 
 
+def test_what_was_taken_on_another_machine_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    report("training", "Steps.", [_one("train/a", 2.0)])
+    monkeypatch.setattr(measuring, "_processor", lambda: "Another (AVX2)")
+    for again in (3.0, 4.0):
+        report("training", "Steps.", [_one("train/a", again)])
+    assert [row["ratio"] for row in json.loads(results.RESULTS.read_text())] == [2.0, 4.0]
+    results.RESULTS.unlink()
+    report("training", "Steps.", [_one("train/a", 5.0)])
+    tables = re.findall(r"^Taken on .*?: (.*?);.*?`train/a` \| \*\*(\d)\*\*", results.PAGE.read_text(), re.M | re.S)
+    assert [ratio for _, ratio in tables] == ["2", "5"]
+    assert tables[1][0].startswith("Another (AVX2), ")
+
+
 def test_sections_that_this_machine_has_not_measured_stay() -> None:
     page = f"{HEAD}\n## loader\n\nold\n\n## search\n\nkept\n"
     assert with_section(page, "loader", "## loader\n\nnew") == f"{HEAD}\n## loader\n\nnew\n\n## search\n\nkept\n"
@@ -76,7 +90,7 @@ def test_what_missed_its_mark_says_so() -> None:
 def test_a_figure_is_taken_on_a_named_machine() -> None:
     report("loader", "Photos.", [_one("loader/a", 1.0)])
     (row,) = json.loads(results.RESULTS.read_text())
-    assert {"processor", "cores", "threads", "load before", "taken by others", "versions"} <= set(row["on"])
+    assert {"processor", "cores", "threads", "load before", "taken by others", "taken by the host"} < set(row["on"])
     assert row["on"]["versions"]["torch"]
 
 
