@@ -6,6 +6,7 @@ Shape suffixes: P images; L tokens of one image; D width of a feature.
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any, Literal
@@ -18,6 +19,7 @@ from typing_extensions import Self
 from vlp.config import Auto, Config
 from vlp.data.pixels import Fit
 from vlp.errors import ConfigError
+from vlp.models.kernels import wide_products
 from vlp.models.timmnetwork import KEY, known, make_network, output_of, set_checkpointing, untrained
 
 Spread = Annotated[float, Field(gt=0)]
@@ -152,7 +154,8 @@ class Backbone(nn.Module):
         """Tokens, [P, L, D], of bytes as decoded or of floats that are normalised already."""
         if not pixels_P3HW.is_floating_point():
             pixels_P3HW = self._normalised(pixels_P3HW)
-        output = output_of(self.network, self.source, pixels_P3HW)
+        with nullcontext() if self.source.checkpointing else wide_products(pixels_P3HW):
+            output = output_of(self.network, self.source, pixels_P3HW)
         return output.flatten(1, 2) if output.ndim == 4 else output
 
     def _normalised(self, pixels_P3HW: Tensor) -> Tensor:

@@ -1,13 +1,17 @@
-"""Which kernels a tensor's device has."""
+"""Which kernels a tensor's device has, and fp32 in place of those that a CPU lacks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 _STOOD_FOR: ContextVar[str] = ContextVar("_STOOD_FOR", default="meta")
 
@@ -36,6 +40,40 @@ def _without_products() -> frozenset[torch.dtype]:
 
 
 _SLOW = _without_products()
+
+
+def wide_products(x: Tensor) -> AbstractContextManager[object]:
+    """Within it, a network that is not ours multiplies x, and what it makes of it, by `product_type`.
+
+    What the network runs again in backward, to keep less, would be outside of it.
+    """
+    return nullcontext() if product_type(x) == x.dtype else _WideProducts()
+
+
+class _WideProducts(TorchFunctionMode):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Called for each function of torch."""
+        args, kwargs = tuple(args), dict(kwargs or {})
+        if func not in _PRODUCTS or product_type(args[0]) == args[0].dtype:
+            return func(*args, **kwargs)
+        given, kind = args[0].dtype, product_type(args[0])
+        args, kwargs = tree_map(lambda x: x.to(kind) if _is(x, given) else x, (args, kwargs))
+        return func(*args, **kwargs).to(given)
+
+
+def _is(x: object, dtype: torch.dtype) -> bool:
+    return isinstance(x, Tensor) and x.dtype == dtype
+
+
+_PRODUCTS = frozenset(
+    {F.linear, F.conv2d, F.scaled_dot_product_attention, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm}
+)
 
 
 @contextmanager
