@@ -141,6 +141,7 @@ def _gpu() -> Iterator[Finding]:
             )
         else:
             yield Finding("GPU", "note", "none; runs use the CPU and gloo", "fine for trying things out")
+        yield from _bf16_of_the_cpu()
         return
     names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     memory = torch.cuda.get_device_properties(0).total_memory / _GIB
@@ -150,6 +151,18 @@ def _gpu() -> Iterator[Finding]:
         yield Finding("NCCL", "good", ".".join(map(str, torch.cuda.nccl.version())))  # type: ignore[no-untyped-call]
     else:
         yield Finding("NCCL", "bad", "this torch has none", "several GPUs need it: install a Linux build of torch")
+
+
+def _bf16_of_the_cpu() -> Iterator[Finding]:
+    import torch
+
+    from vlp.models.kernels import product_type
+
+    if product_type(torch.empty(0, dtype=torch.bfloat16)) == torch.bfloat16:
+        yield Finding("bf16", "good", "the CPU multiplies it")
+    else:
+        remedy = "precision=fp32 is no slower, and exact; bf16 keeps smaller activations"
+        yield Finding("bf16", "note", "the CPU does not multiply it, so products are made in fp32", remedy)
 
 
 def _memory() -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from tests.distributed.ranks import run_on_ranks
 from vlp import doctor
 from vlp.distributed import World
 from vlp.doctor import Finding, examine
+from vlp.models import kernels
 
 
 def by_name(findings: list[Finding]) -> dict[str, Finding]:
@@ -35,6 +36,17 @@ def test_whatever_is_amiss_has_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None
     for name in ("compiler", "GPU", "disk", "shared memory", "open files", "network"):
         assert found[name].state != "good", name
         assert found[name].remedy, name
+
+
+@pytest.mark.parametrize(("slow", "state"), [(frozenset({torch.bfloat16}), "note"), (frozenset(), "good")])
+def test_a_cpu_that_does_not_multiply_bf16_is_told(
+    slow: frozenset[torch.dtype], state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(kernels, "_SLOW", slow)
+    finding = by_name(examine(None, [], build=False))["bf16"]
+    assert finding.state == state
+    assert ("precision=fp32" in finding.remedy) == (state == "note")
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
