@@ -17,6 +17,8 @@ SHAPES = {
 }
 """Rows, inner width and columns that are tried: large squares, and what a base model multiplies."""
 REPEATS = 5
+LONG = 1.0
+"""Seconds of the product one time after the other, for the rate that it keeps up."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,18 @@ class Product:
     device: str
 
     def rate(self) -> float:
-        """Operations per second, now."""
-        return self.operations / _seconds(self.call, self.device)
+        """Operations per second, now: of the fastest of some calls."""
+        return self.operations / min(_seconds(self.call, self.device) for _ in range(REPEATS))
+
+    def kept_up(self) -> float:
+        """Operations per second over about a second, in which whatever else a machine does gets in the way, as it does
+        in a step."""
+        taken = 0.0
+        calls = 0
+        while taken < LONG:
+            taken += _seconds(self.call, self.device)
+            calls += 1
+        return calls * self.operations / taken
 
 
 def best_product(device: str, dtype: torch.dtype) -> Product:
@@ -57,12 +69,8 @@ def best_product(device: str, dtype: torch.dtype) -> Product:
 
 
 def _seconds(call: Callable[[], Tensor], device: str) -> float:
-    """The fastest of some calls."""
-    taken = []
-    for _ in range(REPEATS):
-        wait_for(device)
-        begun = time.perf_counter()
-        call()
-        wait_for(device)
-        taken.append(time.perf_counter() - begun)
-    return min(taken)
+    wait_for(device)
+    begun = time.perf_counter()
+    call()
+    wait_for(device)
+    return time.perf_counter() - begun

@@ -11,7 +11,8 @@ their losses without dropout are compared.
 
 `mfu` is the model's operations (three times a forward pass, on real tokens, nothing recomputed; of the last block, what
 is read) per second, over the fastest matrix product of the same machine, type and number of threads, timed in the same
-round.
+round: the best of five calls. What the same product keeps up for a second, with all that gets in its way, and the share
+of that are told beside it.
 """
 
 from __future__ import annotations
@@ -241,8 +242,8 @@ def measure(name: str, precision: Precision, setting: Setting, ranks: World) -> 
     # Memory that a run takes from the system once, and keeps; the library's step takes it and gives it back each time.
     ours.train(first)
     product = best_product(setting.device, torch.bfloat16 if precision == "bf16" else torch.float32)
-    limits: list[float] = []
-    calls["limit"] = lambda: limits.append(product.rate())
+    limits: list[tuple[float, float]] = []
+    calls["limit"] = lambda: limits.append((product.rate(), product.kept_up()))
     seconds = interleaved(calls, setting.repeats, device=setting.device, warm=1)
     bars = size == "base" and setting.device == "cpu"
     results = []
@@ -264,12 +265,16 @@ def measure(name: str, precision: Precision, setting: Setting, ranks: World) -> 
     results.append(
         of_rounds(
             f"mfu/{called}",
-            [ops / taken / peak for ops, taken, peak in zip(work, seconds["vlp"], limits[1:], strict=True)],
+            [ops / taken / best for ops, taken, (best, _) in zip(work, seconds["vlp"], limits[1:], strict=True)],
             against="the fastest matrix product",
             at_least=case.share.get(precision) if bars else None,
             figures={
-                "limit, GFLOP/s": statistics.median(limits) / 1e9,
+                "limit, GFLOP/s": statistics.median(best for best, _ in limits) / 1e9,
                 "of": product.name,
+                "kept up for a second, GFLOP/s": statistics.median(kept for _, kept in limits) / 1e9,
+                "share of that": statistics.median(
+                    ops / taken / kept for ops, taken, (_, kept) in zip(work, seconds["vlp"], limits[1:], strict=True)
+                ),
                 "step, GFLOP": sum(work) / len(work) / 1e9,
             },
         )
