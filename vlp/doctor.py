@@ -159,10 +159,10 @@ def _bf16_of_the_cpu() -> Iterator[Finding]:
     from vlp.models.kernels import product_type
 
     if product_type(torch.empty(0, dtype=torch.bfloat16)) == torch.bfloat16:
-        yield Finding("bf16", "good", "the CPU multiplies it")
+        yield Finding("bf16", "good", "multiplied on the CPU")
     else:
         remedy = "precision=fp32 is no slower, and exact; bf16 keeps smaller activations"
-        yield Finding("bf16", "note", "the CPU does not multiply it, so products are made in fp32", remedy)
+        yield Finding("bf16", "note", "not multiplied on this CPU, so products are made in fp32", remedy)
 
 
 def _memory() -> Iterator[Finding]:

@@ -193,7 +193,7 @@ def _machine(on: Mapping[str, Any]) -> str:
 
 def _where(on: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in on["versions"].items())
-    others, host = (f"{100 * on[f'taken by {who}']:.0f} %" for who in ("others", "the host"))
+    others, host = (f"{100 * on.get(f'taken by {who}', 0):.0f} %" for who in ("others", "the host"))
     return (
         f"Taken on {on['date']}: {_machine(on)}; load before {on['load before']}, other programs took {others} of the "
         f"cores and the host {host}; Python {on['python']}, {versions}."

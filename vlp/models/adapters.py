@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 from pydantic import Field
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from vlp.config import Config, Pattern
 from vlp.errors import ConfigError
+from vlp.models.kernels import wide_products
 from vlp.models.model import ModelConfig, Network, without_downloads
 
 
@@ -44,6 +46,7 @@ def add_adapters(model: Network, config: AdapterConfig) -> None:
     """
     try:
         from peft import inject_adapter_in_model
+        from peft.tuners.tuners_utils import BaseTunerLayer
     except ImportError:
         raise ConfigError(
             "transfer.adapters: needs peft, which is not installed: pip install 'vlp[adapters]'"
@@ -58,6 +61,9 @@ def add_adapters(model: Network, config: AdapterConfig) -> None:
             f"transfer.adapters.targets: '{config.targets}' fits no linear of the model (see vlp describe)"
         )
     inject_adapter_in_model(_peft_config(config, names), model)
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            _multiply_widely(module)
     for name, parameter in model.named_parameters():
         if any(re.search(pattern, name) for pattern in config.train):
             parameter.requires_grad_(True)
@@ -81,6 +87,21 @@ def merged(tensors: Mapping[str, Tensor], config: AdapterConfig, model: ModelCon
             module.merge()
     found = {name.replace(".base_layer.", "."): tensor for name, tensor in whole.state_dict().items()}
     return {name: found[name].contiguous() for name in found if name in plain}
+
+
+def _multiply_widely(layer: nn.Module) -> None:
+    """Let a layer of peft's, whose products are torch's, run within `wide_products`, in backward again too."""
+    entered: list[AbstractContextManager[object]] = []
+
+    def enter(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        entered.append(wide_products(given[0]))
+        entered[-1].__enter__()
+
+    def leave(*_: object) -> None:
+        entered.pop().__exit__(None, None, None)
+
+    layer.register_forward_pre_hook(enter)
+    layer.register_forward_hook(leave, always_call=True)
 
 
 def _peft_config(config: AdapterConfig, names: list[str]) -> Any:

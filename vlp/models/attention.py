@@ -84,9 +84,9 @@ def attend(
     each = implementation == "sdpa" and bias is None and may_look is None and fits(query_QAD, queries, keys)
     if each and watcher is None:
         return attend_each(query_QAD, key_KAD, value_KAD, queries, keys, dropout)
-    given, kind = query_QAD.dtype, product_type(query_QAD)
-    query_QAD, key_KAD, value_KAD = (x.to(kind) for x in (query_QAD, key_KAD, value_KAD))
-    bias = None if bias is None else bias.to(kind)
+    given = query_QAD.dtype
+    query_QAD, key_KAD, value_KAD = (x.to(product_type(x)) for x in (query_QAD, key_KAD, value_KAD))
+    bias = None if bias is None else bias.to(product_type(bias))
     padded = (_pad(query_QAD, queries), _pad(key_KAD, keys), _pad(value_KAD, keys))
     seeing = None
     if may_look is not None:

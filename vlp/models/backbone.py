@@ -20,6 +20,7 @@ from vlp.config import Auto, Config
 from vlp.data.pixels import Fit
 from vlp.errors import ConfigError
 from vlp.models.kernels import wide_products
+from vlp.models.linear import Linear
 from vlp.models.timmnetwork import KEY, known, make_network, output_of, set_checkpointing, untrained
 
 Spread = Annotated[float, Field(gt=0)]
@@ -131,6 +132,9 @@ class Backbone(nn.Module):
         elif not source.pretrained:
             _wake(network)
         self.network: nn.Module = freeze_batch_norm_2d(network)  # type: ignore[no-untyped-call]
+        for module in self.network.modules():
+            if type(module) is nn.Linear:
+                module.__class__ = Linear
         if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.network.modules()):
             raise ConfigError(
                 f"{KEY}.backbone: '{source.backbone}' has batch norms that cannot be frozen, so a step would depend on "

@@ -53,6 +53,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, x_KH: Tensor, weight_VH: Tensor, bias_V: Tensor, labels_K: Tensor, factor_K: Tensor
     ) -> tuple[Tensor, Tensor]:
+        ctx.kinds = [t.dtype for t in (x_KH, weight_VH, bias_V)]
+        x_KH, weight_VH, bias_V = (t.to(product_type(t)) for t in (x_KH, weight_VH, bias_V))
         exact = torch.promote_types(x_KH.dtype, torch.float32)
         total = torch.zeros((), dtype=exact, device=x_KH.device)
         right = torch.zeros((), dtype=torch.int64, device=x_KH.device)
@@ -61,7 +63,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(x_KH), rows):
             part = slice(start, start + rows)
             labels_P = labels_K[part]
-            logs_PV = linear(x_KH[part], weight_VH, bias_V).to(exact)
+            logs_PV = linear(x_KH[part], weight_VH, bias_V).to(ctx.kinds[0]).to(exact)
             right += (logs_PV.argmax(1) == labels_P).sum()
             logs_PV = logs_PV.log_softmax(1)
             total += (F.nll_loss(logs_PV, labels_P, reduction="none") * factor_K[part]).sum()
@@ -69,7 +71,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 of_scores_PV = logs_PV.exp_()
                 of_scores_PV[torch.arange(len(labels_P), device=labels_P.device), labels_P] -= 1
                 sums.add(part, of_scores_PV.mul_(factor_K[part, None]))
-        ctx.kinds = [t.dtype for t in (x_KH, weight_VH, bias_V)]
         ctx.save_for_backward(sums.x_KH, sums.weight_VH, sums.bias_V)
         ctx.mark_non_differentiable(right)
         return total, right
@@ -87,7 +88,7 @@ class _Gradients:
         self, x_KH: Tensor, weight_VH: Tensor, bias_V: Tensor, wanted: Sequence[bool], exact: torch.dtype
     ) -> None:
         # fp16 has no number below 6e-8, and a share of one word among 30,000 lies near it.
-        self._kind = torch.float32 if x_KH.dtype == torch.float16 else product_type(x_KH)
+        self._kind = torch.float32 if x_KH.dtype == torch.float16 else x_KH.dtype
         self._rows_KH, self._table_VH = x_KH, weight_VH
         self.x_KH = torch.empty_like(x_KH, dtype=self._kind) if wanted[0] else None
         self.weight_VH = torch.zeros_like(weight_VH, dtype=exact) if wanted[1] else None

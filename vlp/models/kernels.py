@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
@@ -24,7 +25,7 @@ def kind_of(x: Tensor) -> str:
 def product_type(x: Tensor) -> torch.dtype:
     """The type in which to multiply x: its own, but on a CPU without products of its type fp32, which is then 7 times
     as fast (bf16 on AVX2, two cores of an AMD EPYC, Zen 3: 17 GFLOP/s and 120) and no less exact."""
-    slow = x.device.type == "cpu" and x.dtype in _SLOW
+    slow = x.dtype in _SLOW and kind_of(x) == "cpu"
     return torch.float32 if slow else x.dtype
 
 
@@ -43,9 +44,10 @@ _SLOW = _without_products()
 
 
 def wide_products(x: Tensor) -> AbstractContextManager[object]:
-    """Within it, a network that is not ours multiplies x, and what it makes of it, by `product_type`.
+    """Within it, what is not ours multiplies x, and what it makes of it, by `product_type`, and keeps for backward no
+    more than it would have.
 
-    What the network runs again in backward, to keep less, would be outside of it.
+    Left to torch are what a network runs again in backward, to keep less, and functions with a backward of their own.
     """
     return nullcontext() if product_type(x) == x.dtype else _WideProducts()
 
@@ -59,20 +61,39 @@ class _WideProducts(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Called for each function of torch."""
-        args, kwargs = tuple(args), dict(kwargs or {})
-        if func not in _PRODUCTS or product_type(args[0]) == args[0].dtype:
+        given = (tuple(args), dict(kwargs or {}))
+        made = _Wide()
+        args, kwargs = tree_map(made, given) if func in _PRODUCTS else given
+        if not made.copies:
             return func(*args, **kwargs)
-        given, kind = args[0].dtype, product_type(args[0])
-        args, kwargs = tree_map(lambda x: x.to(kind) if _is(x, given) else x, (args, kwargs))
-        return func(*args, **kwargs).to(given)
+        with saved_tensors_hooks(made.narrow, lambda kept: kept[0].to(kept[1])):
+            return func(*args, **kwargs).to(made.given)
 
 
-def _is(x: object, dtype: torch.dtype) -> bool:
-    return isinstance(x, Tensor) and x.dtype == dtype
+class _Wide:
+    """The factors of a product in its `product_type`, and what autograd is to keep of them: what they were made of."""
+
+    def __init__(self) -> None:
+        self.copies: set[int] = set()
+        self.given: torch.dtype | None = None
+
+    def __call__(self, x: Any) -> Any:
+        if not isinstance(x, Tensor) or product_type(x) == x.dtype:
+            return x
+        self.given = x.dtype
+        wide = x.to(product_type(x))
+        self.copies.add(wide.untyped_storage().data_ptr())
+        return wide
+
+    def narrow(self, kept: Tensor) -> tuple[Tensor, torch.dtype]:
+        own = kept.untyped_storage().data_ptr() in self.copies
+        return kept.to(self.given) if own else kept, kept.dtype
 
 
 _PRODUCTS = frozenset(
-    {F.linear, F.conv2d, F.scaled_dot_product_attention, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm}
+    {F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose2d, F.scaled_dot_product_attention, torch.einsum}
+    | {torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.baddbmm}
+    | {Tensor.matmul, Tensor.__matmul__, Tensor.mm, Tensor.bmm}
 )
 
 
