@@ -44,7 +44,7 @@ from vlp.data.pixels import read_square
 from vlp.seeds import Draw
 from vlp.types import Batch, Example, Pair, Sample, Slot
 
-SIZE, BATCH, REPEATS, EPOCHS = 224, 64, 5, 3
+SIZE, BATCH, REPEATS, EPOCHS = 224, 64, 4, 3
 WORKERS = (0, 1, 2)
 TOKENS = np.arange(5)
 AGAINST = {

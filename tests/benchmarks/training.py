@@ -10,9 +10,9 @@ does; `--autocast` compares with the way of the library's Trainer, which keeps t
 their losses without dropout are compared.
 
 `mfu` is the model's operations (three times a forward pass, on real tokens, nothing recomputed; of the last block, what
-is read) per second, over the fastest matrix product of the same machine, type and number of threads, timed in the same
-round: the best of five calls. What the same product keeps up for a second, with all that gets in its way, and the share
-of that are told beside it.
+is read) per second, over the fastest matrix product of the same machine, type and number of threads: the best of five
+calls, right before and right after the step, and the mean of both. What the same product keeps up for half a second, with
+all that gets in its way, and the share of that are told beside it.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from torch import nn
 from tests.benchmarks.measuring import Apart, device_of, interleaved, parser_of, wait_for
 from tests.benchmarks.pairs import PER_IMAGE, assembled_run, photo_pairs, region_pairs, steps_of, tokenizer
 from tests.benchmarks.peers import VISUAL_WEIGHT, Inputs, Peer, Size, peer_of
-from tests.benchmarks.products import best_product
-from tests.benchmarks.results import Result, compared, of_rounds, report
+from tests.benchmarks.products import Limit, best_product
+from tests.benchmarks.results import Result, compared, report
 from vlp.assemble import make_module
 from vlp.distributed import World, world
 from vlp.models.flops import Arithmetic
@@ -232,7 +232,7 @@ def measure(name: str, precision: Precision, setting: Setting, ranks: World) -> 
     ours = Ours(make_module(assembled), weights, precision, ranks)
     size = "base" if case.model else setting.size
     called = f"{name}_{size}/{precision}"
-    calls: dict[str, Callable[[], object]] = {"vlp": Turns([lambda s=step: ours.train(s) for step in steps])}
+    calls: dict[str, Callable[[], object]] = {}
     tokens = statistics.mean(batch.tokens for batch in batches[1:])
     figures: dict[str, float | str] = {"examples": setting.examples_of(case), "real tokens": tokens}
     if theirs is not None:
@@ -241,9 +241,10 @@ def measure(name: str, precision: Precision, setting: Setting, ranks: World) -> 
         calls["theirs"] = Turns([lambda n=number: theirs("train", n) for number in range(len(steps))])
     # Memory that a run takes from the system once, and keeps; the library's step takes it and gives it back each time.
     ours.train(first)
-    product = best_product(setting.device, torch.bfloat16 if precision == "bf16" else torch.float32)
-    limits: list[tuple[float, float]] = []
-    calls["limit"] = lambda: limits.append((product.rate(), product.kept_up()))
+    limit = Limit(best_product(setting.device, torch.bfloat16 if precision == "bf16" else torch.float32))
+    calls["before"] = limit.measure
+    calls["vlp"] = Turns([lambda s=step: ours.train(s) for step in steps])
+    calls["after"] = limit.measure
     seconds = interleaved(calls, setting.repeats, device=setting.device, warm=1)
     bars = size == "base" and setting.device == "cpu"
     results = []
@@ -262,23 +263,8 @@ def measure(name: str, precision: Precision, setting: Setting, ranks: World) -> 
         )
     arithmetic = Arithmetic(assembled.config.model)
     work = [sum(3 * arithmetic.forward(batch) for batch in step.micro_batches) for step in steps[1:]]
-    results.append(
-        of_rounds(
-            f"mfu/{called}",
-            [ops / taken / best for ops, taken, (best, _) in zip(work, seconds["vlp"], limits[1:], strict=True)],
-            against="the fastest matrix product",
-            at_least=case.share.get(precision) if bars else None,
-            figures={
-                "limit, GFLOP/s": statistics.median(best for best, _ in limits) / 1e9,
-                "of": product.name,
-                "kept up for a second, GFLOP/s": statistics.median(kept for _, kept in limits) / 1e9,
-                "share of that": statistics.median(
-                    ops / taken / kept for ops, taken, (_, kept) in zip(work, seconds["vlp"], limits[1:], strict=True)
-                ),
-                "step, GFLOP": sum(work) / len(work) / 1e9,
-            },
-        )
-    )
+    at_least = case.share.get(precision) if bars else None
+    results.append(limit.share(f"mfu/{called}", work, seconds["vlp"], at_least))
     ours.engine.close()
     for result in results:
         print(f"{result.name}: {result.ratio:.3f} ({result.lowest:.3f} to {result.highest:.3f})", flush=True)
