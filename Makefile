@@ -1,7 +1,7 @@
 # make demo     the main job on a small rendered world, with a report in runs/demo
 # make test     the tests, but for the slow ones (make slow)
 # make faults   runs that are killed, signalled or out of disk at 30 random places, and resumed (SEED=1: 30 others)
-# make bench    speed and memory against peers and limits, sized for 15 minutes on 2 cores: runs/bench/results.json, docs/benchmarks.md
+# make bench    speed and memory against peers and limits, sized for 15 minutes on 2 cores (18 without AVX-512): runs/bench/results.json, docs/benchmarks.md
 #               (PART="loader retrieval" for some parts, DEVICE=cuda on a GPU)
 # make objectives    each objective alone on the shapes world: a table (ONLY="matching ..." for some of them)
 # make recipes  docs/recipes.md out of the configs

@@ -38,8 +38,7 @@ class Product:
         return self.operations / min(_seconds(self.call, self.device) for _ in range(REPEATS))
 
     def kept_up(self) -> float:
-        """Operations per second over about half a second, in which whatever else a machine does gets in the way, as it does
-        in a step."""
+        """Operations per second over half a second, in which other programs get in the way, as they do in a step."""
         taken = 0.0
         calls = 0
         while taken < LONG:

@@ -11,8 +11,8 @@ their losses without dropout are compared.
 
 `mfu` is the model's operations (three times a forward pass, on real tokens, nothing recomputed; of the last block, what
 is read) per second, over the fastest matrix product of the same machine, type and number of threads: the best of five
-calls, right before and right after the step, and the mean of both. What the same product keeps up for half a second, with
-all that gets in its way, and the share of that are told beside it.
+calls, right before and right after the step, and the mean of both. What the same product keeps up for half a second,
+with all that gets in its way, and the share of that are told beside it.
 """
 
 from __future__ import annotations
