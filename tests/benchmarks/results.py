@@ -27,10 +27,10 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
 HEAD = """# Benchmarks
 
 `make bench` measures models and loading, sized for 15 minutes on two cores with AVX-512 (18 on two with AVX2, where
-bf16 is left out), and writes this page and `runs/bench/results.json`. `make bench PART="loader retrieval"` measures some
-parts (also `decoding`, `importing`, `order`, `shuffle`, `memory` and `memory_peers`) and replaces their rows alone;
-`DEVICE=cuda` measures on a GPU. A part by itself (`python -m tests.benchmarks.retrieval`) takes larger samples, and
-`--help` tells more.
+bf16 is left out), and writes this page and `runs/bench/results.json`. `make bench PART="loader retrieval"` measures
+some parts (also `decoding`, `importing`, `order`, `shuffle`, `memory` and `memory_peers`) and replaces their rows
+alone; `DEVICE=cuda` measures on a GPU. A part by itself (`python -m tests.benchmarks.retrieval`) takes larger samples,
+and `--help` tells more.
 
 Each figure is a ratio of what was measured in one process, the programs in turn and repeated: the median of the rounds'
 own ratios, and the lowest and highest of them. "At least" is what the project holds itself to. Rows taken at different
