@@ -165,7 +165,10 @@ def test_a_struck_run_goes_on_as_if_nothing_had_happened(
     said = run_on_ranks(RANKS, run_job, **run, resume=True)[0]["said"]
     assert ("passed over a damaged checkpoint" in said) == bool(torn), (fault, torn, said)
     assert curve(directory) == curve(whole.directory), (fault, torn)
-    assert kept(directory) == kept(whole.directory), (fault, torn)
+    found, wanted = kept(directory), kept(whole.directory)
+    if point.kind is not None and point.kind.startswith("terminate"):  # it saved where it stopped, perhaps after step 9
+        found, wanted = found[-1:], wanted[-1:]
+    assert found == wanted, (fault, torn)
     model = Path("model") / "model.safetensors"
     assert (directory / model).read_bytes() == (whole.directory / model).read_bytes(), (fault, torn)
     assert not list(directory.rglob(".*")), (fault, torn)
