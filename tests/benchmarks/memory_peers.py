@@ -19,10 +19,13 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tests.benchmarks.measuring import device_of, in_own_process, parser_of
 from tests.benchmarks.results import Result, of_rounds, report
+
+if TYPE_CHECKING:
+    from vlp.train.zero import Precision
 
 STEPS, EXAMPLES = 2, 32
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -92,6 +95,7 @@ def one(who: str, name: str, precision: str, device: str, place: str, *overrides
         "data": {"train": str(folder / ("photos" if case.photos else "regions"))},
         "batch": {"size": EXAMPLES, "micro_tokens": 1 << 30},
     }
+    kind = cast("Precision", precision)
     with world() as ranks:
         assembled = assembled_run(values, [*case.changes, *overrides])
         steps = steps_of(assembled, STEPS)
@@ -99,14 +103,14 @@ def one(who: str, name: str, precision: str, device: str, place: str, *overrides
         if who == "vlp":
             module = make_module(assembled)
             parameters = count_parameters(module)
-            ours = Ours(module, assembled.task.weights, precision, ranks)  # type: ignore[arg-type]
+            ours = Ours(module, assembled.task.weights, kind, ranks)
             for step in steps:
                 ours.train(step)
             found = peak.megabytes()
             ours.engine.close()
         else:
             setting = Setting("base", EXAMPLES, STEPS, 0.1, device, folder)
-            theirs = Theirs(peer_of(name), precision, setting)  # type: ignore[arg-type]
+            theirs = Theirs(peer_of(name), kind, setting)
             parameters = count_parameters(theirs.peer.model)
             for step in steps:
                 theirs.train(theirs.given(step.micro_batches[0]))

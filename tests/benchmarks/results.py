@@ -194,10 +194,10 @@ def _machine(on: Mapping[str, Any]) -> str:
 
 def _where(on: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in on["versions"].items())
-    others, host = (f"{100 * on.get(f'taken by {who}', 0):.0f} %" for who in ("others", "the host"))
+    host = f" and the host {100 * on['taken by the host']:.0f} %" if "taken by the host" in on else ""
     return (
-        f"Taken on {on['date']}: {_machine(on)}; load before {on['load before']}, other programs took {others} of the "
-        f"cores and the host {host}; Python {on['python']}, {versions}."
+        f"Taken on {on['date']}: {_machine(on)}; load before {on['load before']}, other programs took "
+        f"{100 * on['taken by others']:.0f} % of the cores{host}; Python {on['python']}, {versions}."
     )
 
 
