@@ -65,6 +65,18 @@ def test_what_was_taken_on_another_machine_stays(monkeypatch: pytest.MonkeyPatch
     assert tables[1][0].startswith("Another (AVX2), ")
 
 
+def test_rows_from_before_a_host_s_share_was_taken_tell_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    report("loader", "Photos.", [_one("loader/a", 1.0)])
+    rows = json.loads(results.RESULTS.read_text())
+    del rows[0]["on"]["taken by the host"]
+    results.RESULTS.write_text(json.dumps(rows))
+    results.PAGE.unlink()
+    monkeypatch.setattr(measuring, "_processor", lambda: "Another (AVX2)")
+    report("loader", "Photos.", [_one("loader/a", 2.0)])
+    taken = [line for line in results.PAGE.read_text().splitlines() if line.startswith("Taken on ")]
+    assert ["the host" in line for line in taken] == [False, True]
+
+
 def test_sections_that_this_machine_has_not_measured_stay() -> None:
     page = f"{HEAD}\n## loader\n\nold\n\n## search\n\nkept\n"
     assert with_section(page, "loader", "## loader\n\nnew") == f"{HEAD}\n## loader\n\nnew\n\n## search\n\nkept\n"
